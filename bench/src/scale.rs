@@ -194,6 +194,7 @@ impl World {
         world.host.netns.run(&format!("ip route add default via {}", Cluster::ETCD));
         let node = world.host.node.clone();
         world.in_switch(|url| seed::fill(url, count, &node, &path))?;
+        seed::agree(&world.host.dir().join("state"), &path)?;
         Ok(world)
     }
 

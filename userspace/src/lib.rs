@@ -20,6 +20,7 @@
 //! * [`store`]: keys, values, watches and transactions, in etcd or in a local file.
 //! * [`mountinfo`]: the mounts of a mount namespace.
 //! * [`limits`]: limits of the system, named in errors.
+//! * [`printable`]: text of others in the output for people.
 //!
 //! docs/ARCHITECTURE.md has the table of rooms that `cargo xtask check` reads.
 #![warn(clippy::indexing_slicing)]
@@ -37,6 +38,7 @@ pub mod model;
 pub mod mountinfo;
 pub mod netlink;
 pub mod netns;
+pub mod printable;
 pub mod reconcile;
 pub mod sandbox;
 pub mod store;

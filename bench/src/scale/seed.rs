@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     future::Future,
     net::Ipv4Addr,
     path::Path,
@@ -21,6 +22,8 @@ const NODES: u32 = 50;
 /// Name and VNI of the network.
 const NETWORK: &str = "scale";
 const VNI: u32 = 256;
+/// Name of the host's own container.
+const OWN: &str = "own";
 /// Operations of one transaction: the largest number that etcd accepts by default.
 const OPS: usize = 128;
 /// Largest answer of a raw read, bytes.
@@ -141,7 +144,7 @@ pub(super) fn fill(url: &str, count: u32, node: &str, sandbox: &Path) -> anyhow:
     }
     let own = Endpoint {
         node: name(node)?,
-        container: name("own")?,
+        container: name(OWN)?,
         sandbox: SandboxRef { netns: sandbox.to_owned(), owned: false, id: None },
         ..Remote::new(0).record()?
     };
@@ -160,6 +163,18 @@ pub(super) fn fill(url: &str, count: u32, node: &str, sandbox: &Path) -> anyhow:
             transact(&mut client, part).await?;
         }
     })
+}
+
+/// Writes the file of the container of [`fill`] into a state directory, as `culvert attach` does:
+/// the record in the store alone gets no interface.
+pub(super) fn agree(state_dir: &Path, sandbox: &Path) -> anyhow::Result<()> {
+    let containers = state_dir.join("containers");
+    fs::create_dir_all(&containers)?;
+    let record = serde_json::json!({
+        "schema": SCHEMA, "name": OWN, "origin": "attached", "netns": sandbox, "process": null,
+        "exit_code": null, "log": null, "command": [], "auto_remove": false,
+    });
+    Ok(fs::write(containers.join(format!("{OWN}.json")), record.to_string())?)
 }
 
 /// Commits a plan. Returns the time of the answer.

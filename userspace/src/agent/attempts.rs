@@ -16,7 +16,7 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::files::{ATTEMPTS, remove_if_there, write_atomically, write_unsynced};
-use crate::model::{Name, SCHEMA};
+use crate::model::{Name, SCHEMA, SandboxRef};
 
 /// An attempt to attach a container to a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,17 +78,25 @@ pub(crate) struct Attempts {
     directory: PathBuf,
     /// Those to take back, by endpoint.
     failed: Mutex<BTreeMap<String, Attempt>>,
+    /// The namespaces of those that are under way, by endpoint.
+    sandboxes: Mutex<BTreeMap<String, SandboxRef>>,
 }
 
 impl Attempts {
     /// The attempts in `STATE_DIR/attempts`.
     pub(crate) fn new(state_dir: &Path) -> Self {
-        Self { directory: state_dir.join(ATTEMPTS), failed: Mutex::default() }
+        let directory = state_dir.join(ATTEMPTS);
+        Self { directory, failed: Mutex::default(), sandboxes: Mutex::default() }
     }
 
     // A thread that panicked with the lock held left a valid map: it changes in one step.
     fn failed_mut(&self) -> MutexGuard<'_, BTreeMap<String, Attempt>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // As above.
+    fn sandboxes_mut(&self) -> MutexGuard<'_, BTreeMap<String, SandboxRef>> {
+        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     // No name has a '~'.
@@ -144,6 +152,16 @@ impl Attempts {
         write_unsynced(&path, &serde_json::to_vec(attempt)?)
     }
 
+    /// Notes the namespace of an attempt that has begun, until the attempt ends or fails.
+    pub(crate) fn agree(&self, endpoint: &str, sandbox: SandboxRef) {
+        self.sandboxes_mut().insert(endpoint.to_owned(), sandbox);
+    }
+
+    /// Whether an attempt to make the endpoint in this namespace is under way.
+    pub(crate) fn has_agreed(&self, endpoint: &str, sandbox: &SandboxRef) -> bool {
+        self.sandboxes_mut().get(endpoint) == Some(sandbox)
+    }
+
     /// Notes that an attempt is to be taken back.
     ///
     /// # Errors
@@ -151,6 +169,7 @@ impl Attempts {
     /// The directory cannot be written to. This agent takes it back nevertheless.
     pub(crate) fn fail(&self, attempt: &Attempt) -> io::Result<()> {
         let attempt = Attempt { failed: true, ..attempt.clone() };
+        self.sandboxes_mut().remove(&attempt.endpoint);
         self.failed_mut().insert(attempt.endpoint.clone(), attempt.clone());
         fs::create_dir_all(&self.directory)?;
         let path = self.path(&attempt.network, &attempt.endpoint);
@@ -163,6 +182,7 @@ impl Attempts {
     ///
     /// The file cannot be removed. The next agent finds it.
     pub(crate) fn end(&self, network: &Name, endpoint: &str) -> io::Result<()> {
+        self.sandboxes_mut().remove(endpoint);
         self.failed_mut().remove(endpoint);
         remove_if_there(&self.path(network, endpoint))
     }
@@ -195,6 +215,28 @@ mod tests {
         assert_eq!(attempts.earlier().attempts, [attempt]);
         fs::write(&path, "").unwrap();
         assert_eq!(attempts.earlier().torn, [(network, "a1".to_owned())]);
+    }
+
+    #[test]
+    fn a_namespace_is_agreed_to_while_the_attempt_is_under_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let attempts = Attempts::new(dir.path());
+        let network: Name = "net".parse().unwrap();
+        let sandbox = SandboxRef { netns: "/run/netns/web".into(), owned: true, id: None };
+        let theirs = SandboxRef { netns: "/run/netns/db".into(), ..sandbox.clone() };
+        for fails in [false, true] {
+            attempts.agree("a1", sandbox.clone());
+            assert!(attempts.has_agreed("a1", &sandbox));
+            assert!(!attempts.has_agreed("a1", &theirs) && !attempts.has_agreed("b2", &sandbox));
+            if fails {
+                let web = "web".parse().unwrap();
+                let attempt = Attempt::new("a1".to_owned(), network.clone(), web, true);
+                attempts.fail(&attempt).unwrap();
+            } else {
+                attempts.end(&network, "a1").unwrap();
+            }
+            assert!(!attempts.has_agreed("a1", &sandbox));
+        }
     }
 
     #[test]

@@ -300,6 +300,11 @@ impl Record {
         SandboxRef { netns: self.netns.clone(), owned, id: self.namespace }
     }
 
+    /// Whether endpoints of the container are in this namespace.
+    pub(crate) fn is_in(&self, sandbox: &SandboxRef) -> bool {
+        matches!(self.origin, Origin::Owned | Origin::Attached) && self.sandbox() == *sandbox
+    }
+
     /// A container without a process.
     pub(crate) fn new(name: Name, origin: Origin, netns: PathBuf) -> Self {
         Self {

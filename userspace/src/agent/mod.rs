@@ -10,6 +10,7 @@
 //! * `alarms`: the alarms of the store; `certificates`: the certificates of the connection to it.
 //! * `conntrack`: ages and removes the flows that the programs make.
 //! * `backend`: carries out the requests of the API.
+//! * `agreed`: the namespaces in which this host makes interfaces.
 //! * `ports`: the published ports of the host; `denied`: the clients that may not use them.
 //! * `purge`: `culvert purge` without a running agent, and its completion by the next agent.
 //! * `open_files`: the limit of open files; `memory`: returns free memory to the kernel.
@@ -19,6 +20,7 @@
 //! The data plane works without an agent: programs, links and maps are pinned. An agent
 //! changes nothing of a former run before it has read the first list of the store.
 
+mod agreed;
 mod alarms;
 mod attempts;
 mod backend;
@@ -258,6 +260,8 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     tasks.spawn(start::tell_when_ready(Arc::clone(&shared), Arc::clone(&host), detached));
     let keeper = Arc::clone(&agent);
     tasks.spawn(async move { keeper.keep_known().await });
+    let keeper = Arc::clone(&agent);
+    tasks.spawn(async move { keeper.claim_macs().await });
     let keeper = Arc::clone(&agent);
     tasks.spawn(async move { keeper.keep_commands(COMMANDS, found).await });
 

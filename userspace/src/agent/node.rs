@@ -7,7 +7,7 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{containers::Origin, files, shared::Shared};
 use crate::{
     model::{
-        ALIVE, Alive, NODES, Name, Node, ROOT, View,
+        ALIVE, Alive, Key, NODES, Name, Node, ROOT, View,
         ops::{self, ExecuteError, Refusal},
         witness_key,
     },
@@ -210,16 +210,22 @@ async fn renew(
     let mut record = shared.record.subscribe();
     let accepted = shared.store.health().accepted;
     let mut pause = RENEW;
+    // Revision of the last write of this agent.
+    let mut written = revision;
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             changed = record.changed() => {
-                if changed.is_ok()
-                    && let Err(error) = register(shared, store, lease).await
-                {
-                    tracing::warn!("node {}: record not updated yet: {error}", shared.node.name);
-                    record.mark_changed();
-                    tokio::time::sleep(RENEW).await;
+                if changed.is_ok() {
+                    match register(shared, store, lease).await {
+                        Ok((_, revision)) => written = revision,
+                        Err(error) => {
+                            let name = &shared.node.name;
+                            tracing::warn!("node {name}: record not updated yet: {error}");
+                            record.mark_changed();
+                            tokio::time::sleep(RENEW).await;
+                        }
+                    }
                 }
             }
         }
@@ -227,7 +233,14 @@ async fn renew(
             // The revision is one of the store before, and the lease may live in this one as well.
             Ok(()) if shared.store.health().accepted != accepted => return false,
             Ok(()) if is_out(shared, revision) => return false,
-            Ok(()) => pause = RENEW,
+            Ok(()) => {
+                pause = RENEW;
+                // A change of its own is written first.
+                let is_settled = record.has_changed().is_ok_and(|changed| !changed);
+                if let Some(found) = overwritten(shared, written).filter(|_| is_settled) {
+                    written = restore(shared, store, found).await.unwrap_or(written);
+                }
+            }
             Err(StoreError::LeaseGone(_)) => return true,
             // The follower reports that the store does not answer.
             Err(_) => pause = Duration::from_secs(1),
@@ -244,6 +257,57 @@ fn is_out(shared: &Shared, revision: Revision) -> bool {
             && view.alive.get(name).is_some_and(|alive| alive.run == shared.alive.run)
     };
     view.revision >= revision && !shared.ending.leaving.is_cancelled() && !in_it()
+}
+
+/// What another client of the store has made of this node's record since `written`, on one line.
+/// `None`: nothing, or the view is not so far yet.
+fn overwritten(shared: &Shared, written: Revision) -> Option<String> {
+    let view = shared.view();
+    let name = &shared.node.name;
+    if view.revision < written || shared.ending.leaving.is_cancelled() {
+        return None;
+    }
+    if let Some(why) = view.problem_at(&Key::node(name)) {
+        return Some(format!("the record of node {name} was {why}"));
+    }
+    // If it is missing, the node is entered again.
+    let found = &view.nodes.get(name)?.record;
+    let wanted = shared.record.borrow();
+    if *found == *wanted {
+        return None;
+    }
+    let mut wrong = Vec::new();
+    if found.id != wanted.id {
+        wrong.push("another identifier".to_owned());
+    }
+    if (found.vtep, found.port) != (wanted.vtep, wanted.port) {
+        wrong.push(format!("VTEP {} port {}", found.vtep, found.port));
+    }
+    if wrong.is_empty() {
+        wrong.push("other subnets or another MTU".to_owned());
+    }
+    Some(format!("the record of node {name} had {}", wrong.join(" and ")))
+}
+
+/// Writes this node's record again. `found` is what another client has made of it. Returns the
+/// revision of the write.
+async fn restore(shared: &Shared, store: &dyn StateStore, found: String) -> Option<Revision> {
+    let node = shared.record.borrow().clone();
+    let restored = ops::execute_below(store, &[NODES, ALIVE], |view| {
+        Ok(((), ops::restore_node(view, &node, &shared.alive)?))
+    });
+    match restored.await {
+        Ok(((), revision)) => {
+            shared.shown.problems.set("node/record", None);
+            shared.shown.repairs.note("node record", found);
+            Some(revision)
+        }
+        Err(error) => {
+            let line = format!("{found}, it cannot be written again: {error}; trying again");
+            shared.shown.problems.set("node/record", Some(line));
+            None
+        }
+    }
 }
 
 /// Removes the nodes with the identifier of `former` from the store. Removes nothing if an agent on

@@ -26,8 +26,21 @@ const MOST: usize = 1024;
 /// Most values of `--from` of one container: one record of the store holds all of them.
 const MOST_CLIENTS: usize = 256;
 
+/// Prefix of the keys of the problems in `status`.
+pub(crate) const PROBLEM: &str = "published/";
+
 /// A single port of an endpoint, by the endpoint's identifier.
 type Key = (String, PublishedPort);
+
+/// The outcome of [`Reservations::sync`].
+#[derive(Debug, Default)]
+pub(crate) struct Synced {
+    /// The problems, a line each under a key of its own.
+    pub(crate) lines: BTreeMap<String, String>,
+    /// The ports that are not held. A process of the host, or another container, may have them:
+    /// they must not be published.
+    pub(crate) unclaimed: BTreeSet<Key>,
+}
 
 /// The ports that this agent holds. Ranges are held port by port.
 #[derive(Default)]
@@ -263,28 +276,26 @@ impl Reservations {
 
     /// Holds the ports of these endpoints (with the name of the container) and releases all
     /// others. Ports that could not be held before are tried again only if `again` is set, if no
-    /// open file was left for them, or if another endpoint had such a port and is gone. Returns the
-    /// problems, a line each under a key of its own.
+    /// open file was left for them, or if another endpoint has released them.
     pub(crate) fn sync(
         &self,
         platform: &dyn Ports,
         wanted: &BTreeMap<Key, Name>,
         again: bool,
-    ) -> BTreeMap<String, String> {
+    ) -> Synced {
         let refused = self.hold(platform, wanted, again);
-        if refused.is_empty() {
-            return self.failures();
+        if !refused.is_empty() {
+            // The holder of a port is found by a search of all processes: requests for other ports
+            // and other tasks do not wait for it.
+            let explain = |(key, container, error): (Key, Name, PortError)| {
+                let why = refusal(platform, &key.1, &error).message;
+                (key, format!("container '{container}': {why}; the port is not published"))
+            };
+            let failed: Vec<_> =
+                tokio::task::block_in_place(|| refused.into_iter().map(explain).collect());
+            self.state().failed.extend(failed);
         }
-        // The holder of a port is found by a search of all processes: requests for other ports and
-        // other tasks do not wait for it.
-        let explain = |(key, container, error): (Key, Name, PortError)| {
-            let why = refusal(platform, &key.1, &error).message;
-            (key, format!("container '{container}': {why}"))
-        };
-        let failed: Vec<_> =
-            tokio::task::block_in_place(|| refused.into_iter().map(explain).collect());
-        self.state().failed.extend(failed);
-        self.failures()
+        self.synced(wanted)
     }
 
     /// Whether ports are not held because no open file was left.
@@ -292,13 +303,17 @@ impl Reservations {
         self.state().starved.is_some()
     }
 
-    /// The ports of endpoints that cannot be held, a line each under a key of its own.
-    fn failures(&self) -> BTreeMap<String, String> {
+    fn synced(&self, wanted: &BTreeMap<Key, Name>) -> Synced {
         let state = self.state();
         let line =
-            |((id, port), line): (&Key, &String)| (format!("port/{id}/{port}"), line.clone());
-        let starved = state.starved.iter().map(|starved| ("port/files".to_owned(), starved.line()));
-        state.failed.iter().map(line).chain(starved).collect()
+            |((id, port), line): (&Key, &String)| (format!("{PROBLEM}{id}/{port}"), line.clone());
+        let starved = state.starved.iter();
+        let starved = starved.map(|starved| (format!("{PROBLEM}files"), starved.line()));
+        let free = wanted.keys().filter(|key| !state.held.contains_key(*key));
+        Synced {
+            lines: state.failed.iter().map(line).chain(starved).collect(),
+            unclaimed: free.cloned().collect(),
+        }
     }
 
     /// Holds and releases ports for [`Self::sync`]. Returns the ports that cannot be held for
@@ -311,19 +326,18 @@ impl Reservations {
     ) -> Vec<(Key, Name, PortError)> {
         let mut refused = Vec::new();
         let mut starved: Option<Starved> = None;
-        let mut freed = BTreeSet::new();
         let mut state = self.state();
+        let mut released: Vec<PublishedPort> = Vec::new();
         state.held.retain(|key, _| {
-            let stays = wanted.contains_key(key);
-            if !stays {
-                freed.insert((key.1.host_port, key.1.protocol));
+            let is_wanted = wanted.contains_key(key);
+            if !is_wanted {
+                released.push(key.1);
             }
-            stays
+            is_wanted
         });
-        // Two endpoints may publish one port if another program writes to the store.
         state.failed.retain(|key, _| {
-            let is_freed = freed.contains(&(key.1.host_port, key.1.protocol));
-            !again && !is_freed && wanted.contains_key(key)
+            let is_free = released.iter().any(|port| overlapping(port, &key.1));
+            !again && !is_free && wanted.contains_key(key)
         });
         for (key, container) in wanted {
             if state.held.contains_key(key) || state.failed.contains_key(key) {

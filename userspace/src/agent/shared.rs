@@ -2,7 +2,7 @@
 //! functions that need several of them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, Instant},
 };
@@ -15,7 +15,7 @@ use super::{
     containers::Containers,
     denied::Denied,
     platform::Platform,
-    ports::{Pending, Reservations},
+    ports::{PROBLEM, Pending, Reservations, Synced},
     state::{Disk, Ending, Lives, Plugs, Readiness, Regrouped, Requests, Shown, StoreHandle},
 };
 use crate::{
@@ -181,10 +181,15 @@ impl Shared {
     }
 
     /// Holds the published ports of these endpoints (container by identifier and port), and no
-    /// others. `again`: as in [`Reservations::sync`].
-    pub(super) fn hold_ports(&self, wanted: &BTreeMap<(String, PublishedPort), Name>, again: bool) {
-        let lines = self.ports.sync(&*self.platform, wanted, again);
-        self.shown.problems.set_below("port/", lines);
+    /// others. `again`: as in [`Reservations::sync`]. Returns the ports that are not held.
+    pub(super) fn hold_ports(
+        &self,
+        wanted: &BTreeMap<(String, PublishedPort), Name>,
+        again: bool,
+    ) -> BTreeSet<(String, PublishedPort)> {
+        let Synced { lines, unclaimed } = self.ports.sync(&*self.platform, wanted, again);
+        self.shown.problems.set_below(PROBLEM, lines);
+        unclaimed
     }
 
     /// Whether ports are not held because no open file was left.

@@ -1,5 +1,6 @@
 //! The steps of the start.
 
+mod fields;
 mod leftovers;
 mod underlay;
 
@@ -50,6 +51,7 @@ pub(super) fn log(filter: &str, trace: bool) -> anyhow::Result<()> {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
+        .fmt_fields(fields::Fields)
         .with_writer(std::io::stderr);
     // A test may have set a subscriber already.
     let _ = subscriber.try_init();

@@ -18,6 +18,7 @@ mod nat;
 mod nodes;
 mod paper;
 mod ports;
+mod records;
 mod refusals;
 mod repairs;
 mod replaced;

@@ -485,7 +485,8 @@ pub struct Status {
     pub conntrack: ConntrackStatus,
     /// Numbers of objects.
     pub counts: Counts,
-    /// Records that the agent skips and tasks that it cannot do now, one line each.
+    /// Records that the agent skips and tasks that it cannot do now, one line each. Of each kind at
+    /// most 20, and a line with the number of the others.
     pub problems: Vec<String>,
     /// What others have changed, and the agent has put right since it started.
     #[serde(default)]
@@ -496,7 +497,7 @@ pub struct Status {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairRow {
     /// Kind: `gateway device`, `container device`, `container interface`, `assistant device`,
-    /// `setting`, `program`, `earlier program`, `pin`, `map entry` or `resolv.conf`.
+    /// `setting`, `program`, `earlier program`, `pin`, `map entry`, `resolv.conf` or `node record`.
     pub kind: String,
     /// Number of repairs since the agent started.
     pub count: u64,

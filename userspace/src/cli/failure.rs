@@ -5,9 +5,12 @@ use std::{
     io::{self, Write as _},
 };
 
-use crate::api::{
-    Unreachable,
-    types::{ApiError, ErrorKind, one_line},
+use crate::{
+    api::{
+        Unreachable,
+        types::{ApiError, ErrorKind, one_line},
+    },
+    printable::printable,
 };
 
 /// Exit code of a refusal.
@@ -18,7 +21,7 @@ const USAGE: u8 = 2;
 /// Writes one line to standard error. If standard error is closed, the line is lost.
 pub(super) fn tell(line: &str) {
     let line = one_line(line.to_owned());
-    let _ = writeln!(io::stderr(), "culvert: {line}");
+    let _ = writeln!(io::stderr(), "culvert: {}", printable(&line));
 }
 
 /// An exit code, and the line for standard error. `None`: the lines are written already.

@@ -1,6 +1,7 @@
 //! Output as tables for people and as JSON for scripts.
 
 use std::{
+    borrow::Cow,
     fmt::Display,
     io::{self, Write},
 };
@@ -9,6 +10,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use super::args::Format;
+use crate::printable::{printable, printable_json};
 
 /// A row of a table.
 pub(super) trait Row: Serialize {
@@ -30,7 +32,21 @@ pub(super) fn rows<R: Row>(out: &mut dyn Write, format: Format, rows: &[R]) -> i
 pub(super) fn json(out: &mut dyn Write, value: &(impl Serialize + ?Sized)) -> io::Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
-    out.write_all(text.as_bytes())
+    out.write_all(printable_json(&text).as_bytes())
+}
+
+/// Prints a line. Characters that act on a terminal are escaped, as in all that this module prints.
+pub(super) fn line(out: &mut dyn Write, text: &str) -> io::Result<()> {
+    writeln!(out, "{}", printable(text))
+}
+
+/// The text of a cell.
+fn cell(text: String) -> String {
+    let shown = match printable(&text) {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(shown) => Some(shown),
+    };
+    shown.unwrap_or(text)
 }
 
 /// Prints a table as Docker does: no borders, three spaces between the columns. Lines are not
@@ -43,7 +59,7 @@ pub(super) fn table(
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(headers);
-    table.add_rows(rows);
+    table.add_rows(rows.map(|cells| cells.into_iter().map(cell).collect::<Vec<_>>()));
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));
     }
@@ -57,7 +73,7 @@ pub(super) fn table(
 pub(super) fn facts(out: &mut dyn Write, facts: &[(&str, String)]) -> io::Result<()> {
     let width = facts.iter().map(|(name, _)| name.len() + 1).max().unwrap_or(0);
     for (name, value) in facts {
-        let line = format!("{:width$}  {value}", format!("{name}:"));
+        let line = format!("{:width$}  {}", format!("{name}:"), printable(value));
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
@@ -104,6 +120,22 @@ pub(super) fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_of_others_is_one_line_and_does_not_act() {
+        let mut out = Vec::new();
+        let bad = "a\n\u{1b}[2J\u{9b}m\u{202e}";
+        table(&mut out, &["ONE", "TWO"], [vec![bad.to_owned(), "b".to_owned()]].into_iter())
+            .unwrap();
+        facts(&mut out, &[("Fact", bad.to_owned())]).unwrap();
+        line(&mut out, bad).unwrap();
+        json(&mut out, &[bad]).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let acts = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!text.contains(acts), "{text:?}");
+        // The table with its headers, the fact, the line, and the brackets of the JSON.
+        assert_eq!(text.lines().count(), 2 + 1 + 1 + 3, "{text:?}");
+    }
 
     #[test]
     fn sizes() {

@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use super::{Invalid, Name, Vni};
+use super::{Invalid, MacAddr, Name, Vni};
 use crate::store::{FollowOptions, Layout};
 
 /// Prefix of all keys of Culvert; `v1` is the version of the layout of the keys.
@@ -25,6 +25,8 @@ pub const ALIVE: &str = "/culvert/v1/alive/";
 pub const ENDPOINTS: &str = "/culvert/v1/endpoints/";
 /// Prefix of [`Key::Ipam`].
 pub const IPAM: &str = "/culvert/v1/ipam/";
+/// Prefix of [`Key::Mac`].
+pub const MACS: &str = "/culvert/v1/macs/";
 /// Prefix of [`Key::Vtep`].
 pub const VTEPS: &str = "/culvert/v1/vteps/";
 
@@ -78,6 +80,13 @@ pub enum Key {
         /// Address.
         ip: IpAddr,
     },
+    /// `macs/NETWORK/MAC`.
+    Mac {
+        /// Network.
+        network: Name,
+        /// MAC address.
+        mac: MacAddr,
+    },
     /// `vteps/NETWORK/IP`.
     Vtep {
         /// Network.
@@ -128,6 +137,16 @@ impl Key {
         format!("{IPAM}{}/{ip}", network.as_str())
     }
 
+    /// Prefix of a network's MACs that are not derived from addresses.
+    pub fn macs_of(network: &Name) -> String {
+        format!("{MACS}{}/", network.as_str())
+    }
+
+    /// Key of a MAC that is not derived from an address.
+    pub fn mac(network: &Name, mac: MacAddr) -> String {
+        format!("{MACS}{}/{mac}", network.as_str())
+    }
+
     /// Prefix of a network's foreign VTEPs.
     pub fn vteps_of(network: &Name) -> String {
         format!("{VTEPS}{}/", network.as_str())
@@ -149,6 +168,7 @@ impl fmt::Display for Key {
             Self::Alive(name) => Self::alive(name),
             Self::Endpoint { network, id } => Self::endpoint(network, id),
             Self::Ipam { network, ip } => Self::ipam(network, *ip),
+            Self::Mac { network, mac } => Self::mac(network, *mac),
             Self::Vtep { network, ip } => Self::vtep(network, *ip),
         })
     }
@@ -178,6 +198,9 @@ impl FromStr for Key {
             }
             ["ipam", network, ip] => {
                 Self::Ipam { network: Name::from_store(network)?, ip: address(ip)? }
+            }
+            ["macs", network, mac] => {
+                Self::Mac { network: Name::from_store(network)?, mac: mac.parse()? }
             }
             ["vteps", network, ip] => {
                 Self::Vtep { network: Name::from_store(network)?, ip: address(ip)? }
@@ -235,6 +258,7 @@ mod tests {
             "/culvert/v1/endpoints/overlaynet1/00ff",
             "/culvert/v1/ipam/overlaynet1/10.0.0.2",
             "/culvert/v1/ipam/overlaynet1/fd00::2",
+            "/culvert/v1/macs/overlaynet1/0e:00:00:00:00:0a",
             "/culvert/v1/vteps/overlaynet1/192.0.2.1",
         ] {
             assert_eq!(text.parse::<Key>().expect(text).to_string(), text);
@@ -249,6 +273,8 @@ mod tests {
             "/culvert/v1/ipam/n/fd00:0::2",
             "/culvert/v1/ipam/n/FD00::2",
             "/culvert/v1/ipam/n/10.0.0.02",
+            "/culvert/v1/macs/n/0E:00:00:00:00:0a",
+            "/culvert/v1/macs/n/+e:00:00:00:00:0a",
             "/culvert/v1/networks/n/",
             "/culvert/v1//networks/n",
             "/culvert/v1/endpoints/n/00FF",
@@ -274,6 +300,8 @@ mod tests {
             "/culvert/v1/vnis/16777216",
             "/culvert/v1/vnis/x",
             "/culvert/v1/vteps/n/fd00::2",
+            "/culvert/v1/macs/n/0e:00:00:00:00",
+            "/culvert/v1/macs/n/",
             "/culvert/v1/endpoints/n/",
         ] {
             assert!(text.parse::<Key>().is_err(), "{text}");

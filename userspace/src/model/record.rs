@@ -5,12 +5,15 @@ use std::{collections::BTreeSet, fmt, net::IpAddr};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    Alive, Endpoint, ForeignVtep, Invalid, IpOwner, Key, Network, Node, SCHEMA, StoreMark,
-    VniOwner, validate,
+    Alive, Endpoint, ForeignVtep, Invalid, IpOwner, Key, MacOwner, Network, Node, SCHEMA,
+    StoreMark, VniOwner, validate,
 };
 
 /// Greatest length of a parser's error message in a [`Decoded::Garbage`], in characters.
 const WHY_LIMIT: usize = 160;
+/// Greatest length of a key in a message, and of the reason why it is no key, in characters. A
+/// store may have keys of any length.
+pub(super) const KEY_LIMIT: usize = 240;
 
 /// A record of the store.
 pub trait Record: Serialize + DeserializeOwned {
@@ -62,7 +65,7 @@ pub fn decode<T: Record>(key: &Key, value: &[u8]) -> Decoded<T> {
     }
 
     let garbage = |error: &dyn fmt::Display| Decoded::Garbage {
-        why: one_line(&format!("not a {} record: {error}", T::KIND)),
+        why: one_line(&format!("not a {} record: {error}", T::KIND), WHY_LIMIT),
     };
     let refused = |schema| match schema {
         0 => Some(garbage(&"schema 0 does not exist")),
@@ -92,10 +95,10 @@ pub fn encode<T: Record>(record: &T) -> Result<Vec<u8>, Invalid> {
         .map_err(|error| Invalid(format!("{} record cannot be written as JSON: {error}", T::KIND)))
 }
 
-/// Makes untrusted text fit into one line of a message.
-fn one_line(text: &str) -> String {
+/// Makes untrusted text fit into one line of a message: at most `limit` characters of it.
+pub(super) fn one_line(text: &str, limit: usize) -> String {
     let mut chars = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    let mut line: String = chars.by_ref().take(WHY_LIMIT).collect();
+    let mut line: String = chars.by_ref().take(limit).collect();
     if chars.next().is_some() {
         line.push('…');
     }
@@ -239,6 +242,19 @@ impl Record for IpOwner {
 
     fn check(&self, key: &Key) -> Result<(), Invalid> {
         let Key::Ipam { .. } = key else { return misplaced(Self::KIND) };
+        Ok(())
+    }
+}
+
+impl Record for MacOwner {
+    const KIND: &'static str = "MAC";
+
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+
+    fn check(&self, key: &Key) -> Result<(), Invalid> {
+        let Key::Mac { .. } = key else { return misplaced(Self::KIND) };
         Ok(())
     }
 }

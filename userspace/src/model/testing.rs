@@ -122,13 +122,16 @@ impl Cluster {
     }
 
     fn keys(&self) -> Vec<String> {
-        let View { networks, endpoints, nodes, alive, vnis, ipam, vteps, .. } = &self.view;
+        let View { networks, endpoints, nodes, alive, vnis, ipam, macs, vteps, .. } = &self.view;
         let mut keys: Vec<String> = networks.keys().map(Key::network).collect();
         keys.extend(nodes.keys().map(Key::node));
         keys.extend(alive.keys().map(Key::alive));
         keys.extend(vnis.keys().map(|vni| Key::vni(*vni)));
         keys.extend(endpoints.all().map(|(network, ep)| Key::endpoint(network, &ep.id.text())));
         keys.extend(ipam.all().map(|(network, ip)| Key::ipam(network, ip)));
+        for (network, members) in macs {
+            keys.extend(members.keys().map(|mac| Key::mac(network, *mac)));
+        }
         for (network, members) in vteps {
             keys.extend(members.keys().map(|ip| Key::vtep(network, *ip)));
         }

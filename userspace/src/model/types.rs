@@ -206,6 +206,15 @@ impl Network {
         })
     }
 
+    /// The address of the network from which a MAC is derived. Such a MAC belongs to whoever has
+    /// the address.
+    pub fn address_of(&self, mac: MacAddr) -> Option<Ipv4Addr> {
+        let within = |ip: &Ipv4Addr| {
+            self.subnets.iter().any(|subnet| subnet.subnet.contains(IpAddr::V4(*ip)))
+        };
+        mac.to_ipv4().filter(within)
+    }
+
     /// Whether containers may send from any address (`anti_spoof=false`): addresses move between
     /// containers without a change in the store.
     pub fn allows_any_source(&self) -> bool {
@@ -287,6 +296,12 @@ impl Endpoint {
         let v4 = self.ipv4.map(IpAddr::V4).into_iter();
         let v6 = self.ipv6.map(IpAddr::V6).into_iter();
         v4.chain(v6).chain(self.additional.iter().copied())
+    }
+
+    /// Whether the MAC is the one that is derived from the IPv4 address. The claim to the address
+    /// is then the claim to the MAC. Any other MAC has a claim of its own, [`MacOwner`].
+    pub fn has_derived_mac(&self) -> bool {
+        self.ipv4.is_some_and(|ip| MacAddr::from_ipv4(ip) == self.mac)
     }
 
     /// A number that identifies the endpoint: the first digits of its identifier; never 0.
@@ -479,6 +494,16 @@ pub struct VniOwner {
 /// The record at `ipam/NETWORK/IP`: the owner of an address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpOwner {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Endpoint.
+    pub endpoint: String,
+}
+
+/// The record at `macs/NETWORK/MAC`: the endpoint that has a MAC which is not derived from its IPv4
+/// address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MacOwner {
     /// [`SCHEMA`].
     pub schema: u32,
     /// Endpoint.

@@ -2,17 +2,18 @@
 
 mod chunked;
 mod claims;
+mod complaints;
 mod endpoints;
 mod home;
 mod packed;
 mod sorted;
 mod touched;
+mod usable;
 mod versioned;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
-    ops::Bound,
     path::Path,
 };
 
@@ -29,8 +30,9 @@ pub(crate) use self::{
     packed::{Brief, Id},
 };
 use super::{
-    Alive, Decoded, Endpoint, ForeignVtep, IpOwner, Key, MacAddr, Name, Network, Node, ROOT,
+    Alive, Decoded, Endpoint, ForeignVtep, IpOwner, Key, MacAddr, MacOwner, Name, Network, Node,
     Record, Vni, VniOwner, decode,
+    record::{KEY_LIMIT, one_line},
 };
 use crate::store::{Change, Entry, Revision, Snapshot, Update};
 
@@ -55,6 +57,8 @@ pub struct View {
     pub vnis: BTreeMap<Vni, Claim<VniOwner>>,
     /// `ipam/NETWORK/IP`.
     pub ipam: Claims,
+    /// `macs/NETWORK/MAC`, by network. No entry is empty.
+    pub macs: BTreeMap<Name, BTreeMap<MacAddr, Claim<MacOwner>>>,
     /// `vteps/NETWORK/IP`, by network. No entry is empty.
     pub vteps: BTreeMap<Name, BTreeMap<Ipv4Addr, Versioned<ForeignVtep>>>,
     /// Keys whose record is skipped, and the reason.
@@ -68,7 +72,7 @@ impl View {
         Self { endpoints: Endpoints::at(node), ..Self::default() }
     }
 
-    /// Makes the view from a snapshot of [`ROOT`].
+    /// Makes the view from a snapshot of [`ROOT`](super::ROOT).
     pub fn from_snapshot(snapshot: &Snapshot) -> Self {
         let mut view = Self::default();
         view.add_snapshot(snapshot);
@@ -93,14 +97,14 @@ impl View {
         touched
     }
 
-    /// As [`Self::fold`], for a caller that will process the whole view. Returns whether
-    /// [`Self::problems`] changed.
-    pub fn fold_unseen(&mut self, update: &Update) -> bool {
-        let mut problems = false;
+    /// As [`Self::fold`], for a caller that will process the whole view. Returns the keys whose
+    /// entry in [`Self::problems`] has changed.
+    pub fn fold_unseen(&mut self, update: &Update) -> BTreeSet<String> {
+        let mut problems = BTreeSet::new();
         for change in &update.changes {
             let mut touched = Touched::default();
             self.change(change, &mut touched);
-            problems |= touched.problems;
+            problems.append(&mut touched.problems);
         }
         self.folded(update);
         problems
@@ -136,9 +140,8 @@ impl View {
         let key: Key = match entry.key.parse() {
             Ok(key) => key,
             Err(error) => {
-                let why = format!("skipped: {error}");
-                touched.problems |=
-                    self.problems.insert(entry.key.clone(), why.clone()) != Some(why);
+                let why = one_line(&format!("skipped: {error}"), KEY_LIMIT);
+                self.set_problem(&entry.key, Some(why), touched);
                 return;
             }
         };
@@ -200,15 +203,34 @@ impl View {
                 self.ipam.put(network, *ip, Claim { owner, revision });
                 why
             }
+            Key::Mac { network, mac } => {
+                let (owner, why) = claim::<MacOwner>(&key, &entry.value);
+                let claims = self.macs.entry(network.clone()).or_default();
+                claims.insert(*mac, Claim { owner, revision });
+                self.touch_mac(network, *mac, touched);
+                why
+            }
         };
-        touched.problems |= match why {
-            None => self.problems.remove(&entry.key).is_some(),
-            Some(why) => self.problems.insert(entry.key.clone(), why.clone()) != Some(why),
+        self.set_problem(&entry.key, why, touched);
+    }
+
+    /// Sets the reason why the record at a key is skipped. `None`: it is not.
+    fn set_problem(&mut self, key: &str, why: Option<String>, touched: &mut Touched) {
+        let is_changed = match why {
+            None => self.problems.remove(key).is_some(),
+            Some(why) if self.problems.get(key) == Some(&why) => false,
+            Some(why) => {
+                self.problems.insert(key.to_owned(), why);
+                true
+            }
         };
+        if is_changed {
+            touched.problems.insert(key.to_owned());
+        }
     }
 
     fn delete(&mut self, text: &str, touched: &mut Touched) {
-        touched.problems |= self.problems.remove(text).is_some();
+        self.set_problem(text, None, touched);
         let Ok(key) = text.parse::<Key>() else { return };
         match key {
             Key::Store => {}
@@ -245,6 +267,11 @@ impl View {
                 touched.endpoints.extend(
                     before.and_then(|claim| claim.owner).map(|owner| (network, owner.endpoint)),
                 );
+            }
+            Key::Mac { network, mac } => {
+                if remove_nested(&mut self.macs, &network, &mac).is_some() {
+                    self.touch_mac(&network, mac, touched);
+                }
             }
             Key::Vtep { network, ip } => {
                 if remove_nested(&mut self.vteps, &network, &ip).is_some() {
@@ -372,103 +399,6 @@ impl View {
     /// Whether the agent of a node is alive.
     pub fn is_alive(&self, node: &Name) -> bool {
         self.alive.contains_key(node)
-    }
-
-    /// The network, if the data plane may carry it. Two networks with one VNI must not be carried:
-    /// their traffic would mix.
-    ///
-    /// # Errors
-    ///
-    /// The reason, one line.
-    pub fn usable_network(&self, name: &Name) -> Result<&Network, String> {
-        let network =
-            self.networks.get(name).ok_or_else(|| format!("network '{name}': unknown"))?;
-        match self.vnis.get(&network.vni) {
-            Some(Claim { owner: Some(owner), .. }) if owner.network == *name => Ok(network),
-            Some(Claim { owner: Some(owner), .. }) => Err(format!(
-                "network '{name}': VNI {} belongs to network '{}'",
-                network.vni, owner.network
-            )),
-            Some(Claim { owner: None, .. }) => Err(format!(
-                "network '{name}': the record of who owns VNI {} is unreadable",
-                network.vni
-            )),
-            None => Err(format!("network '{name}': VNI {} is not registered to it", network.vni)),
-        }
-    }
-
-    /// Checks that the data plane may carry the endpoint: its network is usable, it has the
-    /// network's VNI, and it owns its addresses there.
-    ///
-    /// # Errors
-    ///
-    /// The reason, one line.
-    pub fn usable_endpoint(&self, endpoint: &Endpoint) -> Result<(), String> {
-        let Endpoint { id, network: name, container, .. } = endpoint;
-        let fail = |why: String| Err(format!("endpoint {id} ('{container}' in '{name}'): {why}"));
-        let network = match self.usable_network(name) {
-            Ok(network) => network,
-            Err(why) => return fail(why),
-        };
-        if endpoint.vni != network.vni {
-            return fail(format!("VNI {} is not the network's {}", endpoint.vni, network.vni));
-        }
-        for ip in endpoint.addresses() {
-            if !network.subnets.iter().any(|subnet| subnet.subnet.contains(ip)) {
-                return fail(format!("address {ip} is outside the network's subnets"));
-            }
-            match self.ip_claim(name, ip).map(|claim| claim.owner) {
-                Some(Some(owner)) if owner.endpoint == *id => {}
-                Some(Some(owner)) => {
-                    return fail(format!("address {ip} belongs to endpoint {}", owner.endpoint));
-                }
-                Some(None) => {
-                    return fail(format!("the record of who owns address {ip} is unreadable"));
-                }
-                None => return fail(format!("address {ip} is not registered to it")),
-            }
-        }
-        Ok(())
-    }
-
-    /// As [`Self::usable_endpoint`], for an endpoint of a usable network, without the reason.
-    pub(crate) fn is_usable(&self, network: &Network, endpoint: &Brief<'_>) -> bool {
-        endpoint.vni == network.vni.get()
-            && endpoint.addresses().all(|ip| {
-                network.subnets.iter().any(|subnet| subnet.subnet.contains(ip))
-                    && self.ipam.is_of(&network.name, ip, &endpoint.id)
-            })
-    }
-
-    /// All skipped or contradictory records, one line each.
-    pub fn complaints(&self) -> Vec<String> {
-        let skipped = self.problems.iter().map(|(key, why)| format!("{key}: {why}"));
-        let networks = self.networks.keys().filter_map(|name| self.usable_network(name).err());
-        let endpoints = self.endpoints.networks().flat_map(|name| {
-            let network = self.usable_network(name).ok();
-            // An unusable network is reported once, not once per endpoint.
-            let named = network.is_none() && self.networks.contains_key(name);
-            let briefs = self.endpoints.briefs(name).filter(move |_| !named);
-            let briefs =
-                briefs.filter(move |ep| network.is_none_or(|net| !self.is_usable(net, ep)));
-            briefs.filter_map(|ep| self.usable_endpoint(&*ep.unpack(name)?).err())
-        });
-        skipped.chain(networks).chain(endpoints).collect()
-    }
-
-    /// The reason why the record at a key is skipped. `None` if it is not.
-    pub fn problem_at(&self, key: &str) -> Option<&str> {
-        self.problems.get(key).map(String::as_str)
-    }
-
-    /// The first unreadable key below a prefix.
-    pub fn problem_below(&self, prefix: &str) -> Option<(&str, &str)> {
-        debug_assert!(prefix.starts_with(ROOT), "{prefix}");
-        self.problems
-            .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
-            .next()
-            .filter(|(key, _)| key.starts_with(prefix))
-            .map(|(key, why)| (key.as_str(), why.as_str()))
     }
 }
 

@@ -21,6 +21,9 @@ pub enum NetnsError {
     /// The file at that path is not a network namespace.
     #[error("{} is not a network namespace: a path as in /run/netns/NAME or /proc/PID/ns/net is valid", .0.display())]
     NotNetns(PathBuf),
+    /// The namespace is the host's own.
+    #[error("network namespace {} is the host's own: that of a container is valid", .0.display())]
+    OfHost(PathBuf),
     /// The process lacks the privilege.
     #[error("{0}: permission denied: run as root, CAP_SYS_ADMIN and CAP_NET_ADMIN are needed")]
     Permission(String),

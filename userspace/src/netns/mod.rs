@@ -99,25 +99,28 @@ impl Netns {
         })
     }
 
-    /// Opens the namespace at `path`.
+    /// Opens the namespace at `path`. What is at the path is judged before it is opened: a device
+    /// or a FIFO may act when it is opened.
     ///
     /// # Errors
     /// The path does not exist, or is not a network namespace.
     pub fn open(path: &Path) -> Result<Self> {
-        // O_NONBLOCK: a FIFO or a device may be at that path.
-        let netns = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(path)
-            .map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+        let failed =
+            |error: io::Error| NetnsError::io(format!("opening {}", path.display()), error);
+        // O_PATH finds the file, and opens nothing.
+        let found = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).map_err(
+            |error| match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH) => {
                     NetnsError::Missing(path.to_owned())
                 }
-                Some(Errno::ENXIO | Errno::ENODEV | Errno::EISDIR) => {
-                    NetnsError::NotNetns(path.to_owned())
-                }
-                _ => NetnsError::io(format!("opening {}", path.display()), error),
-            })?;
+                _ => failed(error),
+            },
+        )?;
+        if !is_on_nsfs(found.as_fd()) {
+            return Err(NetnsError::NotNetns(path.to_owned()));
+        }
+        // The file that was judged, even if another one is at the path by now.
+        let netns = File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(failed)?;
         if !is_netns(netns.as_fd()) {
             return Err(NetnsError::NotNetns(path.to_owned()));
         }
@@ -126,6 +129,22 @@ impl Netns {
             .map_err(|error| NetnsError::io(format!("reading {}", path.display()), error))?;
         let id = identity(&meta);
         Ok(Self { netns, path: path.to_owned(), id })
+    }
+
+    /// The namespace, unless it is one of the host's own, by whatever path it was opened: an
+    /// interface of a container must not be made there. The host's own are the namespace of the
+    /// calling thread and that of process 1.
+    ///
+    /// # Errors
+    /// [`NetnsError::OfHost`], or `/proc` is not mounted.
+    pub fn not_of_host(self) -> Result<Self> {
+        let own = "/proc/thread-self/ns/net";
+        let own =
+            fs::metadata(own).map_err(|error| NetnsError::io(format!("reading {own}"), error))?;
+        // In a PID namespace, or without the privilege, process 1 tells nothing.
+        let first = fs::metadata("/proc/1/ns/net").ok();
+        let is_own = [Some(own), first].iter().flatten().any(|host| identity(host) == self.id);
+        if is_own { Err(NetnsError::OfHost(self.path)) } else { Ok(self) }
     }
 
     /// Opens the namespace of a process.
@@ -324,10 +343,15 @@ fn is_nsfs(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC)
 }
 
+/// As [`is_nsfs`], for a file that is open, also with `O_PATH`.
+fn is_on_nsfs(file: BorrowedFd<'_>) -> bool {
+    fstatfs(file).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC)
+}
+
 fn is_netns(file: BorrowedFd<'_>) -> bool {
     // The type of the file system is checked first: on a file of another type an unknown ioctl may
     // have any effect.
-    if !fstatfs(file).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC) {
+    if !is_on_nsfs(file) {
         return false;
     }
     // SAFETY: the descriptor is open (borrowed); NS_GET_NSTYPE takes no
@@ -428,6 +452,21 @@ mod tests {
         let refused = Netns::rebind(&name, std::process::id().cast_signed()).unwrap_err();
         assert!(refused.to_string().contains("namespace of this process"), "{refused}");
         assert!(Netns::path_of(&name).symlink_metadata().is_err());
+    }
+
+    #[test]
+    fn the_hosts_own_namespace_is_refused_by_whatever_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/proc/self/ns/net", &link).unwrap();
+        let own = format!("/proc/{}/ns/net", std::process::id());
+        let paths = [Path::new("/proc/self/ns/net"), Path::new(&own), link.as_path()];
+        for path in paths {
+            let opened = Netns::open(path).unwrap();
+            let refused = opened.not_of_host().unwrap_err();
+            assert!(matches!(&refused, NetnsError::OfHost(named) if named == path), "{refused}");
+            assert!(refused.to_string().contains("is the host's own"), "{refused}");
+        }
     }
 
     #[test]

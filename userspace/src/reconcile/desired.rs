@@ -14,7 +14,7 @@ use culvert_common::abi::{
 };
 
 use super::tables::{Gateway, NetworkState};
-use crate::model::{Endpoint, MacAddr, Name, Network, Node, View};
+use crate::model::{Endpoint, MacAddr, Name, Network, Node, PublishedPort, View};
 
 /// Inputs of the desired state of the networks on this host.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,9 @@ pub struct Inputs<'a> {
     pub ifindexes: &'a BTreeMap<String, u32>,
     /// ifindex of the gateway device of each VNI that has a gateway device on this host.
     pub gateways: &'a BTreeMap<u32, u32>,
+    /// Single ports of this host, by identifier of the endpoint, that endpoints want to publish and
+    /// that are not held for them. They are not published.
+    pub unclaimed: &'a BTreeSet<(String, PublishedPort)>,
 }
 
 /// How many BUM frames an endpoint may send: `--opt bum_rate=` a second, and
@@ -61,7 +64,7 @@ impl Bum {
 /// The state of a network on this host; `None` if it has no endpoint here, or if the data plane
 /// must not carry its frames ([`View::usable_network`]).
 pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
-    let Inputs { view, own, ifindexes, gateways } = *inputs;
+    let Inputs { view, own, ifindexes, gateways, .. } = *inputs;
     let network = view.usable_network(name).ok()?;
     let vni = network.vni.get();
     if !view.is_in(&own.name, name) {
@@ -89,7 +92,7 @@ pub fn network_state(inputs: &Inputs<'_>, name: &Name) -> Option<NetworkState> {
             let Some(endpoint) = brief.unpack(name) else { continue };
             if let Some(ifindex) = ifindexes.get(&endpoint.id) {
                 state.endpoints.insert(*ifindex, endpoint_info(network, &endpoint));
-                state.published.extend(published(vni, &endpoint, *ifindex));
+                state.published.extend(published(inputs, vni, &endpoint, *ifindex));
                 let clients = endpoint.from.iter();
                 state.sources.extend(clients.map(|from| Prefix::of_clients(*ifindex, *from)));
                 fdb.push((key, FdbEntry { ifindex: *ifindex, vtep: [0; 4] }));
@@ -124,15 +127,22 @@ fn gateway(network: &Network, ifindex: u32) -> Option<Gateway> {
     Some(Gateway { ifindex, ip: ip.octets(), mac: MacAddr::from_ipv4(ip).0 })
 }
 
-/// Entries of an endpoint's published ports.
+/// Entries of an endpoint's published ports, without those that are not held.
 pub(super) fn published(
+    inputs: &Inputs<'_>,
     vni: u32,
     endpoint: &Endpoint,
     ifindex: u32,
 ) -> impl Iterator<Item = (PublishedKey, PublishedEntry)> {
+    let unclaimed = inputs.unclaimed;
+    // The usual case is none.
+    let is_claimed = move |port: &PublishedPort| {
+        unclaimed.is_empty() || !unclaimed.contains(&(endpoint.id.clone(), *port))
+    };
     let addr = endpoint.ipv4.map(|ip| MappedAddr::v4(ip.octets()));
     let flags = if endpoint.from.is_empty() { 0 } else { PublishedEntry::RESTRICTED };
-    endpoint.ports.iter().flat_map(|port| port.singles()).filter_map(move |port| {
+    let singles = endpoint.ports.iter().flat_map(|port| port.singles()).filter(is_claimed);
+    singles.filter_map(move |port| {
         let key = PublishedKey {
             addr: MappedAddr::v4(port.host_ip.octets()),
             port: port.host_port.to_be_bytes(),
@@ -214,6 +224,7 @@ mod tests {
     struct Cluster {
         entries: BTreeMap<String, Entry>,
         revision: i64,
+        unclaimed: BTreeSet<(String, PublishedPort)>,
     }
 
     impl Cluster {
@@ -305,6 +316,7 @@ mod tests {
                 own,
                 ifindexes: &ifindexes,
                 gateways: &BTreeMap::new(),
+                unclaimed: &self.unclaimed,
             };
             network_state(&inputs, &name(net))
         }
@@ -391,6 +403,35 @@ mod tests {
         let from = ["192.0.2.0/24", "198.51.100.7/32"];
         let sources = from.map(|from| Prefix::of_clients(42, from.parse().unwrap()));
         assert_eq!(entry(&from), (PublishedEntry::RESTRICTED, sources.into()));
+    }
+
+    #[test]
+    fn a_port_that_is_not_held_is_not_published() {
+        let mut cluster = Cluster::default();
+        let one = cluster.node(1);
+        cluster.network("blue", &[]);
+        let web = cluster.endpoint("blue", &one, "web");
+        let port = |host_port, count| PublishedPort {
+            host_ip: [0; 4].into(),
+            host_port,
+            container_port: host_port,
+            protocol: crate::model::Protocol::Tcp,
+            count,
+        };
+        let record = Endpoint { ports: vec![port(22, 1), port(8000, 3)], ..web };
+        let key = Key::endpoint(&name("blue"), &record.id);
+        cluster.entries.get_mut(&key).unwrap().value = crate::model::encode(&record).unwrap();
+        let published = |cluster: &Cluster| -> Vec<u16> {
+            let state = cluster.state(&one, &[(&record, 42)], "blue").unwrap();
+            state.published.keys().map(|key| u16::from_be_bytes(key.port)).collect()
+        };
+        assert_eq!(published(&cluster), [22, 8000, 8001, 8002]);
+        let unclaimed = [port(22, 1), port(8001, 1)].map(|port| (record.id.clone(), port));
+        cluster.unclaimed = unclaimed.into();
+        assert_eq!(published(&cluster), [8000, 8002]);
+        let other = [(String::from("0a"), port(8000, 1))];
+        cluster.unclaimed = other.into();
+        assert_eq!(published(&cluster).len(), 4);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The device pair between the host and a sandbox.
 
-use std::os::fd::AsFd;
+use std::{os::fd::AsFd, path::Path};
 
 use super::{Result, SandboxError, interface, spec::PlugSpec, sysctl};
 use crate::{
@@ -148,6 +148,32 @@ pub async fn unplug(netlink: &Netlink, endpoint_id: &str) -> Result<()> {
     Ok(netlink.delete_link(&name).await?)
 }
 
+/// Whether the pair of an endpoint exists, with its other end in the namespace at `path`. The path
+/// is looked at only if there is a pair.
+///
+/// # Errors
+/// The kernel does not answer, or there is no namespace at the path.
+pub async fn leads_into(netlink: &Netlink, endpoint_id: &str, path: &Path) -> Result<bool> {
+    let Some(host) = netlink.link(&host_ifname(endpoint_id)).await? else { return Ok(false) };
+    if endpoint_of(&host) != Some(endpoint_id) {
+        return Ok(false);
+    }
+    let path = path.to_owned();
+    match tokio::task::spawn_blocking(move || Netns::open(&path)).await {
+        Ok(sandbox) => peer_is_in(netlink, &host, &sandbox?).await,
+        // The runtime stops.
+        Err(_) => Ok(false),
+    }
+}
+
+/// Whether the other end of a pair is in `sandbox`.
+async fn peer_is_in(netlink: &Netlink, host: &Link, sandbox: &Netns) -> Result<bool> {
+    Ok(match host.peer_netns_id {
+        Some(id) => netlink.netns_id(sandbox.as_fd()).await? == Some(id),
+        None => same_namespace(netlink.netns(), sandbox.as_fd())?,
+    })
+}
+
 /// An interface that this call has just read or made. An error if it was removed since.
 fn pending(link: Option<Link>, name: &str) -> Result<Link> {
     link.ok_or_else(|| crate::netlink::NetlinkError::NoSuchInterface(name.to_owned()).into())
@@ -182,11 +208,9 @@ async fn find_pair(
 ) -> Result<Option<(Link, Link)>> {
     let Some(host) = netlink.link(&spec.host_ifname).await? else { return Ok(None) };
     check_owner(&host, &spec.endpoint_id)?;
-    let peer_is_inside = match host.peer_netns_id {
-        Some(id) => netlink.netns_id(sandbox.as_fd()).await? == Some(id),
-        None => same_namespace(netlink.netns(), sandbox.as_fd())?,
-    };
-    if peer_is_inside && let Some(index) = host.peer_index {
+    if peer_is_in(netlink, &host, sandbox).await?
+        && let Some(index) = host.peer_index
+    {
         // Each end must name the other: an index may have been reused.
         let peer = inside
             .link_at(index)

@@ -238,13 +238,14 @@ fn rules_of(source: IpAddr, table: u32) -> [Rule; 2] {
 
 /// Removes the rules of addresses that no interface of the sandbox has any more. The kernel has
 /// removed the routes together with the interface. Nothing is done if the sandbox is gone, or if
-/// another namespace is at its path.
+/// another namespace, such as the host's own, is at its path.
 ///
 /// # Errors
 /// The kernel does not answer, or refuses.
 pub async fn forget_rules(sandbox: &SandboxRef) -> Result<()> {
     let path = sandbox.netns.clone();
-    let Ok(Ok(found)) = tokio::task::spawn_blocking(move || Netns::open(&path)).await else {
+    let open = move || Netns::open(&path).and_then(Netns::not_of_host);
+    let Ok(Ok(found)) = tokio::task::spawn_blocking(open).await else {
         return Ok(());
     };
     if sandbox.id.is_some_and(|attached| attached != found.id()) {

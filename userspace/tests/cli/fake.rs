@@ -104,6 +104,15 @@ impl Fake {
         self.state().problems.push(problem.to_owned());
     }
 
+    /// Has a text of somebody else in everything that may come from the store or the host.
+    pub(crate) fn forge(&self, text: &str) {
+        let row = NetworkRow { id: text.to_owned(), ..network_row(text, 300, text, &[text]) };
+        let mut state = self.state();
+        state.networks.insert(row.name.clone(), row);
+        state.problems.push(text.to_owned());
+        state.unserved.push(text.to_owned());
+    }
+
     /// Adds a file of certificates to the status.
     pub(crate) fn certify(&self, option: &str, file: &str) {
         let (option, file) = (option.to_owned(), file.to_owned());

@@ -143,6 +143,21 @@ fn what_the_verbs_that_look_print() {
     insta::assert_snapshot!("nat_requests", agent.fake.calls().join("\n"));
 }
 
+/// Text of others does not act on the terminal, in tables and in JSON.
+#[test]
+fn text_of_others_is_printed_without_what_acts_on_a_terminal() {
+    let agent = Agent::start();
+    agent.fake.forge("\u{1b}]0;x\u{7}\u{9b}2J\u{202e}\r\n");
+    for verb in ["network ls", "status", "ports ls"] {
+        for format in ["", " --format json"] {
+            let shown = show(&agent, &format!("{verb}{format}"));
+            let acts = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+            assert!(!shown.contains(acts), "{shown:?}");
+            assert!(shown.contains("2J"), "{shown}");
+        }
+    }
+}
+
 #[test]
 fn what_the_ports_verbs_print() {
     let agent = Agent::start();

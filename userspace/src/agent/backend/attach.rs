@@ -86,6 +86,7 @@ impl Agent {
             Attempt { joins, ..Attempt::new(ops::new_id(), network, container, wanted.owned) };
         let begun = self.shared.requests.attempts.begin(&attempt);
         begun.map_err(|error| self.shared.disk.refuse(&what, error))?;
+        self.shared.requests.attempts.agree(&attempt.endpoint, spec.sandbox.clone());
         let plan = |view: &View| ops::create_endpoint_as(view, &spec, &attempt.endpoint);
         let (endpoint, revision) = match self.shared.execute(plan).await {
             Ok(made) => made,
@@ -211,6 +212,7 @@ impl Agent {
         let name = &request.container;
         self.take_back_first(name).await?;
         let record = self.record_of(name).ok_or_else(|| self.unknown_container(name))?;
+        self.check_known(&record).await?;
         let owned = match &record.origin {
             Origin::Owned => true,
             Origin::Attached => false,

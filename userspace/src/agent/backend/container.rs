@@ -281,6 +281,7 @@ impl Agent {
                     )));
                 }
                 let shared = self.record_of(other).ok_or_else(|| self.unknown_container(other))?;
+                self.check_known(&shared).await?;
                 match shared.origin {
                     Origin::Owned | Origin::Attached => {
                         Ok(Record::new(name, Origin::Shares(other.clone()), shared.netns))
@@ -491,12 +492,8 @@ impl Agent {
 
     /// Removes attachments, sandbox and record of a container.
     pub(super) async fn take_away(&self, record: &Record) -> Result<(), ApiError> {
-        // Of a container without a file nothing would tell of the sandbox, once its endpoints are
-        // gone.
+        self.begin_lost_removal(record).await?;
         let recorded = self.shared.containers().get(&record.name).is_some();
-        if record.origin == Origin::Owned && !recorded {
-            self.begin_removal(&record.name)?;
-        }
         for (network, id) in self.endpoints_of(&record.name) {
             self.detach(&network, &id).await?;
         }

@@ -14,6 +14,8 @@ mod container;
 mod doubt;
 mod expose;
 mod known;
+mod lost;
+mod macs;
 mod names;
 mod nat;
 mod network;

@@ -43,6 +43,7 @@ impl Agent {
         let records = self.look_again_at(self.all_records()).await?;
         for record in &records {
             Self::kill_process(record).await?;
+            self.begin_lost_removal(record).await?;
         }
         // The agent does not register the node again.
         self.shared.ending.leaving.cancel();

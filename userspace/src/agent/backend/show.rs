@@ -11,7 +11,7 @@ use culvert_common::abi::{ABI_VERSION, NeighKey};
 
 use super::{Agent, internal};
 use crate::{
-    agent::state::Repair,
+    agent::state::{MOST, Repair},
     api::types::{
         AgentStatus, ApiError, Counts, DatapathStatus, FdbRow, NeighRow, RepairRow, StatsRow,
         Status, StoreCertificate, StoreStatus, VtepRow,
@@ -201,10 +201,12 @@ impl Agent {
         let mut problems = shared.shown.problems.lines();
         let (vteps, networks, local_endpoints, endpoints, revision) = {
             let view = shared.view();
-            for line in view.complaints() {
-                if !problems.contains(&line) {
-                    problems.push(line);
-                }
+            let (lines, more) = view.first_complaints(MOST);
+            problems.extend(lines);
+            if more > 0 {
+                problems.push(format!(
+                    "{more} more records of the store are skipped or contradict others, and are not named"
+                ));
             }
             let foreign: BTreeSet<_> =
                 view.vteps.values().flat_map(|vteps| vteps.keys().copied()).collect();

@@ -31,11 +31,12 @@ impl Engine {
             let problems = self.shared.view_mut().fold_unseen(update);
             Touched { problems, ..Touched::default() }
         };
-        if touched.problems {
-            let view = self.shared.view();
-            let lines = view.problems.iter();
-            let lines = lines.map(|(key, why)| (format!("store/{key}"), format!("{key}: {why}")));
-            self.shared.shown.problems.set_below("store/", lines.collect());
+        // The view keeps them, and `status` reads them there: what a key costs does not depend on
+        // how many others there are.
+        for key in &touched.problems {
+            let line = self.shared.view().problem_line(key);
+            let problems = &self.shared.shown.problems;
+            problems.log("store", line.as_deref().unwrap_or(key), line.is_none());
         }
         if update.listed.is_some() {
             // At this point, before long-lived memory is allocated between the pieces that the list
@@ -137,38 +138,25 @@ impl Engine {
     }
 
     /// Holds the ports of the host that local endpoints publish. `again`: also those that could not
-    /// be held before.
-    pub(super) fn hold_ports(&self, again: bool) {
-        self.shared.hold_ports(&self.published, again);
+    /// be held before. The programs publish only what is held: with any other port they would take
+    /// packets from whoever has it.
+    pub(super) fn hold_ports(&mut self, again: bool) {
+        let unclaimed = self.shared.hold_ports(&self.published, again);
+        let changed = unclaimed.symmetric_difference(&self.unclaimed);
+        let changed: BTreeSet<String> = changed.map(|(id, _)| id.clone()).collect();
+        self.unclaimed = unclaimed;
+        for id in changed {
+            if let Some(network) = self.local.get(&id).cloned() {
+                self.mark_own(&network, &id, None);
+            }
+        }
     }
 
     /// Tries the ports again for which no open file was left. While none is left, that is one call
     /// of the kernel.
-    pub(super) fn hold_starved_ports(&self) {
+    pub(super) fn hold_starved_ports(&mut self) {
         if self.shared.lacks_files_for_ports() {
             self.hold_ports(false);
-        }
-    }
-
-    /// Marks the networks of the endpoints of this host that publish one of these ports, which
-    /// another endpoint publishes no more. `PUBLISHED` has one entry for a port. If another program
-    /// writes to the store, two endpoints may publish one port, and only the entry of the one that
-    /// was written last is there.
-    fn pass_on(&mut self, ports: impl Iterator<Item = PublishedPort>) {
-        let host_port =
-            |port: &PublishedPort| (port.host_ip, port.host_port, port.protocol.number());
-        let contested: BTreeSet<HostPort> = {
-            let view = self.shared.view();
-            let ports = ports.map(|port| host_port(&port));
-            ports.filter(|port| view.endpoints.publishers(*port) > 0).collect()
-        };
-        if contested.is_empty() {
-            return;
-        }
-        for (other, port) in self.published.keys() {
-            if contested.contains(&host_port(port)) {
-                self.dirty.extend(self.local.get(other).cloned());
-            }
         }
     }
 
@@ -189,8 +177,6 @@ impl Engine {
         for key in before.keys() {
             self.published.remove(key);
         }
-        let gone = before.into_keys().filter(|key| !now.contains_key(key)).map(|(_, port)| port);
-        self.pass_on(gone);
         self.published.extend(now);
         true
     }

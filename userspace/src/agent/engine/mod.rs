@@ -103,6 +103,8 @@ pub(crate) struct Engine {
     local: BTreeMap<String, Name>,
     /// Ports of this host that these endpoints publish, with the name of the container.
     published: BTreeMap<(String, PublishedPort), Name>,
+    /// Those of them that this agent does not hold: the programs do not publish them.
+    unclaimed: BTreeSet<(String, PublishedPort)>,
     /// VNI that each network had when its maps were last written.
     vnis: BTreeMap<Name, u32>,
     /// VTEP address, UDP port and MTU of each node, as the paths were last resolved for.
@@ -160,6 +162,7 @@ impl Engine {
             containers: BTreeMap::new(),
             local: BTreeMap::new(),
             published: BTreeMap::new(),
+            unclaimed: BTreeSet::new(),
             vnis: BTreeMap::new(),
             nodes: BTreeMap::new(),
             dirty: BTreeSet::new(),
@@ -371,6 +374,7 @@ impl Engine {
             own: &self.shared.node,
             ifindexes: &self.ifindexes,
             gateways: &self.gateways,
+            unclaimed: &self.unclaimed,
         }
     }
 

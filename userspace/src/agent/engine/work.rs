@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     agent::{
+        agreed,
         containers::Origin,
         platform::{PlugError, Plugged},
         state::PlugState,
@@ -110,6 +111,7 @@ impl Engine {
                 endpoint.container
             )));
         }
+        agreed::check(&self.shared, endpoint).await?;
         if endpoint.sandbox.owned {
             let running = self.running(&endpoint.container);
             platform.ensure_sandbox(&endpoint.container, running).await?;

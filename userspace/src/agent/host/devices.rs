@@ -108,6 +108,10 @@ impl Devices for Host {
         Ok(())
     }
 
+    async fn leads_into(&self, endpoint: &str, netns: &Path) -> bool {
+        sandbox::leads_into(&self.netlink, endpoint, netns).await.unwrap_or(false)
+    }
+
     async fn forget_rules(&self, sandbox: &SandboxRef) -> Result<(), PlugError> {
         Ok(sandbox::forget_rules(sandbox).await.map_err(sandbox_refused)?)
     }
@@ -274,7 +278,7 @@ impl Devices for Host {
                 (None, Some(pid)) => Netns::from_pid(pid),
                 (None, None) => Netns::current(),
             };
-            sandbox.map(|sandbox| {
+            sandbox.and_then(Netns::not_of_host).map(|sandbox| {
                 let through = process_of(sandbox.path()).map(|pid| (pid, sandbox.id()));
                 Adopted { path: sandbox.path().to_owned(), through }
             })
@@ -289,8 +293,8 @@ impl Devices for Host {
         reserved: &[String],
     ) -> Result<String, ApiError> {
         let path = netns.to_owned();
-        let sandbox =
-            blocking(move || Netns::open(&path)).await?.map_err(|error| netns_refused(&error))?;
+        let sandbox = blocking(move || open_guest(&path)).await?;
+        let sandbox = sandbox.map_err(|error| netns_refused(&error))?;
         let Some(asked) = asked else {
             return sandbox::free_ifname(&sandbox, reserved).await.map_err(sandbox_refused);
         };
@@ -350,10 +354,15 @@ fn note_settings(
     }
 }
 
+/// Opens the namespace of a container, which is none of the host's own.
+fn open_guest(path: &Path) -> Result<Netns, NetnsError> {
+    Netns::open(path)?.not_of_host()
+}
+
 /// Opens the namespace of an endpoint.
 async fn open_sandbox(endpoint: &LocalEndpoint) -> Result<Netns, PlugError> {
     let path = endpoint.sandbox.netns.clone();
-    let opened = blocking(move || Netns::open(&path)).await?;
+    let opened = blocking(move || open_guest(&path)).await?;
     let sandbox = opened.map_err(|error| absent(endpoint, &error))?;
     check_same(endpoint, sandbox.id())?;
     Ok(sandbox)

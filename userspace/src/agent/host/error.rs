@@ -40,7 +40,7 @@ pub(super) fn netns_refused(error: &NetnsError) -> ApiError {
     let kind = match error {
         NetnsError::Taken(_) => ErrorKind::Conflict,
         NetnsError::Missing(_) | NetnsError::DeadProcess(_) => ErrorKind::NotFound,
-        NetnsError::NotNetns(_) => ErrorKind::Invalid,
+        NetnsError::NotNetns(_) | NetnsError::OfHost(_) => ErrorKind::Invalid,
         NetnsError::Permission(_) | NetnsError::Io { .. } => ErrorKind::Internal,
     };
     ApiError::new(kind, error.to_string())

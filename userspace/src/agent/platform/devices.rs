@@ -33,6 +33,9 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// Idempotent.
     async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError>;
 
+    /// Whether the device pair of an endpoint exists and leads into the namespace at a path.
+    async fn leads_into(&self, endpoint: &str, netns: &Path) -> bool;
+
     /// Removes the routing rules that removed endpoints had in a sandbox. Nothing is done if the
     /// sandbox is gone, or another one is at its path.
     async fn forget_rules(&self, sandbox: &SandboxRef) -> Result<(), PlugError>;
@@ -119,7 +122,7 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// Removes the sandbox of a container. Idempotent.
     async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError>;
 
-    /// Checks a namespace that another program made.
+    /// Checks a namespace that another program made. The host's own is refused.
     async fn adopt(&self, netns: Option<&Path>, pid: Option<i32>) -> Result<Adopted, ApiError>;
 
     /// The name of a new interface in a namespace: `asked`, or the first free name if that is

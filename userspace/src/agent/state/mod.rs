@@ -40,7 +40,7 @@ pub(crate) use self::{
     launches::Launches,
     lives::Lives,
     plugs::{PlugState, Plugs},
-    problems::Problems,
+    problems::{MOST, Problems},
     readiness::Readiness,
     regrouped::Regrouped,
     repairs::{Repair, Repairs},

@@ -2,44 +2,123 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Bound::{Included, Unbounded},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
-/// The problems that `status` shows, each under a key of its own.
+use crate::api::types::one_line;
+
+/// Most problems of a kind that are named, and most lines about a kind in the log in a [`WINDOW`].
+/// Somebody who can write to the store can make very many.
+pub(crate) const MOST: usize = 20;
+/// Time in which [`MOST`] counts.
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// The problems that `status` shows, each under a key of its own. The part of a key before the
+/// first '/' is its kind.
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
-    lines: Mutex<BTreeMap<String, String>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lines: BTreeMap<String, String>,
+    /// What the log has of each kind.
+    logged: BTreeMap<String, Logged>,
+}
+
+/// What the log has of a kind in a [`WINDOW`].
+#[derive(Debug)]
+struct Logged {
+    since: Instant,
+    lines: usize,
+    left_out: u64,
+}
+
+fn kind_of(key: &str) -> &str {
+    key.split_once('/').map_or(key, |(kind, _)| kind)
+}
+
+impl State {
+    /// Whether one more line of a kind may be logged now.
+    fn may_log(&mut self, kind: &str, now: Instant) -> bool {
+        if !self.logged.contains_key(kind) {
+            let fresh = Logged { since: now, lines: 0, left_out: 0 };
+            self.logged.insert(kind.to_owned(), fresh);
+        }
+        let Some(logged) = self.logged.get_mut(kind) else { return true };
+        if now.duration_since(logged.since) >= WINDOW {
+            if logged.left_out > 0 {
+                let left_out = logged.left_out;
+                tracing::warn!("{left_out} lines about problems of kind '{kind}' were left out");
+            }
+            *logged = Logged { since: now, lines: 0, left_out: 0 };
+        }
+        if logged.lines < MOST {
+            logged.lines += 1;
+            return true;
+        }
+        logged.left_out += 1;
+        if logged.left_out == 1 {
+            let seconds = WINDOW.as_secs();
+            tracing::warn!(
+                "more than {MOST} lines about problems of kind '{kind}' in {seconds} s: the others are left out, 'culvert status' counts the problems"
+            );
+        }
+        false
+    }
+
+    fn log(&mut self, kind: &str, line: &str, is_over: bool) {
+        if !self.may_log(kind, Instant::now()) {
+            return;
+        }
+        if is_over {
+            tracing::info!("resolved: {line}");
+        } else {
+            tracing::warn!("{line}");
+        }
+    }
 }
 
 impl Problems {
-    // A thread that panicked with the lock held left a valid map: it changes in one step.
-    fn lines_mut(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    // A thread that panicked with the lock held left valid maps.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets the problem under `key`, one line. `None`: the problem is over. Logs a change.
+    /// Sets the problem under `key`, one line, which is shortened if it is too long. `None`: the
+    /// problem is over. Logs a change.
     pub(crate) fn set(&self, key: &str, line: Option<String>) {
-        let mut lines = self.lines_mut();
-        match line {
+        let mut state = self.state();
+        match line.map(one_line) {
             Some(line) => {
-                if lines.get(key) != Some(&line) {
-                    tracing::warn!("{line}");
-                    lines.insert(key.to_owned(), line);
+                if state.lines.get(key) != Some(&line) {
+                    state.log(kind_of(key), &line, false);
+                    state.lines.insert(key.to_owned(), line);
                 }
             }
             None => {
-                if let Some(line) = lines.remove(key) {
-                    tracing::info!("resolved: {line}");
+                if let Some(line) = state.lines.remove(key) {
+                    state.log(kind_of(key), &line, true);
                 }
             }
         }
     }
 
+    /// Logs a problem of a kind that is kept elsewhere, or its end. A line that is too long is
+    /// shortened.
+    pub(crate) fn log(&self, kind: &str, line: &str, is_over: bool) {
+        self.state().log(kind, &one_line(line.to_owned()), is_over);
+    }
+
     /// Replaces all problems whose key begins with `prefix` by `lines`.
     pub(crate) fn set_below(&self, prefix: &str, lines: BTreeMap<String, String>) {
         let over: Vec<String> = {
-            let held = self.lines_mut();
-            let below = held.keys().filter(|key| key.starts_with(prefix));
+            let state = self.state();
+            let from = state.lines.range::<str, _>((Included(prefix), Unbounded));
+            let below = from.map(|(key, _)| key).take_while(|key| key.starts_with(prefix));
             below.filter(|key| !lines.contains_key(*key)).cloned().collect()
         };
         for key in over {
@@ -59,12 +138,26 @@ impl Problems {
 
     /// Whether there is a problem under `key`.
     pub(crate) fn has(&self, key: &str) -> bool {
-        self.lines_mut().contains_key(key)
+        self.state().lines.contains_key(key)
     }
 
-    /// All problems, a line each.
+    /// The problems, a line each: of each kind the first [`MOST`], and the number of the others.
     pub(crate) fn lines(&self) -> Vec<String> {
-        self.lines_mut().values().cloned().collect()
+        let state = self.state();
+        let mut lines = Vec::new();
+        let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
+        for (key, line) in &state.lines {
+            let number = numbers.entry(kind_of(key)).or_default();
+            *number += 1;
+            if *number <= MOST {
+                lines.push(line.clone());
+            }
+        }
+        let more = numbers.into_iter().filter(|(_, number)| *number > MOST);
+        lines.extend(more.map(|(kind, number)| {
+            format!("{} more problems of kind '{kind}', which are not named", number - MOST)
+        }));
+        lines
     }
 }
 
@@ -83,5 +176,34 @@ mod tests {
         problems.set("b", None);
         problems.set_below("a/", BTreeMap::new());
         assert!(problems.lines().is_empty());
+    }
+
+    #[test]
+    fn very_many_problems_are_counted_and_few_are_named() {
+        let problems = Problems::default();
+        problems.set("b", Some("another".to_owned()));
+        for number in 0..1000 {
+            problems.set(&format!("a/{number:04}"), Some(format!("line {number}")));
+        }
+        let lines = problems.lines();
+        assert_eq!(lines.len(), MOST + 1 + 1);
+        assert_eq!((lines[0].as_str(), lines[MOST].as_str()), ("line 0", "another"));
+        let last = format!("{} more problems of kind 'a', which are not named", 1000 - MOST);
+        assert_eq!(lines[MOST + 1], last);
+        for number in MOST..1000 {
+            problems.set(&format!("a/{number:04}"), None);
+        }
+        assert_eq!(problems.lines().len(), MOST + 1);
+    }
+
+    #[test]
+    fn lines_of_the_log_are_bounded_for_each_kind() {
+        let (mut state, start) = (State::default(), Instant::now());
+        let mut logged = |kind: &str, at: Duration| state.may_log(kind, start + at);
+        let now = Duration::ZERO;
+        assert_eq!((0..1000).filter(|_| logged("a", now)).count(), MOST);
+        assert!(logged("b", now), "a kind of its own");
+        assert!(!logged("a", WINDOW - Duration::from_millis(1)));
+        assert_eq!((0..1000).filter(|_| logged("a", WINDOW)).count(), MOST);
     }
 }

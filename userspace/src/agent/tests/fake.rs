@@ -146,6 +146,8 @@ impl World {
         let keeper = Arc::clone(&agent);
         shared.ending.tasks.spawn(async move { keeper.keep_resolvers(PERIODS.retry).await });
         let keeper = Arc::clone(&agent);
+        shared.ending.tasks.spawn(async move { keeper.claim_macs().await });
+        let keeper = Arc::clone(&agent);
         shared.ending.tasks.spawn(async move {
             let found = keeper.find_commands().await;
             keeper.keep_commands(PERIODS.retry, found).await;

@@ -341,6 +341,13 @@ impl Devices for Paper {
         Ok(self.state().gateways.clone())
     }
 
+    async fn leads_into(&self, endpoint: &str, netns: &Path) -> bool {
+        let state = self.state();
+        state.veths.contains_key(endpoint)
+            && state.namespaces.contains_key(netns)
+            && !state.foreign.contains(netns)
+    }
+
     async fn forget_rules(&self, _sandbox: &SandboxRef) -> Result<(), PlugError> {
         Ok(())
     }

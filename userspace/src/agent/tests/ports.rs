@@ -188,7 +188,8 @@ async fn a_restarted_agent_takes_its_ports_again() {
     let again = world.start(1, &paper).await.ready().await;
     assert_eq!(held(&paper), [(8080, Tcp)]);
     let row = &again.agent.containers().await.unwrap()[0];
-    assert_eq!(row.networks[0].ports.len(), 2, "it is published all the same");
+    assert_eq!(row.networks[0].ports.len(), 2, "the container keeps it");
+    assert_eq!(paper.state().tables.published.len(), 1, "the process has it");
     let line = "container 'web': port 9090/tcp is in use by 'nginx' (pid 4711): ";
     let problems = again.agent.status().await.unwrap().problems;
     assert!(problems.iter().any(|problem| problem.starts_with(line)), "{problems:?}");
@@ -196,6 +197,7 @@ async fn a_restarted_agent_takes_its_ports_again() {
     // The agent tries the port again.
     paper.state().busy.clear();
     again.eventually("9090 is held", |state| state.held.lock().unwrap().len() == 2).await;
+    again.eventually("it is published", |state| state.tables.published.len() == 2).await;
     let problems = again.agent.status().await.unwrap().problems;
     assert!(!problems.iter().any(|problem| problem.starts_with(line)), "{problems:?}");
     again.agent.purge().await.unwrap();
@@ -258,11 +260,11 @@ async fn a_contested_port_goes_to_the_container_that_stays() {
             let entries: Vec<_> = state.tables.published.values().map(|entry| entry.vni).collect();
             entries == [endpoint_of(container).vni.get()]
         };
-        one.eventually("the later one has it", |state| leads_to(state, "other")).await;
         eventually("it is told", || async {
             port_problems(&one).iter().any(|line| line.starts_with("container 'other': port 8080"))
         })
         .await;
+        one.eventually("the holder has it", |state| leads_to(state, "web")).await;
 
         one.agent.container_remove(&name(goes), false).await.unwrap();
         one.eventually(stays, |state| leads_to(state, stays)).await;
@@ -270,6 +272,31 @@ async fn a_contested_port_goes_to_the_container_that_stays() {
         assert_eq!(held(&one.paper), [(8080, Tcp)]);
         one.paper.reads.close(false);
     }
+}
+
+/// Two records may have one port, if somebody wrote them: the holder alone is published.
+#[test]
+fn of_two_records_with_one_port_one_has_it_and_then_the_other() {
+    let paper = Paper::new();
+    let reservations = Reservations::default();
+    let port = PublishedPort {
+        host_ip: ANY,
+        host_port: 8080,
+        container_port: 80,
+        protocol: Tcp,
+        count: 1,
+    };
+    let key = |id: &str| (id.to_owned(), port);
+    let mut wanted = BTreeMap::from([(key("a"), name("web")), (key("b"), name("other"))]);
+    for again in [false, true] {
+        let synced = reservations.sync(paper.as_ref(), &wanted, again);
+        assert_eq!(synced.unclaimed, [key("b")].into());
+        assert!(synced.lines.values().all(|line| line.ends_with("the port is not published")));
+        assert_eq!(synced.lines.len(), 1);
+    }
+    wanted.remove(&key("a"));
+    let synced = reservations.sync(paper.as_ref(), &wanted, false);
+    assert!(synced.unclaimed.is_empty() && synced.lines.is_empty());
 }
 
 #[test]
@@ -304,7 +331,7 @@ fn a_search_for_the_holder_of_a_port_keeps_no_other_port_waiting() {
         let assigned = told.recv_timeout(DEADLINE);
         paper.lookups.close(false);
         assert_eq!(assigned, Ok(true), "another port while the search goes on");
-        let lines = lines.join().unwrap();
+        let lines = lines.join().unwrap().lines;
         assert!(lines.values().all(|line| line.contains("in use by 'nginx'")), "{lines:?}");
         assert_eq!(lines.len(), 1);
     });

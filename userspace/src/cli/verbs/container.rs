@@ -174,7 +174,7 @@ pub(super) fn created(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     match format {
-        Format::Table => writeln!(out, "{}", row.name)?,
+        Format::Table => output::line(out, &row.name)?,
         Format::Json => output::rows(out, format, &[row])?,
     }
     Ok(())
@@ -207,7 +207,7 @@ pub(crate) async fn rm(
         if let Some(log) = log {
             remove_log(Path::new(&log))?;
         }
-        Ok(writeln!(out, "{name}")?)
+        Ok(output::line(out, name.as_str())?)
     })
     .await
 }

@@ -57,7 +57,7 @@ pub(crate) async fn network(
         NetworkCommand::Rm { names } => {
             for_all(&names, async |name| {
                 backend.network_remove(name).await?;
-                Ok(writeln!(out, "{name}")?)
+                Ok(output::line(out, name.as_str())?)
             })
             .await
         }
@@ -104,7 +104,7 @@ async fn create(
     };
     let created = backend.network_create(request).await?;
     match format {
-        Format::Table => writeln!(out, "{}", created.id)?,
+        Format::Table => output::line(out, &created.id)?,
         Format::Json => output::json(out, &created)?,
     }
     Ok(())

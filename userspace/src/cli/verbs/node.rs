@@ -46,7 +46,7 @@ pub(crate) async fn node(
         NodeCommand::Rm { force, names } => {
             for_all(&names, async |name| {
                 backend.node_remove(name, force).await?;
-                Ok(writeln!(out, "{name}")?)
+                Ok(output::line(out, name.as_str())?)
             })
             .await
         }

@@ -212,7 +212,7 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
         ],
     )?;
     for problem in problems {
-        writeln!(out, "  {problem}")?;
+        output::line(out, &format!("  {problem}"))?;
     }
     Ok(())
 }

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     model::{
-        Endpoint, IpOwner, Key, MacAddr, Name, Network, PublishedPort, SCHEMA, SandboxRef,
-        Versioned, View, validate,
+        Endpoint, IpOwner, Key, MacAddr, MacOwner, Name, Network, PublishedPort, SCHEMA,
+        SandboxRef, Versioned, View, validate,
     },
     store::{Compare, Write},
 };
@@ -41,7 +41,8 @@ pub struct EndpointSpec {
     pub from: Vec<Ipv4Network>,
 }
 
-/// Plans the creation of an endpoint: its addresses, at least one of each subnet, and the record.
+/// Plans the creation of an endpoint: its addresses, at least one of each subnet, the claims to
+/// them and to its MAC, and the record.
 ///
 /// # Errors
 ///
@@ -122,10 +123,8 @@ pub fn create_endpoint_as(
         Some(known) => Compare::Unchanged(node, known.revision),
         None => Compare::Absent(node),
     });
-    if spec.mac.is_some() {
-        // MACs have no keys of their own. So a chosen MAC requires that no endpoint of the network
-        // was written after the view's revision.
-        plan.compares.push(Compare::PrefixUnchanged(Key::endpoints_of(name), view.revision));
+    if !endpoint.has_derived_mac() {
+        claim_mac_of(&endpoint, &mut plan)?;
     }
     let owner = IpOwner { schema: SCHEMA, endpoint: endpoint.id.clone() };
     for ip in endpoint.addresses() {
@@ -134,6 +133,33 @@ pub fn create_endpoint_as(
         plan.writes.push(put(key, &owner)?);
     }
     Ok((endpoint, plan))
+}
+
+/// Adds the claim to the MAC of an endpoint to the plan.
+fn claim_mac_of(endpoint: &Endpoint, plan: &mut Plan) -> Result<(), Refusal> {
+    let key = Key::mac(&endpoint.network, endpoint.mac);
+    let owner = MacOwner { schema: SCHEMA, endpoint: endpoint.id.clone() };
+    plan.compares.push(Compare::Absent(key.clone()));
+    plan.writes.push(put(key, &owner)?);
+    Ok(())
+}
+
+/// Plans the claim to the MAC of an endpoint that an earlier version has made without one. The plan
+/// has no writes if the endpoint needs no claim, or if somebody has claimed the MAC.
+///
+/// # Errors
+///
+/// The endpoint is unknown.
+pub fn claim_mac(view: &View, network: &Name, id: &str) -> Result<Plan, Refusal> {
+    let found = view.endpoint(network, id).ok_or_else(|| {
+        Refusal::NotFound(format!("endpoint {id} of network '{network}' is unknown"))
+    })?;
+    let unchanged = Compare::Unchanged(Key::endpoint(network, id), found.revision);
+    let mut plan = Plan { compares: vec![unchanged], writes: Vec::new() };
+    if !found.has_derived_mac() && view.mac_claim(network, found.mac).is_none() {
+        claim_mac_of(&found, &mut plan)?;
+    }
+    Ok(plan)
 }
 
 /// Checks that a container may publish ports in a network.
@@ -168,16 +194,21 @@ fn check_mac(view: &View, network: &Network, mac: MacAddr, own: MacAddr) -> Resu
             holder.container, holder.node
         )));
     }
-    // The MAC that Culvert derives from another address of the network.
-    let reserved = network.subnets.iter().any(|subnet| {
-        mac != own
-            && MacAddr::from_ipv4([mac.0[2], mac.0[3], mac.0[4], mac.0[5]].into()) == mac
-            && subnet.subnet.contains(IpAddr::from([mac.0[2], mac.0[3], mac.0[4], mac.0[5]]))
-    });
-    if reserved {
+    // The endpoint may be on its way to this view, or be gone though its claim stayed.
+    if let Some(claim) = view.mac_claim(name, mac) {
+        let owner = match &claim.owner {
+            Some(owner) => format!("endpoint {}", owner.endpoint),
+            None => "an unreadable record".to_owned(),
+        };
         return Err(Refusal::Conflict(format!(
-            "MAC {mac} belongs to address {}.{}.{}.{} of network '{name}': ask for that address, or choose another MAC",
-            mac.0[2], mac.0[3], mac.0[4], mac.0[5]
+            "MAC {mac} is claimed by {owner} in network '{name}', key {}: choose another, or leave out --mac",
+            Key::mac(name, mac)
+        )));
+    }
+    // The MAC that Culvert derives from another address of the network.
+    if let Some(ip) = network.address_of(mac).filter(|_| mac != own) {
+        return Err(Refusal::Conflict(format!(
+            "MAC {mac} belongs to address {ip} of network '{name}': ask for that address, or choose another MAC"
         )));
     }
     Ok(())
@@ -215,7 +246,7 @@ pub fn fence_endpoint(view: &View, network: &Name, id: &str, node: &Name) -> Res
     Ok(plan)
 }
 
-/// Plans the removal of an endpoint and of its address claims.
+/// Plans the removal of an endpoint and of its claims.
 ///
 /// # Errors
 ///
@@ -234,6 +265,10 @@ pub fn remove_endpoint(view: &View, network: &Name, id: &str) -> Result<Plan, Re
     };
     for ip in found.addresses() {
         plan.writes.extend(freed(view, network, id, ip));
+    }
+    let claim = view.mac_claim(network, found.mac).and_then(|claim| claim.owner.as_ref());
+    if claim.is_some_and(|owner| owner.endpoint == id) {
+        plan.writes.push(Write::Delete(Key::mac(network, found.mac)));
     }
     Ok(plan)
 }

@@ -16,14 +16,14 @@ use crate::store::{Compare, Write};
 
 pub use crate::store::new_id;
 pub use endpoint::{
-    EndpointSpec, add_address, create_endpoint, create_endpoint_as, fence_endpoint, may_publish,
-    remove_address, remove_endpoint,
+    EndpointSpec, add_address, claim_mac, create_endpoint, create_endpoint_as, fence_endpoint,
+    may_publish, remove_address, remove_endpoint,
 };
 pub use execute::{ExecuteError, commit, execute, execute_below};
 pub use network::{
     NetworkSpec, PREDEFINED_BRIDGE, choose_subnet, create_network, lowest_free_vni, remove_network,
 };
-pub use node::{not_elsewhere, register_node, remove_node};
+pub use node::{not_elsewhere, register_node, remove_node, restore_node};
 pub use vtep::{add_vtep, remove_vtep};
 
 /// A transaction that is not committed yet.

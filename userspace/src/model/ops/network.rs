@@ -166,6 +166,7 @@ pub(super) fn emptied_network(view: &View, found: &Versioned<Network>) -> Plan {
         writes: vec![
             Write::Delete(Key::network(name)),
             Write::DeletePrefix(Key::ipam_of(name)),
+            Write::DeletePrefix(Key::macs_of(name)),
             Write::DeletePrefix(Key::vteps_of(name)),
         ],
     };

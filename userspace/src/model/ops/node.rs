@@ -50,6 +50,28 @@ pub fn register_node(
     Ok(Plan { compares, writes })
 }
 
+/// Plans that the record of a node is as its agent wants it, after somebody else has written it:
+/// with another identifier or address, with a record that cannot be read, or not at all.
+///
+/// # Errors
+///
+/// `agent` is not the one that is alive under the name.
+pub fn restore_node(view: &View, node: &Node, agent: &Alive) -> Result<Plan, Refusal> {
+    let name = &node.name;
+    let (key, alive_key) = (Key::node(name), Key::alive(name));
+    let alive = view.alive.get(name).filter(|alive| alive.run == agent.run).ok_or_else(|| {
+        Refusal::Conflict(format!("node '{name}': its agent in the store is another one"))
+    })?;
+    let mut compares = vec![Compare::Unchanged(alive_key, alive.revision)];
+    if view.problem_at(&key).is_none() {
+        compares.push(match view.nodes.get(name) {
+            None => Compare::Absent(key.clone()),
+            Some(known) => Compare::Unchanged(key.clone(), known.revision),
+        });
+    }
+    Ok(Plan { compares, writes: vec![put(key, node)?] })
+}
+
 /// Checks that `agent` may be the agent of `node`: no other agent that is alive has its identifier,
 /// its name or its VTEP address.
 fn check_identity(view: &View, node: &Node, agent: &Alive) -> Result<(), Refusal> {

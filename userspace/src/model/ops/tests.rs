@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::*;
 use crate::model::{
-    Driver, HostRoute, Key, MacAddr, SandboxRef,
+    Driver, Endpoint, HostRoute, Key, MacAddr, MacOwner, SCHEMA, SandboxRef,
     testing::{Cluster, endpoint, name, network as net, node},
 };
 
@@ -495,9 +495,88 @@ fn a_plan_whose_commit_is_in_doubt_is_fenced_off() {
 fn an_ipv6_network_gives_macs_from_its_addresses() {
     let mut cluster = Cluster::default();
     cluster.network(&net("six", 256, &["fd00::/64"]));
-    let (made, _) = create_endpoint(&cluster.view, &wanted("six", "c")).expect("plan");
+    let (made, plan) = create_endpoint(&cluster.view, &wanted("six", "c")).expect("plan");
     assert_eq!(made.mac.to_string(), "02:42:00:00:00:02");
     assert!(made.ipv4.is_none() && made.mac.is_unicast());
+    // Another address may give the same MAC, so it is claimed.
+    assert!(plan.compares.contains(&Compare::Absent(Key::mac(&made.network, made.mac))));
+    cluster.carry_out(plan.writes);
+    assert_eq!(cluster.view.complaints(), Vec::<String>::new());
+}
+
+#[test]
+fn a_mac_is_claimed_and_freed_with_its_endpoint() {
+    let mut cluster = Cluster::default();
+    let red = net("red", 256, &["10.0.0.0/24"]);
+    cluster.network(&red);
+    let mac: MacAddr = "0e:00:00:00:00:01".parse().expect("MAC");
+    let spec = |container: &str| EndpointSpec { mac: Some(mac), ..wanted("red", container) };
+    let (made, plan) = create_endpoint(&cluster.view, &spec("web")).expect("plan");
+    let key = Key::mac(&red.name, mac);
+    assert!(plan.compares.contains(&Compare::Absent(key.clone())));
+    cluster.carry_out(plan.writes);
+    assert_eq!(cluster.view.complaints(), Vec::<String>::new());
+
+    // Records with the MAC of another: by its claim, by its address, and the gateway's.
+    let derived = |last: u8| MacAddr::from_ipv4([10, 0, 0, last].into());
+    let owned = format!("MAC {mac} belongs to endpoint {}", made.id);
+    for (id, ip, mac, part) in [
+        ("0b", "10.0.0.50", mac, owned.as_str()),
+        ("0c", "10.0.0.51", derived(2), "belongs to address 10.0.0.2 "),
+        ("0d", "10.0.0.52", derived(1), "belongs to address 10.0.0.1 "),
+    ] {
+        let thief = Endpoint { mac, ..endpoint(&red, id, "host2", ip) };
+        cluster.endpoint(&thief);
+        let line = cluster.view.usable_endpoint(&thief).expect_err("not usable");
+        assert!(line.contains(part), "{line}");
+        assert!(cluster.view.complaints().contains(&line));
+        cluster.view.usable_endpoint(&made).expect("the earlier claim holds");
+        let brief = cluster.view.endpoints.briefs(&red.name).find(|brief| brief.id.text() == id);
+        assert!(!cluster.view.is_usable(&red, &brief.expect("it is there")));
+    }
+    assert!(line(create_endpoint(&cluster.view, &spec("db"))).contains("is taken by container"));
+
+    let plan = remove_endpoint(&cluster.view, &red.name, &made.id).expect("plan");
+    assert!(plan.writes.contains(&Write::Delete(key.clone())));
+    cluster.carry_out(plan.writes);
+    assert!(cluster.view.macs.is_empty());
+    let plan = remove_endpoint(&cluster.view, &red.name, "0b").expect("plan");
+    cluster.carry_out(plan.writes);
+    cluster.raw(&key, b"x");
+    let refused = line(create_endpoint(&cluster.view, &spec("db")));
+    assert!(refused.contains("claimed by an unreadable record"), "{refused}");
+    for id in ["0c", "0d"] {
+        let plan = remove_endpoint(&cluster.view, &red.name, id).expect("plan");
+        cluster.carry_out(plan.writes);
+    }
+    let plan = remove_network(&cluster.view, &red.name).expect("plan");
+    assert!(plan.writes.contains(&Write::DeletePrefix(Key::macs_of(&red.name))));
+}
+
+#[test]
+fn a_mac_that_an_earlier_version_gave_is_claimed_later() {
+    let mut cluster = Cluster::default();
+    let red = net("red", 256, &["10.0.0.0/24"]);
+    cluster.network(&red);
+    let mac: MacAddr = "0e:00:00:00:00:01".parse().expect("MAC");
+    let old = Endpoint { mac, ..endpoint(&red, "0a", "host1", "10.0.0.2") };
+    cluster.endpoint(&old);
+    cluster.endpoint(&endpoint(&red, "0b", "host1", "10.0.0.3"));
+    assert_eq!(cluster.view.complaints(), Vec::<String>::new());
+    assert_eq!(cluster.view.unclaimed_macs(&old.node), [(red.name.clone(), "0a".to_owned())]);
+    for id in ["0b", "0a"] {
+        let plan = claim_mac(&cluster.view, &red.name, id).expect("plan");
+        assert_eq!(plan.writes.len(), usize::from(id == "0a"));
+        cluster.carry_out(plan.writes);
+    }
+    assert_eq!(cluster.view.unclaimed_macs(&old.node), []);
+    assert_eq!(claim_mac(&cluster.view, &red.name, "0a").expect("plan").writes, []);
+    let refused = line(claim_mac(&cluster.view, &red.name, "0c"));
+    assert!(refused.contains("is unknown"), "{refused}");
+    // Who claims it first has it.
+    let owner = MacOwner { schema: SCHEMA, endpoint: "0c".to_owned() };
+    cluster.put(Key::mac(&red.name, mac), &owner);
+    assert!(cluster.view.usable_endpoint(&old).is_err());
 }
 
 #[test]
@@ -513,10 +592,8 @@ fn a_mac_of_ones_own_is_checked() {
     };
     let (made, plan) = with("0e:00:00:00:00:01", None).expect("plan");
     assert_eq!(made.mac.to_string(), "0e:00:00:00:00:01");
-    // The plan requires that no other host added an endpoint with this MAC meanwhile.
-    let alone =
-        Compare::PrefixUnchanged("/culvert/v1/endpoints/red/".to_owned(), cluster.view.revision);
-    assert!(plan.compares.contains(&alone));
+    // The plan requires that nobody has claimed this MAC meanwhile.
+    assert!(plan.compares.contains(&Compare::Absent(Key::mac(&red.name, made.mac))));
     // The MAC of its own address is valid. Outside the subnet 02:42 is free.
     with("02:42:0a:00:00:09", Some("10.0.0.9")).expect("plan");
     with("02:42:ac:11:00:02", None).expect("plan");

@@ -27,7 +27,7 @@ fn documented() -> Vec<(&'static str, &'static str)> {
 #[test]
 fn the_documented_records_are_what_is_read() {
     let documented = documented();
-    assert_eq!(documented.len(), 8, "one of each kind");
+    assert_eq!(documented.len(), 9, "one of each kind");
     let mut cluster = Cluster::default();
     for (key, json) in &documented {
         cluster.raw(key, json.as_bytes());
@@ -45,9 +45,10 @@ fn the_documented_records_are_what_is_read() {
         view.alive.len(),
         view.endpoints.networks().count(),
         view.ipam.networks().count(),
+        view.macs.len(),
         view.vteps.len(),
     ];
-    assert_eq!(counts, [1; 7]);
+    assert_eq!(counts, [1; 8]);
 }
 
 #[test]
@@ -80,6 +81,7 @@ fn the_documented_records_are_what_is_written() {
         encode(&Alive::new("00".to_owned())),
         encode(&ep),
         encode(&IpOwner { schema: SCHEMA, endpoint: "0a".to_owned() }),
+        encode(&MacOwner { schema: SCHEMA, endpoint: "0a".to_owned() }),
         encode(&ForeignVtep { schema: SCHEMA, network: red.name.clone(), ip, port: 1 }),
     ];
     for ((key, documented), written) in documented().into_iter().zip(written) {

@@ -154,6 +154,24 @@ impl Endpoints {
         group.flat_map(move |group| group.own_macs.keys_in(range.clone())).map(|(_, id)| id)
     }
 
+    /// The MACs of a network that several endpoints have, and that are not derived from their IPv4
+    /// addresses: each with the first endpoint, and one of the others.
+    pub(super) fn repeated_macs(
+        &self,
+        network: &Name,
+    ) -> impl Iterator<Item = (MacAddr, Id, Id)> + use<'_> {
+        let group = self.groups.get(network).into_iter();
+        let keys = group.flat_map(|group| group.own_macs.iter().map(|(key, ())| *key));
+        let mut first: Option<(MacAddr, Id)> = None;
+        keys.filter_map(move |(mac, id)| match first {
+            Some((same, holder)) if same == mac => Some((mac, holder, id)),
+            _ => {
+                first = Some((mac, id));
+                None
+            }
+        })
+    }
+
     /// The endpoints of all networks.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&Name, Brief<'_>)> {
         self.groups.keys().flat_map(|network| self.briefs(network).map(move |ep| (network, ep)))

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    SCHEMA,
+    ROOT, SCHEMA,
     testing::{Cluster, change, delete, endpoint, name, network, node},
 };
 
@@ -102,7 +102,8 @@ fn unreadable_records_are_named_and_take_nothing_down() {
     assert!(cluster.view.problems.is_empty());
     cluster.raw("/culvert/v1/networks/red", b"x");
     let touched = cluster.view.apply(&delete("/culvert/v1/networks/red".to_owned(), 99));
-    assert!(touched.problems && touched.networks.contains(&red.name));
+    assert_eq!(touched.problems, ["/culvert/v1/networks/red".to_owned()].into());
+    assert!(touched.networks.contains(&red.name));
     assert!(cluster.view.problems.is_empty() && !cluster.view.networks.contains_key(&red.name));
 }
 
@@ -113,11 +114,43 @@ fn keys_of_no_kind_are_named_too() {
         cluster.raw(key, b"{}");
         assert!(cluster.view.problem_at(key).is_some(), "{key}");
         let touched = cluster.view.apply(&delete(key.to_owned(), 50));
-        assert!(touched.problems && cluster.view.problems.is_empty(), "{key}");
+        assert_eq!(touched.problems, [key.to_owned()].into());
+        assert!(cluster.view.problems.is_empty(), "{key}");
     }
     // The view ignores the mark of the store.
     cluster.raw("/culvert/v1/store", b"anything");
     assert!(cluster.view.is_empty());
+}
+
+/// However many keys are garbage, a change of one of them concerns that one, and the lines about
+/// them are few and short.
+#[test]
+fn garbage_is_counted_and_its_lines_are_bounded() {
+    let (red, _) = two_networks();
+    let mut cluster = Cluster::default();
+    cluster.network(&red);
+    let long = "x".repeat(10_000);
+    for number in 0..1000 {
+        let key = format!("/culvert/v1/other/{number:04}/{long}");
+        let touched = cluster.view.apply(&Change::Put(Entry {
+            key: key.clone(),
+            value: Vec::new(),
+            mod_revision: 9,
+        }));
+        assert_eq!(touched, Touched { problems: [key].into(), ..Touched::default() });
+    }
+    for number in 0..100_u8 {
+        // The owner in a record may be any text as well.
+        let ep = endpoint(&red, &format!("{number:02x}"), "host1", &format!("10.0.0.{number}"));
+        cluster.put(Key::endpoint(&red.name, &ep.id), &ep);
+        let owner = IpOwner { schema: SCHEMA, endpoint: long.clone() };
+        cluster.put(Key::ipam(&red.name, [10, 0, 0, number].into()), &owner);
+    }
+    let (lines, more) = cluster.view.first_complaints(20);
+    assert_eq!((lines.len(), more), (40, 980 + 80));
+    assert!(lines.iter().all(|line| line.chars().count() <= 601), "{lines:?}");
+    assert!(lines[0].starts_with("/culvert/v1/other/0000/x"), "{}", lines[0]);
+    assert_eq!(cluster.view.complaints().len(), 1100);
 }
 
 #[test]
@@ -143,6 +176,40 @@ fn two_networks_with_one_vni_are_not_both_usable() {
     let line = cluster.view.usable_network(&blue.name).expect_err("not usable");
     assert!(line.contains("VNI 256 belongs to network 'red'"), "{line}");
     assert!(cluster.view.usable_network(&name("green")).expect_err("unknown").contains("unknown"));
+}
+
+/// A change of a claim to a MAC concerns every endpoint that has the MAC.
+#[test]
+fn a_claim_to_a_mac_concerns_the_endpoints_that_have_it() {
+    let (red, _) = two_networks();
+    let mac = MacAddr([0x0e, 0, 0, 0, 0, 1]);
+    let mut cluster = Cluster::default();
+    cluster.network(&red);
+    for (id, ip) in [("0a", "10.0.0.2"), ("0b", "10.0.0.3")] {
+        cluster.endpoint(&Endpoint { mac, ..endpoint(&red, id, "host1", ip) });
+    }
+    cluster.endpoint(&endpoint(&red, "0c", "host1", "10.0.0.4"));
+    let both = ["0a", "0b"].map(|id| (red.name.clone(), id.to_owned()));
+    let touches = Touched { endpoints: both.into(), ..Touched::default() };
+    let owner = MacOwner { schema: SCHEMA, endpoint: "0b".to_owned() };
+    let usable = |view: &View| -> Vec<String> {
+        let all = view.endpoints_in(&red.name);
+        all.filter(|ep| view.usable_endpoint(ep).is_ok()).map(|ep| ep.record.id).collect()
+    };
+    // An earlier version has claimed nothing.
+    assert_eq!(usable(&cluster.view), ["0a", "0b", "0c"]);
+    let repeated = cluster.view.complaints();
+    assert!(repeated[0].contains("endpoint 0b in network 'red'"), "{repeated:?}");
+    assert!(repeated[0].contains("is that of endpoint 0a, too"), "{repeated:?}");
+    assert_eq!(repeated.len(), 1);
+    let put = change(Key::mac(&red.name, mac), &owner, 50);
+    assert_eq!(cluster.view.apply(&put), touches);
+    assert_eq!(usable(&cluster.view), ["0b", "0c"]);
+    cluster.raw(&Key::mac(&red.name, mac), b"garbage");
+    assert_eq!(usable(&cluster.view), ["0c"]);
+    let touched = cluster.view.apply(&delete(Key::mac(&red.name, mac), 60));
+    assert_eq!(touched.endpoints, touches.endpoints);
+    assert_eq!(usable(&cluster.view), ["0a", "0b", "0c"]);
 }
 
 #[test]
@@ -212,7 +279,7 @@ fn a_list_sets_the_revision() {
 
 /// Writes and deletions of valid records, from so small a set that they collide.
 fn history() -> impl Strategy<Value = Vec<(u8, u8, bool)>> {
-    proptest::collection::vec((0..6_u8, 0..4_u8, any::<bool>()), 0..60)
+    proptest::collection::vec((0..7_u8, 0..4_u8, any::<bool>()), 0..60)
 }
 
 fn record_change(kind: u8, which: u8, revision: Revision) -> Change {
@@ -236,6 +303,10 @@ fn record_change(kind: u8, which: u8, revision: Revision) -> Change {
             let claim = IpOwner { schema: SCHEMA, endpoint: ep.id };
             let ip = IpAddr::from([10, 0, 0, which + 2]);
             change(Key::ipam(&red.name, ip), &claim, revision)
+        }
+        5 => {
+            let claim = MacOwner { schema: SCHEMA, endpoint: ep.id };
+            change(Key::mac(&red.name, MacAddr([0x0e, 0, 0, 0, 0, which])), &claim, revision)
         }
         _ => {
             let alive = Alive::new("00".to_owned());
@@ -273,7 +344,7 @@ proptest! {
     /// Any bytes under any key are skipped and reported.
     #[test]
     fn nothing_in_the_store_makes_the_view_panic(
-        kind in "(networks|vnis|nodes|alive|endpoints|ipam|vteps|store|other)",
+        kind in "(networks|vnis|nodes|alive|endpoints|ipam|macs|vteps|store|other)",
         name in "[a-z0-9./: ]{0,12}",
         value in proptest::collection::vec(any::<u8>(), 0..200),
     ) {

@@ -16,8 +16,8 @@ pub struct Touched {
     pub former: BTreeSet<(Name, Former)>,
     /// Nodes: their record or their liveness.
     pub nodes: BTreeSet<Name>,
-    /// [`View::problems`](super::View::problems) changed.
-    pub problems: bool,
+    /// Keys whose entry in [`View::problems`](super::View::problems) has changed, come or gone.
+    pub problems: BTreeSet<String>,
 }
 
 /// Former state of an endpoint.
@@ -48,7 +48,7 @@ impl Touched {
             && self.endpoints.is_empty()
             && self.former.is_empty()
             && self.nodes.is_empty()
-            && !self.problems
+            && self.problems.is_empty()
     }
 
     /// Adds the objects of `other`.
@@ -57,6 +57,6 @@ impl Touched {
         self.endpoints.extend(other.endpoints);
         self.former.extend(other.former);
         self.nodes.extend(other.nodes);
-        self.problems |= other.problems;
+        self.problems.extend(other.problems);
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn patch(
             *publishers.entry(port).or_default() += 1;
         }
         if let Some(ifindex) = ifindexes.get(id).filter(|_| view.is_usable(network, &brief)) {
-            put(patch, network, &endpoint, *ifindex);
+            put(patch, inputs, network, &endpoint, *ifindex);
         }
     }
     let is_contested = |key: &PublishedKey| {
@@ -61,10 +61,16 @@ pub(super) fn patch(
 }
 
 /// Adds the entries of an endpoint that has its interface.
-fn put(patch: &mut Patch, network: &Network, endpoint: &Endpoint, ifindex: u32) {
+fn put(
+    patch: &mut Patch,
+    inputs: &Inputs<'_>,
+    network: &Network,
+    endpoint: &Endpoint,
+    ifindex: u32,
+) {
     let vni = patch.vni;
     patch.endpoints.insert(ifindex, Some(endpoint_info(network, endpoint)));
-    let entries = published(vni, endpoint, ifindex);
+    let entries = published(inputs, vni, endpoint, ifindex);
     patch.published.extend(entries.map(|(key, entry)| (key, Some(entry))));
     let clients = endpoint.from.iter();
     patch.sources.extend(clients.map(|from| (Prefix::of_clients(ifindex, *from), Some(vni))));

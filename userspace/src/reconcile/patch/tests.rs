@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     model::{
-        Endpoint, ForeignVtep, IpOwner, Key, Protocol, PublishedPort, SCHEMA, View, decoded, ops,
+        Endpoint, ForeignVtep, IpOwner, Key, MacOwner, Protocol, PublishedPort, SCHEMA, View,
+        decoded, ops,
         testing::{Cluster, endpoint, name, network, node},
     },
     reconcile::{Kernel, NetworkState, Op, Reconciler, Tables, network_state},
@@ -40,6 +41,8 @@ struct Host {
     ifindexes: BTreeMap<String, u32>,
     /// Endpoints that were plugged in or out since the last change.
     plugged: Changed,
+    /// Ports that are not held.
+    unclaimed: BTreeSet<(String, PublishedPort)>,
     patched: usize,
 }
 
@@ -67,7 +70,9 @@ impl Host {
         cluster.claim(&net.name, [10, 0, 0, 100].into(), &own.id);
         let (maps, reconciler) = (Maps::default(), Reconciler::default());
         let (ifindexes, plugged) = (BTreeMap::from([("00".to_owned(), 7)]), Changed::default());
-        let mut host = Self { cluster, maps, reconciler, ifindexes, plugged, patched: 0 };
+        let unclaimed = BTreeSet::new();
+        let mut host =
+            Self { cluster, maps, reconciler, ifindexes, plugged, unclaimed, patched: 0 };
         host.whole();
         host
     }
@@ -100,7 +105,8 @@ impl Host {
     fn with<T>(&self, work: impl FnOnce(&Inputs<'_>) -> T) -> T {
         let own = node("host1", 1);
         let (view, gateways) = (&self.cluster.view, &BTreeMap::new());
-        work(&Inputs { view, own: &own, ifindexes: &self.ifindexes, gateways })
+        let (ifindexes, unclaimed) = (&self.ifindexes, &self.unclaimed);
+        work(&Inputs { view, own: &own, ifindexes, gateways, unclaimed })
     }
 
     fn whole(&mut self) {
@@ -159,7 +165,7 @@ fn change() -> impl Strategy<Value = Part> {
     (
         1..6u8,
         1..6u8,
-        proptest::option::of(0..3u8),
+        proptest::option::of(0..5u8),
         2..6u8,
         owner(),
         proptest::collection::btree_map(2..9u8, owner(), 0..4),
@@ -181,8 +187,11 @@ fn changes_here(
     let id = format!("{id:02x}");
     let record = endpoint(&net, &id, &format!("host{node}"), &address);
     // Some endpoints have the MAC that is derived from another endpoint's address, also from that
-    // of an endpoint on this host.
-    let mac = mac.map(|last| [0x02, 0x42, 10, 0, 0, [100, 2, 3][usize::from(last)]]);
+    // of an endpoint on this host. Some have one of two other MACs, with a claim or without.
+    let mac = mac.map(|which| match which {
+        0..3 => [0x02, 0x42, 10, 0, 0, [100, 2, 3][usize::from(which)]],
+        _ => [0x0e, 0, 0, 0, 0, which],
+    });
     // The primary address is not an additional one.
     more.remove(&ip);
     let additional = more.keys().map(|last| [10, 0, 0, *last].into()).collect();
@@ -204,6 +213,16 @@ fn changes_here(
         true => Change::Delete { key, revision },
         false => put(key, crate::model::encode(&record).unwrap()),
     }];
+    if !record.has_derived_mac() {
+        let key = Key::mac(&net.name, record.mac);
+        changes.push(match owner.filter(|_| !gone) {
+            None => Change::Delete { key, revision },
+            Some(owner) => {
+                let owner = MacOwner { schema: SCHEMA, endpoint: format!("{owner:02x}") };
+                put(key, crate::model::encode(&owner).unwrap())
+            }
+        });
+    }
     more.insert(ip, owner);
     for (last, owner) in more {
         let key = Key::ipam(&net.name, [10, 0, 0, last].into());
@@ -269,6 +288,28 @@ fn endpoints_of_this_host_come_and_go_by_patches() {
     host.plug(1, None);
     host.change(&changes((2, 1, None, 3, None, none(), true), 103));
     assert_eq!((sizes(&host), host.patched), (((1, 1, 1), 0, 0, 1), 6));
+}
+
+/// A port that the agent does not hold leaves the maps by a patch, and comes back by one.
+#[test]
+fn a_port_that_is_not_held_goes_and_comes_by_patches() {
+    let none = BTreeMap::new;
+    let published = |host: &Host| host.maps.0.borrow().published.len();
+    let mut host = Host::new();
+    host.plug(1, Some(11));
+    let ports = (Some((0, 2)), false, None);
+    host.change(&changes_here((1, 1, None, 2, Some(1), none(), false), ports, 100));
+    assert_eq!((published(&host), host.patched), (2, 1));
+    let record = host.cluster.view.endpoint(&name("net"), "01").unwrap().record;
+    let first = record.ports[0].singles().next().unwrap();
+    host.unclaimed.insert((record.id.clone(), first));
+    host.plugged.endpoints.insert(record.id.clone());
+    host.change(&[]);
+    assert_eq!((published(&host), host.patched), (1, 2));
+    host.unclaimed.clear();
+    host.plugged.endpoints.insert(record.id);
+    host.change(&[]);
+    assert_eq!((published(&host), host.patched), (2, 3));
 }
 
 /// A port of the host that moves from one endpoint to another is patched; one that two records

@@ -1,6 +1,6 @@
 //! Tests of the plans for nodes.
 
-use super::{not_elsewhere, register_node, remove_node};
+use super::{not_elsewhere, register_node, remove_node, restore_node};
 use crate::{
     model::{
         Alive, Key, Machine, Node, View,
@@ -62,6 +62,31 @@ fn a_node_name_has_one_live_agent() {
     assert!(line(register(&cluster.view, &second, 9)).contains("loopback"));
     cluster.raw("/culvert/v1/nodes/host3", b"x");
     assert!(line(register(&cluster.view, &node("host3", 3), 9)).contains("skipped"));
+}
+
+/// A record of a live node that somebody else wrote is no reason to give the node up.
+#[test]
+fn a_record_that_somebody_overwrote_is_restored_by_its_agent_alone() {
+    let mut cluster = Cluster::default();
+    let host = node("host1", 1);
+    let own = agent(&host, "first", "m1", "b1");
+    cluster.carry_out(register_node(&cluster.view, &host, &own, 1).expect("plan").writes);
+    let key = Key::node(&host.name);
+    let other = Node { id: "9".repeat(64), vtep: [192, 0, 2, 9].into(), ..host.clone() };
+    cluster.put(key.clone(), &other);
+    // As a new agent it would be refused.
+    assert!(line(register_node(&cluster.view, &host, &own, 1)).contains("is taken"));
+    let stranger = agent(&host, "second", "m1", "b1");
+    assert!(line(restore_node(&cluster.view, &host, &stranger)).contains("another one"));
+    let plan = restore_node(&cluster.view, &host, &own).expect("plan");
+    let revision = cluster.view.nodes[&host.name].revision;
+    assert!(plan.compares.contains(&Compare::Unchanged(key.clone(), revision)));
+    cluster.carry_out(plan.writes);
+    assert_eq!(cluster.view.nodes[&host.name].record, host);
+    cluster.raw(&key, b"x");
+    let plan = restore_node(&cluster.view, &host, &own).expect("plan");
+    cluster.carry_out(plan.writes);
+    assert_eq!(cluster.view.complaints(), Vec::<String>::new());
 }
 
 #[test]
