@@ -15,7 +15,10 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::files::{ATTEMPTS, write_atomically, write_unsynced};
+use super::{
+    files::{ATTEMPTS, write_atomically, write_unsynced},
+    private,
+};
 use crate::model::{Name, SCHEMA};
 
 /// An attempt to attach a container to a network.
@@ -139,7 +142,7 @@ impl Attempts {
     ///
     /// The directory cannot be made or written to.
     pub(crate) fn begin(&self, attempt: &Attempt) -> io::Result<()> {
-        fs::create_dir_all(&self.directory)?;
+        private::make_dir(&self.directory)?;
         let path = self.path(&attempt.network, &attempt.endpoint);
         write_unsynced(&path, &serde_json::to_vec(attempt)?)
     }
@@ -152,7 +155,7 @@ impl Attempts {
     pub(crate) fn fail(&self, attempt: &Attempt) -> io::Result<()> {
         let attempt = Attempt { failed: true, ..attempt.clone() };
         self.failed_mut().insert(attempt.endpoint.clone(), attempt.clone());
-        fs::create_dir_all(&self.directory)?;
+        private::make_dir(&self.directory)?;
         let path = self.path(&attempt.network, &attempt.endpoint);
         write_atomically(&path, &serde_json::to_vec(&attempt)?)
     }

@@ -19,7 +19,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::files::write_atomically;
+use super::{files::write_atomically, private};
 use crate::{
     api::types::ContainerNetwork,
     model::{Name, NameOptions, NetnsId, RestartPolicy, SCHEMA, SandboxRef},
@@ -387,7 +387,7 @@ impl Containers {
     /// a valid record is skipped and named in [`Self::problems`].
     pub(crate) fn load(state_dir: &Path) -> io::Result<Self> {
         let directory = state_dir.join("containers");
-        fs::create_dir_all(&directory)?;
+        private::make_dir(&directory)?;
         let mut records = BTreeMap::new();
         let mut problems = Vec::new();
         for file in fs::read_dir(&directory)? {

@@ -11,7 +11,8 @@
 //! * `backend`: carries out the requests of the API.
 //! * `ports`: the published ports of the host; `denied`: the clients that may not use them.
 //! * `open_files`: the limit of open files.
-//! * `attempts`, `containers`, `files`, `reruns`, `unfinished`: the files in the state directory.
+//! * `attempts`, `containers`, `files`, `reruns`, `unfinished`: the files in the state directory;
+//!   `private`: their permissions.
 //!
 //! The data plane works without an agent: programs, links and maps are pinned. An agent
 //! changes nothing of a former run before it has read the first list of the store.
@@ -33,6 +34,7 @@ mod node;
 mod open_files;
 mod platform;
 mod ports;
+mod private;
 mod purge;
 mod reruns;
 mod shared;
@@ -55,6 +57,7 @@ use self::{
     containers::Containers,
     denied::Denied,
     engine::{Engine, Periods},
+    files::Tightened,
     shared::Shared,
     start::Started,
 };
@@ -127,6 +130,18 @@ fn unclean(error: &dyn std::fmt::Display) -> anyhow::Error {
     anyhow!("clean-up: {error}; 'culvert purge' removes the rest")
 }
 
+/// Tells of the permissions that were taken from other users at the start.
+fn tell_tightened(shared: &Shared, Tightened { number, failed }: Tightened) {
+    shared.shown.problems.set("state-dir-mode", failed);
+    if number > 0 {
+        let directory = shared.options.state_dir.display();
+        let found = format!(
+            "state directory {directory}: other users had permissions on {number} files and directories of an earlier version"
+        );
+        shared.shown.repairs.note_several("permission", number, found);
+    }
+}
+
 /// Period at which commands without a supervisor are looked for.
 const COMMANDS: Duration = Duration::from_secs(1);
 
@@ -144,6 +159,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     // Before anything else: the socket and the state directory belong to one agent.
     let listener = api::bind(&options.socket)?;
     let _state_dir = files::take_state_dir(&options.state_dir).map_err(|line| anyhow!(line))?;
+    let tightened = files::tighten(&options.state_dir);
     let mounts = start::mounts(options)?;
     let url = options.store.parse::<StoreUrl>()?;
     let credentials = start::credentials(&options.store_access)?;
@@ -185,6 +201,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     ));
     shared.shown.problems.set("node-name", named.problem);
     shared.shown.problems.set("mounts", mounts);
+    tell_tightened(&shared, tightened);
     for (index, line) in skipped.into_iter().enumerate() {
         shared.shown.problems.set(&format!("denied/{index}"), Some(line));
     }

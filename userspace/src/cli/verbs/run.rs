@@ -3,8 +3,9 @@
 use std::{
     env,
     ffi::OsString,
-    fs,
+    fs::{self, DirBuilder},
     io::Write,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -255,10 +256,10 @@ fn limits(options: &[LogOpt]) -> LogLimits {
     })
 }
 
-/// Path of the log of a detached container. Makes its directory.
+/// Path of the log of a detached container. Makes its directory, for this process's user alone.
 fn log_path(state_dir: &str, name: &Name) -> Result<PathBuf, Failure> {
     let directory = Path::new(state_dir).join("logs");
-    fs::create_dir_all(&directory).map_err(|error| {
+    DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|error| {
         Failure::refusal(format!("log directory {} cannot be made: {error}", directory.display()))
     })?;
     Ok(directory.join(format!("{name}.log")))
