@@ -490,13 +490,26 @@ pub struct Status {
     /// What others have changed, and the agent has put right since it started.
     #[serde(default)]
     pub repairs: Vec<RepairRow>,
+    /// Connections of the API that were not served.
+    #[serde(default)]
+    pub connections: ApiConnections,
+}
+
+/// Connections of the API that were not served since the agent started, in [`Status`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiConnections {
+    /// Connections of other users than the agent's, which were refused because these users had too
+    /// many.
+    pub refused: u64,
+    /// Connections that sent no request in time.
+    pub late: u64,
 }
 
 /// The repairs of one kind in [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairRow {
     /// Kind: `gateway device`, `container device`, `assistant device`, `setting`, `program`,
-    /// `earlier program`, `pin` or `map entry`.
+    /// `earlier program`, `pin`, `permission` or `map entry`.
     pub kind: String,
     /// How many since the agent started.
     pub count: u64,

@@ -13,12 +13,12 @@ use culvert::{
     api::{
         self, Backend,
         types::{
-            AddressChange, AgentStatus, Allowed, ApiError, Connect, ConntrackStatus,
-            ContainerCreate, ContainerNetwork, ContainerRow, ContainerState, Counts, Created,
-            DatapathStatus, ErrorKind, FdbRow, InspectContainer, InspectIpam, InspectPeer,
-            InspectSubnet, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow,
-            NodeRow, PublishedPorts, PublishedRow, Sources, StatsRow, Status, StoreCertificate,
-            StoreRead, StoreStatus, VtepChange, VtepRow,
+            AddressChange, AgentStatus, Allowed, ApiConnections, ApiError, Connect,
+            ConntrackStatus, ContainerCreate, ContainerNetwork, ContainerRow, ContainerState,
+            Counts, Created, DatapathStatus, ErrorKind, FdbRow, InspectContainer, InspectIpam,
+            InspectPeer, InspectSubnet, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect,
+            NetworkRow, NodeRow, PublishedPorts, PublishedRow, Sources, StatsRow, Status,
+            StoreCertificate, StoreRead, StoreStatus, VtepChange, VtepRow,
         },
     },
     choice::{Uplink, XdpSupport},
@@ -638,6 +638,7 @@ impl Backend for Fake {
             },
             problems,
             repairs: Vec::new(),
+            connections: ApiConnections::default(),
         })
     }
 
