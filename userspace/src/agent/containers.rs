@@ -22,7 +22,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::{files::write_atomically, private};
 use crate::{
     api::types::ContainerNetwork,
-    model::{Name, NameOptions, NetnsId, RestartPolicy, SCHEMA, SandboxRef},
+    model::{Name, NameOptions, NetnsId, Privileges, RestartPolicy, SCHEMA, SandboxRef},
 };
 
 /// Origin of a container's network namespace.
@@ -238,6 +238,9 @@ pub(crate) struct Record {
     /// Names of and for the container.
     #[serde(default)]
     pub(crate) names: NameOptions,
+    /// User and capabilities of the commands.
+    #[serde(default, skip_serializing_if = "Privileges::is_default")]
+    pub(crate) privileges: Privileges,
     /// When the command is started again. If ever, the agent has a file in [`super::reruns`].
     #[serde(default)]
     pub(crate) restart: RestartPolicy,
@@ -299,6 +302,7 @@ impl Record {
             command: Vec::new(),
             auto_remove: false,
             names: NameOptions::default(),
+            privileges: Privileges::default(),
             restart: RestartPolicy::No,
             restarts: 0,
             supervisor: None,

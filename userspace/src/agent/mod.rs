@@ -10,7 +10,7 @@
 //! * `conntrack`: ages and removes the flows that the programs make.
 //! * `backend`: carries out the requests of the API.
 //! * `ports`: the published ports of the host; `denied`: the clients that may not use them.
-//! * `open_files`: the limit of open files.
+//! * `open_files`: the limit of open files; `capabilities`: those that the agent keeps.
 //! * `attempts`, `containers`, `files`, `reruns`, `unfinished`: the files in the state directory;
 //!   `private`: their permissions.
 //!
@@ -20,6 +20,7 @@
 mod alarms;
 mod attempts;
 mod backend;
+mod capabilities;
 mod certificates;
 mod conntrack;
 mod containers;
@@ -61,7 +62,10 @@ use self::{
     shared::Shared,
     start::Started,
 };
-pub use self::{certificates::last_certificates, purge::purge_offline};
+pub use self::{
+    capabilities::give_up as give_up_capabilities, certificates::last_certificates,
+    purge::purge_offline,
+};
 use crate::{
     api,
     config::{AgentOptions, PurgeOptions},
@@ -80,6 +84,7 @@ use crate::{
 /// read, a store that does not answer within `--store-timeout`.
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     start::log(&options.log, options.trace)?;
+    capabilities::tell();
     doctor::preflight().map_err(|line| anyhow!(line))?;
     // One for the process: an agent that starts anew at another address is the same agent, whose
     // former lease may still live.
@@ -136,7 +141,7 @@ fn tell_tightened(shared: &Shared, Tightened { number, failed }: Tightened) {
     if number > 0 {
         let directory = shared.options.state_dir.display();
         let found = format!(
-            "state directory {directory}: other users had permissions on {number} files and directories of an earlier version"
+            "state directory {directory}: other users had permissions on {number} of its files and directories"
         );
         shared.shown.repairs.note_several("permission", number, found);
     }

@@ -22,7 +22,7 @@ pub use self::{
 };
 use crate::{
     choice::Uplink,
-    model::{Driver, MacAddr, Name, NameOptions, RestartPolicy},
+    model::{Driver, MacAddr, Name, NameOptions, Privileges, RestartPolicy},
 };
 
 /// The error of a request. `message` is one line that names the object, what is wrong with it and
@@ -275,6 +275,9 @@ pub struct ContainerCreate {
     /// What the command is to be started again with. `None`: it is not started again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rerun: Option<Rerun>,
+    /// User and capabilities of the commands in the container.
+    #[serde(default, skip_serializing_if = "Privileges::is_default")]
+    pub privileges: Privileges,
 }
 
 /// Row of `ps`, and the answer to [`ContainerCreate`].
@@ -322,6 +325,9 @@ pub struct ContainerRow {
     /// host's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etc: Option<String>,
+    /// User and capabilities of its commands, if they are limited.
+    #[serde(default, skip_serializing_if = "Privileges::is_default")]
+    pub privileges: Privileges,
     /// In the answer to [`ContainerCreate`]: defects of the new container, one line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

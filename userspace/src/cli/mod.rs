@@ -4,6 +4,7 @@
 //! `culvert: THING: WRONG: RIGHT`. Exit codes: 0; 1 for a refusal; 2 for wrong usage; `run` and
 //! `exec` end with the code of their command.
 
+mod accounts;
 mod args;
 mod failure;
 mod output;

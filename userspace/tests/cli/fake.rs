@@ -22,7 +22,7 @@ use culvert::{
         },
     },
     choice::{Uplink, XdpSupport},
-    model::{Driver, Name, RestartPolicy},
+    model::{Driver, Name, Privileges, RestartPolicy},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -329,6 +329,10 @@ impl Backend for Fake {
             command: request.command,
             hostname: None,
             etc: None,
+            privileges: match state.forgetful {
+                true => Privileges::default(),
+                false => request.privileges,
+            },
             warnings: Vec::new(),
         };
         state.containers.insert(name, row.clone());

@@ -89,6 +89,7 @@ impl Agent {
                 )));
             }
         }
+        request.privileges.check().map_err(|why| invalid(format!("{what}: {why}")))?;
         let ports = ports::parse(name, &request.ports)?;
         let from = ports::clients(name, &ports, &request.from)?;
         let network = self.network_of(&request.network)?;
@@ -107,6 +108,7 @@ impl Agent {
         record.auto_remove = request.auto_remove;
         record.restart = request.rerun.as_ref().map(|rerun| rerun.restart).unwrap_or_default();
         record.names = request.names.clone();
+        record.privileges = request.privileges.clone();
         let mut attempt = None;
         if let NetworkOf::Stored(network) = &network {
             let attached = self

@@ -23,6 +23,7 @@ use crate::{
         types::{ContainerCreate, ContainerRow, ContainerState, ErrorKind, Rerun, Supervised},
     },
     cli::{
+        accounts,
         args::{ExecArgs, Format, RunArgs},
         failure::{Failure, tell},
         value::LogOpt,
@@ -43,6 +44,7 @@ pub(crate) async fn run(
     format: Format,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
+    let privileges = accounts::privileges(args.user.as_ref(), &args.cap_drop, &args.cap_add)?;
     let names = NameOptions::from(args.names);
     check_files(&names)?;
     let rerun = rerun(args.restart, args.detach, args.rm, limits(&args.log_opt))?;
@@ -72,12 +74,15 @@ pub(crate) async fn run(
             command: args.command.clone(),
             names: names.clone(),
             rerun,
+            privileges: privileges.clone(),
         })
         .await?;
     tell_warnings(&mut row);
     let unknown = match (&row.etc, names.given()) {
         (None, Some(option)) => Some(option),
         _ if row.restart != args.restart => Some("--restart"),
+        // It would start the command again without them.
+        _ if row.privileges != privileges => privileges.given(),
         _ => None,
     };
     if let Some(option) = unknown {
@@ -229,6 +234,7 @@ fn spec(row: &ContainerRow, command: Vec<String>, log: Option<PathBuf>) -> Super
         log_limits: LogLimits::default(),
         restart: RestartPolicy::No,
         restarts: None,
+        privileges: row.privileges.clone(),
     }
 }
 
