@@ -41,7 +41,7 @@ fn printed_twice(
     wait_until(SOON, "the first start", || log().len() == lines);
     let pid = row(host, name)["pid"].to_string();
     let supervisor = value(Path::new(&format!("/proc/{pid}/status")), "PPid");
-    let supervisor = supervisor.parse().unwrap_or_else(|error| unreachable!("{pid}: {error}"));
+    let supervisor: i32 = supervisor.parse().unwrap_or_else(|error| unreachable!("{pid}: {error}"));
     assert!(kill(Pid::from_raw(supervisor), Signal::SIGKILL).is_ok());
     wait_until(SOON, "the second start", || log().len() == 2 * lines);
     let mut before = log();

@@ -69,6 +69,12 @@ pub(super) fn tell() {
     }
 }
 
+/// Whether programs that the agent starts cannot gain privileges, which those of `run` can: the unit
+/// of the agent sets `NoNewPrivileges=`.
+pub(super) fn are_limited() -> bool {
+    no_new_privs().unwrap_or(false)
+}
+
 fn needed() -> CapabilitySet {
     NEEDED.iter().fold(CapabilitySet::empty(), |all, (capability, _)| all.union(*capability))
 }
@@ -144,6 +150,20 @@ mod tests {
     }
 
     #[test]
+    fn the_strict_unit_leaves_what_the_agent_needs() {
+        let file = "/../packaging/systemd/culvert.service.d/strict.conf";
+        let path = format!("{}{file}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).unwrap().replace("\\\n", " ");
+        let left = text.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+        let mut left: Vec<String> = left.unwrap().split_whitespace().map(str::to_owned).collect();
+        let mut needed: Vec<String> =
+            needed().iter_names().map(|(name, _)| format!("CAP_{name}")).collect();
+        left.sort();
+        needed.sort();
+        assert_eq!(left, needed);
+    }
+
+    #[test]
     #[ignore = "needs root"]
     fn all_is_kept_where_programs_would_not_get_it_back() {
         let before = of_a_program();
@@ -151,6 +171,7 @@ mod tests {
             set_no_new_privs(true).unwrap();
             let kept = limit().unwrap();
             assert!(matches!(&kept, Kept::All(why) if why.contains("no_new_privs")), "{kept:?}");
+            assert!(are_limited());
             assert_eq!(of_a_program(), before);
         });
         on_a_thread(|| {

@@ -88,4 +88,23 @@ mod tests {
             matches!(&waits, ContainerState::Restarting { supervisor, .. } if supervisor.pid == 7)
         );
     }
+
+    #[test]
+    fn only_the_agents_user_has_a_command_started_again() {
+        let own = geteuid().as_raw();
+        let request = |rerun: &str| -> ContainerCreate {
+            serde_json::from_str(&format!(r#"{{"name":"web","network":"none"{rerun}}}"#)).unwrap()
+        };
+        let again = request(
+            r#","rerun":{"restart":"always","environment":[],"directory":"/","umask":18,"log_max_size":1000,"log_max_files":1}"#,
+        );
+        for uid in [Some(own ^ 1), None] {
+            let peer = Peer { uid, pid: Some(7) };
+            let refused = peer.may_rerun(&again).unwrap_err();
+            assert_eq!(refused.kind, ErrorKind::Invalid);
+            assert!(refused.message.contains("needs the user of the agent"), "{refused}");
+            assert_eq!(peer.may_rerun(&request("")), Ok(()));
+        }
+        assert_eq!(Peer { uid: Some(own), pid: None }.may_rerun(&again), Ok(()));
+    }
 }

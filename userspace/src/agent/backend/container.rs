@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     agent::{
+        capabilities,
         containers::{Origin, Process, Record, Running, boot},
         ports, reruns,
     },
@@ -162,6 +163,11 @@ impl Agent {
         self.finished(name);
         let row = rows::container(&self.shared, &record);
         warnings.extend(rows::unserved(&row).filter(|_| !ports.is_empty()));
+        if request.rerun.is_some() && capabilities::are_limited() {
+            warnings.push(format!(
+                "{what}: if the agent starts its command again, that cannot gain privileges, as the agent's unit has NoNewPrivileges="
+            ));
+        }
         Ok(ContainerRow { warnings, ..row })
     }
 
