@@ -8,7 +8,7 @@ use std::{
 };
 
 use culvert::{
-    model::RestartPolicy,
+    model::{Privileges, RestartPolicy},
     sandbox::{LogLimits, SuperviseSpec},
 };
 use culvert_tests::netns::{Netns, Process, exit_code, wait_for, wait_until};
@@ -57,6 +57,7 @@ impl Setup {
             log_limits: LogLimits::default(),
             restart: RestartPolicy::No,
             restarts: None,
+            privileges: Privileges::default(),
         }
     }
 

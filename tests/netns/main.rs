@@ -38,6 +38,7 @@ mod other_vxlan;
 mod overlay;
 mod port_holders;
 mod ports;
+mod privileges;
 mod records;
 mod two_gateways;
 mod upgrade;

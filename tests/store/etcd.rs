@@ -1,14 +1,24 @@
 //! Features that only etcd has: endpoints, TLS, users.
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use culvert::store::{
-    EtcdOptions, EtcdStore, FollowOptions, Follower, Outcome, StateStore, StoreError, StoreOptions,
-    StoreUrl, open, retry::Backoff,
+use culvert::{
+    model::{
+        Alive, Driver, Node,
+        ops::{
+            EndpointSpec, NetworkSpec, create_endpoint, execute, register_node, remove_endpoint,
+        },
+        witness_key,
+    },
+    store::{
+        EtcdOptions, EtcdStore, FollowOptions, Follower, Outcome, StateStore, StoreError,
+        StoreOptions, StoreUrl, Write, open, retry::Backoff,
+    },
 };
 use culvert_tests::{
     certs::{Authority, Pair},
@@ -19,6 +29,7 @@ use futures::StreamExt;
 
 use crate::{
     backend::{Etcd, answer, etcd_options, in_time},
+    ops::{endpoint, make_network, name, network},
     suite::{briefs, put, write},
 };
 
@@ -439,4 +450,131 @@ async fn a_changed_password_is_used_without_a_restart() {
     write(&store, vec![put("/culvert/v1/x", "3")]).await;
     let snapshot = store.snapshot("/culvert/").await.expect("an answer");
     assert_eq!(snapshot.entries[0].value, b"3");
+}
+
+/// The roles that docs/SECURITY.md gives to the host `host1`.
+struct Roles {
+    /// Permissions: role, kind, key, and whether the key is a prefix.
+    permissions: Vec<(String, PermissionType, String, bool)>,
+    /// The roles of the user `host1`.
+    granted: Vec<String>,
+}
+
+impl Roles {
+    /// Reads the commands of the page, with an identifier in place of `$ID`.
+    fn read(id: &str) -> Self {
+        let mut roles = Self { permissions: Vec::new(), granted: Vec::new() };
+        for line in include_str!("../../docs/SECURITY.md").lines() {
+            let line = line.replace("$ID", id);
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words.as_slice() {
+                ["etcdctl", "role", "grant-permission", role, rest @ ..] => {
+                    let (is_prefix, kind, key) = match rest {
+                        ["--prefix=true", kind, key] => (true, kind, key),
+                        [kind, key] => (false, kind, key),
+                        _ => panic!("{line}"),
+                    };
+                    let kind = match *kind {
+                        "read" => PermissionType::Read,
+                        "readwrite" => PermissionType::Readwrite,
+                        _ => panic!("{line}"),
+                    };
+                    let (role, key) = ((*role).to_owned(), (*key).to_owned());
+                    roles.permissions.push((role, kind, key, is_prefix));
+                }
+                ["etcdctl", "user", "grant-role", "host1", role] => {
+                    roles.granted.push((*role).to_owned());
+                }
+                _ => {}
+            }
+        }
+        roles
+    }
+
+    /// Makes the users `root` and `host1`.
+    async fn enable(&self, server: &EtcdServer) {
+        let mut client = Client::connect([server.endpoint()], None).await.expect("connects");
+        let mut made = BTreeSet::from(["root"]);
+        client.user_add("root", "secret", None).await.expect("root");
+        client.role_add("root").await.expect("role");
+        client.user_grant_role("root", "root").await.expect("grant");
+        for (role, kind, key, is_prefix) in &self.permissions {
+            if made.insert(role.as_str()) {
+                client.role_add(role.as_str()).await.expect("role");
+            }
+            let permission = etcd_client::Permission::new(*kind, key.as_str());
+            let permission = if *is_prefix { permission.with_prefix() } else { permission };
+            client.role_grant_permission(role.as_str(), permission).await.expect("permission");
+        }
+        client.user_add("host1", "secret", None).await.expect("user");
+        for role in &self.granted {
+            client.user_grant_role("host1", role.as_str()).await.expect("grant");
+        }
+        client.auth_enable().await.expect("enable");
+    }
+}
+
+/// With the roles of docs/SECURITY.md a host does all that its agent does for its containers, and
+/// writes no record of another host, and none of a network that it is not in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_writes_only_what_its_roles_permit() {
+    let server = start(Config::default());
+    let id = "7a".repeat(32);
+    let roles = Roles::read(&id);
+    assert!(roles.permissions.len() >= 8 && roles.granted.len() >= 3);
+    roles.enable(&server).await;
+    let passwords = Passwords::new();
+    let as_user = |user: &str| passwords.options(&server, Some(user), "secret");
+    let (admin, host) = (connect(&as_user("root")).await, connect(&as_user("host1")).await);
+
+    // An administrator makes the networks.
+    let own = name("bridge").on(&name("host1"));
+    make_network(&admin, &network("blue", &["10.0.0.0/24"])).await;
+    let bridge = network("x", &["172.17.0.0/16"]);
+    let bridge = NetworkSpec { name: own.clone(), driver: Driver::Bridge, ..bridge };
+    make_network(&admin, &bridge).await;
+
+    let node = Node::new(name("host1"), id.clone(), [192, 0, 2, 1].into(), 4789);
+    let agent = Alive::new(id.clone());
+    let lease = host.grant(Duration::from_secs(60)).await.expect("grant");
+    execute(&host, None, |view| Ok(((), register_node(view, &node, &agent, lease)?)))
+        .await
+        .expect("its node");
+    for network in [own, name("blue")] {
+        let spec = EndpointSpec { network: network.clone(), ..endpoint("x", "host1", "c") };
+        let made = execute(&host, None, |view| create_endpoint(view, &spec)).await;
+        let (made, _) = made.expect("its endpoint");
+        execute(&host, None, |view| Ok(((), remove_endpoint(view, &network, &made.id)?)))
+            .await
+            .expect("its endpoint");
+    }
+    write(&host, vec![put(&witness_key(&id), "v")]).await;
+
+    let keys = [
+        // The name of another host may begin with this one's.
+        "nodes/host2",
+        "nodes/host10",
+        "alive/host2",
+        "networks/blue",
+        "networks/bridge@host2",
+        "vnis/300",
+        "endpoints/red/7b",
+        "endpoints/bridge@host2/7b",
+        "endpoints/bridge@host10/7b",
+        "ipam/red/10.1.0.2",
+        "ipam/bridge@host2/172.17.0.2",
+        "vteps/blue/192.0.2.99",
+        "store",
+    ];
+    let keys = keys.iter().map(|key| format!("/culvert/v1/{key}"));
+    let puts = keys.chain([witness_key("7b")]).map(|key| put(&key, "v"));
+    let others = Write::DeletePrefix("/culvert/v1/endpoints/".to_owned());
+    for change in puts.chain([others]) {
+        let refused = host.commit(Vec::new(), vec![change.clone()]).await;
+        let error = refused.expect_err("is refused");
+        assert!(matches!(error, StoreError::Refused(_)), "{change:?}: {error:?}");
+        assert!(error.to_string().contains("permission denied"), "{change:?}: {error}");
+    }
+    // The keys of a network do not tell its hosts apart, which the page says.
+    write(&host, vec![put("/culvert/v1/endpoints/blue/7b", "v")]).await;
 }

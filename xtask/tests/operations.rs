@@ -1,5 +1,5 @@
-//! The files that `docs/OPERATIONS.md` shows are those of `packaging/`, and the tests that it names
-//! exist.
+//! The files that `docs/OPERATIONS.md` shows are those of `packaging/`, and the tests that it and
+//! `docs/SECURITY.md` name exist.
 
 #![expect(clippy::unwrap_used, reason = "a file that cannot be read fails the test with the error")]
 
@@ -10,8 +10,9 @@ use std::{
 };
 
 /// Path on a host, and path below `packaging/`.
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 6] = [
     ("/etc/systemd/system/culvert.service", "systemd/culvert.service"),
+    ("/etc/systemd/system/culvert.service.d/strict.conf", "systemd/culvert.service.d/strict.conf"),
     ("/etc/systemd/network/05-culvert.network", "networkd/05-culvert.network"),
     ("/etc/NetworkManager/conf.d/culvert.conf", "NetworkManager/culvert.conf"),
     ("/etc/fail2ban/action.d/culvert.conf", "fail2ban/action.d/culvert.conf"),
@@ -128,5 +129,21 @@ fn the_page_names_tests_that_exist() {
         let (file, _) = page[at + begin.len()..].split_once(')').unwrap();
         let code = fs::read_to_string(root().join("tests").join(file)).unwrap();
         assert!(code.contains(&format!("\nfn {name}() {{\n")), "{file}: no test '{name}'");
+    }
+}
+
+/// Each test that the page about security names is a function of the file to which the link leads.
+#[test]
+fn the_page_about_security_names_tests_that_exist() {
+    let page = fs::read_to_string(root().join("docs/SECURITY.md")).unwrap();
+    let links: Vec<_> = page.match_indices("`](../").collect();
+    assert!(links.len() > 10, "{}", links.len());
+    for (at, begin) in links {
+        let name = page[..at].rsplit('`').next().unwrap();
+        let (file, _) = page[at + begin.len()..].split_once(')').unwrap();
+        let code = fs::read_to_string(root().join(file)).unwrap();
+        let has = |head: &str| code.contains(&format!("fn {name}({head}"));
+        // A test of a BPF program gets the kernel in which it runs.
+        assert!(has(") {\n") || has("lab: &mut Lab) {\n"), "{file}: no test '{name}'");
     }
 }

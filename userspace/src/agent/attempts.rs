@@ -15,7 +15,10 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::files::{ATTEMPTS, remove_if_there, write_atomically, write_unsynced};
+use super::{
+    files::{ATTEMPTS, remove_if_there, write_atomically, write_unsynced},
+    private,
+};
 use crate::model::{Name, SCHEMA, SandboxRef};
 
 /// An attempt to attach a container to a network.
@@ -147,7 +150,7 @@ impl Attempts {
     ///
     /// The directory cannot be made or written to.
     pub(crate) fn begin(&self, attempt: &Attempt) -> io::Result<()> {
-        fs::create_dir_all(&self.directory)?;
+        private::make_dir(&self.directory)?;
         let path = self.path(&attempt.network, &attempt.endpoint);
         write_unsynced(&path, &serde_json::to_vec(attempt)?)
     }
@@ -171,7 +174,7 @@ impl Attempts {
         let attempt = Attempt { failed: true, ..attempt.clone() };
         self.sandboxes_mut().remove(&attempt.endpoint);
         self.failed_mut().insert(attempt.endpoint.clone(), attempt.clone());
-        fs::create_dir_all(&self.directory)?;
+        private::make_dir(&self.directory)?;
         let path = self.path(&attempt.network, &attempt.endpoint);
         write_atomically(&path, &serde_json::to_vec(&attempt)?)
     }

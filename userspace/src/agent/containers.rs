@@ -19,10 +19,13 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::files::{remove_if_there, write_atomically};
+use super::{
+    files::{remove_if_there, write_atomically},
+    private,
+};
 use crate::{
     api::types::ContainerNetwork,
-    model::{Name, NameOptions, NetnsId, RestartPolicy, SCHEMA, SandboxRef},
+    model::{Name, NameOptions, NetnsId, Privileges, RestartPolicy, SCHEMA, SandboxRef},
 };
 
 /// Origin of a container's network namespace.
@@ -251,6 +254,9 @@ pub(crate) struct Record {
     /// Names of and for the container.
     #[serde(default)]
     pub(crate) names: NameOptions,
+    /// User and capabilities of the commands.
+    #[serde(default, skip_serializing_if = "Privileges::is_default")]
+    pub(crate) privileges: Privileges,
     /// What the agent has last written to its resolv.conf. `None`: it has no such file, or the
     /// record is of an earlier version.
     #[serde(default)]
@@ -321,6 +327,7 @@ impl Record {
             command: Vec::new(),
             auto_remove: false,
             names: NameOptions::default(),
+            privileges: Privileges::default(),
             resolv_conf: None,
             restart: RestartPolicy::No,
             restarts: 0,
@@ -415,7 +422,7 @@ impl Containers {
     /// a valid record is skipped and named in [`Self::problems`].
     pub(crate) fn load(state_dir: &Path) -> io::Result<Self> {
         let directory = state_dir.join("containers");
-        fs::create_dir_all(&directory)?;
+        private::make_dir(&directory)?;
         let mut records = BTreeMap::new();
         let mut problems = Vec::new();
         for file in fs::read_dir(&directory)? {

@@ -5,13 +5,14 @@
 //! would not see a new file of the same name.
 
 use std::{
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, Permissions},
     io::{self, Read as _, Write as _},
     net::IpAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
+use super::private;
 use crate::{
     model::Name,
     sandbox::{self, ResolvConf},
@@ -53,7 +54,7 @@ impl EtcFiles {
     /// The directory cannot be written to.
     pub(crate) fn write(&self, directory: &Path) -> io::Result<()> {
         remove(directory)?;
-        fs::create_dir_all(directory)?;
+        private::make_dir(directory)?;
         let hostname = self.names.first().map(String::as_str).unwrap_or_default();
         let hosts = sandbox::hosts(&self.names, &self.addresses, &self.entries);
         for (name, text) in [
@@ -62,10 +63,11 @@ impl EtcFiles {
             (HOSTS, hosts),
         ] {
             let path = directory.join(name);
-            fs::write(&path, text)?;
-            // Every user in the container must be able to read the file, whatever the agent's umask
-            // is.
-            fs::set_permissions(&path, Permissions::from_mode(0o644))?;
+            let mut file = private::options().write(true).create_new(true).open(path)?;
+            file.write_all(text.as_bytes())?;
+            // Every user in the container must be able to read the file where it is mounted. In
+            // the state directory nobody else reaches it.
+            file.set_permissions(Permissions::from_mode(0o644))?;
         }
         Ok(())
     }
@@ -91,7 +93,7 @@ pub(crate) fn readdress(
     if after == before {
         return Ok(());
     }
-    let mut file = OpenOptions::new().write(true).truncate(true).open(&path)?;
+    let mut file = private::options().write(true).truncate(true).open(&path)?;
     file.write_all(after.as_bytes())
 }
 
@@ -101,7 +103,7 @@ pub(crate) fn readdress(
 ///
 /// The file cannot be read.
 pub(crate) fn resolv_conf(directory: &Path) -> io::Result<Option<String>> {
-    let file = match File::open(directory.join(RESOLV_CONF)) {
+    let file = match private::options().read(true).open(directory.join(RESOLV_CONF)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };
@@ -122,7 +124,7 @@ pub(crate) fn is_same(one: &str, other: &str) -> bool {
 ///
 /// The file cannot be written to.
 pub(crate) fn rewrite_resolv_conf(directory: &Path, before: &str, text: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).open(directory.join(RESOLV_CONF))?;
+    let mut file = private::options().write(true).open(directory.join(RESOLV_CONF))?;
     // A program that reads the file meanwhile finds the new lines, and at no time an empty file:
     // what is left of longer contents becomes empty lines, which are then cut off.
     let mut padded = text.as_bytes().to_vec();
@@ -168,6 +170,8 @@ mod tests {
             ("nameserver 10.0.0.1\n", "www\n")
         );
         assert!(read("hosts").ends_with("\n10.0.0.2\twww web\n"));
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(&directory), mode(&directory.join("hosts"))), (0o700, 0o644));
         let inode = || fs::metadata(directory.join("hosts")).unwrap().ino();
         let before = inode();
         readdress(&directory, &files.names, &["10.1.0.2".parse().unwrap()]).unwrap();

@@ -1,49 +1,42 @@
 //! Small files in the state directory.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, DirEntry, File},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::etc;
+use super::{etc, private};
 use crate::{
     model::Name,
     store::{Known, OwnWitness, Witness, new_id},
 };
 
 /// Replaces the contents of the file `path`. After a crash the file has the old or the new
-/// contents, never a part.
+/// contents, never a part. Only the user of this process can read the file.
 pub(crate) fn write_atomically(path: &Path, contents: &[u8]) -> io::Result<()> {
-    write_with_mode(path, contents, 0o666, true)
+    replace(path, contents, true)
 }
 
 /// Replaces the contents of the file `path`. A process that is killed leaves the old or the new
-/// contents. Nothing is synchronised with the disk: a crash of the host may leave anything.
+/// contents. Nothing is synchronised with the disk: a crash of the host may leave anything. Only the
+/// user of this process can read the file.
 pub(crate) fn write_unsynced(path: &Path, contents: &[u8]) -> io::Result<()> {
-    write_with_mode(path, contents, 0o666, false)
+    replace(path, contents, false)
 }
 
-/// As [`write_atomically`]. Only the user of this process can read the file.
-pub(crate) fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
-    write_with_mode(path, contents, 0o600, true)
-}
-
-/// As [`write_atomically`] or, without `sync`, [`write_unsynced`]; the umask limits `mode`.
-fn write_with_mode(path: &Path, contents: &[u8], mode: u32, sync: bool) -> io::Result<()> {
+/// As [`write_atomically`] or, without `sync`, [`write_unsynced`].
+fn replace(path: &Path, contents: &[u8], sync: bool) -> io::Result<()> {
     let mut scratch = path.as_os_str().to_owned();
     scratch.push(".new");
     let scratch = PathBuf::from(scratch);
-    // One that is left over from a crash may have another mode.
+    // One that is left over from a crash, or that somebody else has put there.
     let _ = fs::remove_file(&scratch);
-    let written = OpenOptions::new()
+    let written = private::options()
         .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
+        .create_new(true)
         .open(&scratch)
         .and_then(|mut file| {
             file.write_all(contents)?;
@@ -69,7 +62,11 @@ pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes the state directory and locks it for this process. Dropping the value unlocks it.
+/// Name of the file that the agent which uses the directory holds locked.
+const LOCK: &str = "lock";
+
+/// Makes the state directory and locks it for this process. Dropping the value unlocks it. A
+/// symbolic link in place of the lock is refused.
 ///
 /// # Errors
 ///
@@ -78,11 +75,13 @@ pub(crate) fn take_state_dir(path: &Path) -> Result<Flock<File>, String> {
     let refused = |what: &str, error: io::Error| {
         format!("state directory {}: {what}: {error}", path.display())
     };
-    fs::create_dir_all(path).map_err(|error| refused("cannot be made", error))?;
-    let lock = path.join("lock");
+    private::make_dir(path).map_err(|error| refused("cannot be made", error))?;
+    let lock = path.join(LOCK);
     // Read-only, once it exists: the data plane of a host whose disk is read-only is kept, too.
-    let file = match File::open(&lock) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => File::create(&lock),
+    let file = match private::options().read(true).open(&lock) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            private::options().write(true).create(true).truncate(false).open(&lock)
+        }
         opened => opened,
     };
     let file = file.map_err(|error| refused("cannot be locked", error))?;
@@ -100,6 +99,9 @@ pub(crate) fn take_state_dir(path: &Path) -> Result<Flock<File>, String> {
 
 /// Name of the file with the identifier of this installation.
 const NODE_ID: &str = "node-id";
+
+/// Name of the file with the name under which this host was registered.
+const NODE_NAME: &str = "node-name";
 
 /// The identifier of this installation, made on the first start and kept in the state
 /// directory. It tells a restarted agent from another agent with the same node name.
@@ -127,7 +129,7 @@ pub(crate) fn instance_id(state_dir: &Path) -> io::Result<String> {
 
 /// Path of the file with the name under which this host was registered.
 pub(crate) fn name_path(state_dir: &Path) -> PathBuf {
-    state_dir.join("node-name")
+    state_dir.join(NODE_NAME)
 }
 
 /// The name under which this host was registered. `None`: it never was, or was purged since.
@@ -242,6 +244,76 @@ const DIRECTORIES: [&str; 6] = ["containers", "logs", etc::DIRECTORY, RERUNS, UN
 /// Files that an agent leaves, other than those that say which agent it is.
 const FILES: [&str; 3] = [CERTIFICATES, DENIED, "probe.new"];
 
+/// Names of what else may be in the state directory and is not somebody else's: the embedded store
+/// at its default place, and the directory of a file system's own.
+const NEIGHBOURS: [&str; 2] = ["store", "lost+found"];
+
+/// The permissions that [`tighten`] has taken from other users.
+#[derive(Debug, Default)]
+pub(crate) struct Tightened {
+    /// Number of files and directories.
+    pub(crate) number: u64,
+    /// A file whose permissions cannot be changed, and why, on one line.
+    pub(crate) failed: Option<String>,
+}
+
+impl Tightened {
+    fn close(&mut self, path: &Path) {
+        match private::close(path) {
+            Ok(was_open) => self.number += u64::from(was_open),
+            Err(error) => {
+                let line = format!(
+                    "state directory: other users can read {}, and its mode cannot be changed: {error}",
+                    path.display()
+                );
+                self.failed.get_or_insert(line);
+            }
+        }
+    }
+}
+
+/// Takes the permissions on the state directory and its files from other users: an earlier version
+/// has left it readable. The files of [`etc`] stay readable in a directory that is not: commands of
+/// any user read them, where they are mounted.
+///
+/// What is not Culvert's stays as it is, and so does the mode of a state directory that has
+/// anything else in it.
+pub(crate) fn tighten(state_dir: &Path) -> Tightened {
+    let mut tightened = Tightened::default();
+    let mut only_ours = true;
+    for entry in entries(state_dir) {
+        let (name, path) = (entry.file_name(), entry.path());
+        let name = name.to_str().unwrap_or_default();
+        if NEIGHBOURS.contains(&name) {
+            continue;
+        }
+        let is_directory = DIRECTORIES.contains(&name);
+        let file = name.strip_suffix(".new").unwrap_or(name);
+        let own = [LOCK, NODE_ID, NODE_NAME, STORE, PURGED];
+        if !is_directory && !own.contains(&file) && !FILES.contains(&name) && !FILES.contains(&file)
+        {
+            only_ours = false;
+            continue;
+        }
+        tightened.close(&path);
+        // Not through a symbolic link, to a directory that may have other files.
+        if is_directory && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            for below in entries(&path) {
+                tightened.close(&below.path());
+            }
+        }
+    }
+    if only_ours {
+        tightened.close(state_dir);
+    }
+    tightened
+}
+
+/// The entries of a directory; none if it cannot be read.
+fn entries(directory: &Path) -> impl Iterator<Item = DirEntry> {
+    fs::read_dir(directory).into_iter().flatten().flatten()
+}
+
 /// Removes what every purge removes from the state directory. Errors are ignored: a file that is
 /// left does no harm.
 pub(crate) fn remove_files(state_dir: &Path) {
@@ -257,7 +329,7 @@ pub(crate) fn remove_files(state_dir: &Path) {
 /// Errors are ignored: a file that is left does no harm.
 pub(crate) fn remove_state(state_dir: &Path) {
     remove_files(state_dir);
-    for file in [state_dir.join(NODE_ID), state_dir.join("lock"), name_path(state_dir)] {
+    for file in [state_dir.join(NODE_ID), state_dir.join(LOCK), name_path(state_dir)] {
         let _ = fs::remove_file(file);
     }
     let _ = fs::remove_dir(state_dir);
@@ -265,7 +337,103 @@ pub(crate) fn remove_state(state_dir: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs::Permissions,
+        os::unix::fs::{PermissionsExt as _, symlink},
+    };
+
     use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn no_other_user_can_read_what_the_agent_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = dir.path().join("state");
+        drop(take_state_dir(&state_dir).unwrap());
+        assert_eq!(mode(&state_dir), 0o700);
+        instance_id(&state_dir).unwrap();
+        keep_name(&state_dir, &"one".parse().unwrap()).unwrap();
+        let unsynced = state_dir.join("unsynced");
+        write_unsynced(&unsynced, b"x").unwrap();
+        for file in [LOCK, NODE_ID, NODE_NAME, "unsynced"] {
+            assert_eq!(mode(&state_dir.join(file)), 0o600, "{file}");
+        }
+        // A part that is left over has the mode of an earlier version.
+        fs::write(state_dir.join("unsynced.new"), "part").unwrap();
+        write_atomically(&unsynced, b"y").unwrap();
+        assert_eq!((mode(&unsynced), fs::read(&unsynced).unwrap()), (0o600, b"y".to_vec()));
+    }
+
+    #[test]
+    fn a_link_in_place_of_a_file_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (victim, file) = (dir.path().join("victim"), dir.path().join("file"));
+        fs::write(&victim, "theirs").unwrap();
+        symlink(&victim, dir.path().join("file.new")).unwrap();
+        write_atomically(&file, b"ours").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"ours");
+        symlink(&victim, dir.path().join(LOCK)).unwrap();
+        let refused = take_state_dir(dir.path()).unwrap_err();
+        assert!(refused.contains("cannot be locked"), "{refused}");
+        assert_eq!(refused.lines().count(), 1);
+        assert_eq!(fs::read(&victim).unwrap(), b"theirs");
+    }
+
+    /// The state directory of an earlier version: each directory and file in it.
+    fn earlier(state_dir: &Path) {
+        for directory in [".", "containers", "logs", "etc", "etc/web", "store"] {
+            let path = state_dir.join(directory);
+            fs::create_dir_all(&path).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        }
+        for file in
+            [LOCK, NODE_ID, STORE, DENIED, "containers/web.json", "logs/web.log", "etc/web/hosts"]
+        {
+            fs::write(state_dir.join(file), "x").unwrap();
+            fs::set_permissions(state_dir.join(file), Permissions::from_mode(0o644)).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_version_left_readable_is_tightened_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state_dir, outside) = (dir.path().join("state"), dir.path().join("outside"));
+        earlier(&state_dir);
+        fs::write(&outside, "x").unwrap();
+        fs::set_permissions(&outside, Permissions::from_mode(0o644)).unwrap();
+        symlink(&outside, state_dir.join("logs/db.log")).unwrap();
+
+        let Tightened { number, failed } = tighten(&state_dir);
+        // The directory, four of its directories, and six files.
+        assert_eq!((number, failed), (11, None));
+        for directory in [".", "containers", "logs", "etc", "etc/web"] {
+            assert_eq!(mode(&state_dir.join(directory)), 0o700, "{directory}");
+        }
+        for file in [LOCK, NODE_ID, STORE, DENIED, "containers/web.json", "logs/web.log"] {
+            assert_eq!(mode(&state_dir.join(file)), 0o600, "{file}");
+        }
+        let others = [(state_dir.join("etc/web/hosts"), 0o644), (outside, 0o644)];
+        for (path, expected) in others {
+            assert_eq!(mode(&path), expected, "{}", path.display());
+        }
+        assert_eq!(tighten(&state_dir).number, 0);
+    }
+
+    #[test]
+    fn a_directory_with_files_of_others_keeps_its_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = dir.path().join("state");
+        earlier(&state_dir);
+        let theirs = state_dir.join("theirs");
+        fs::write(&theirs, "x").unwrap();
+        fs::set_permissions(&theirs, Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(tighten(&state_dir).number, 10);
+        assert_eq!((mode(&state_dir), mode(&theirs)), (0o755, 0o644));
+        assert_eq!(mode(&state_dir.join("containers")), 0o700);
+    }
 
     #[test]
     fn the_instance_keeps_its_identifier() {

@@ -14,8 +14,9 @@
 //! * `ports`: the published ports of the host; `denied`: the clients that may not use them.
 //! * `purge`: `culvert purge` without a running agent, and its completion by the next agent.
 //! * `open_files`: the limit of open files; `memory`: returns free memory to the kernel.
+//! * `capabilities`: the capabilities that the agent keeps.
 //! * `attempts`, `containers`, `etc`, `files`, `reruns`, `unfinished`: the files in the state
-//!   directory.
+//!   directory; `private`: their permissions.
 //!
 //! The data plane works without an agent: programs, links and maps are pinned. An agent
 //! changes nothing of a former run before it has read the first list of the store.
@@ -24,6 +25,7 @@ mod agreed;
 mod alarms;
 mod attempts;
 mod backend;
+mod capabilities;
 mod certificates;
 mod conntrack;
 mod containers;
@@ -38,6 +40,7 @@ mod node;
 mod open_files;
 mod platform;
 mod ports;
+mod private;
 mod purge;
 mod reruns;
 mod shared;
@@ -60,10 +63,14 @@ use self::{
     containers::Containers,
     denied::Denied,
     engine::{Engine, Periods},
+    files::Tightened,
     shared::Shared,
     start::Started,
 };
-pub use self::{certificates::last_certificates, purge::purge_offline};
+pub use self::{
+    capabilities::give_up as give_up_capabilities, certificates::last_certificates,
+    purge::purge_offline,
+};
 use crate::{
     api,
     config::{AgentOptions, PurgeOptions},
@@ -82,6 +89,7 @@ use crate::{
 /// read, a store that does not answer within `--store-timeout`.
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     start::log(&options.log, options.trace)?;
+    capabilities::tell();
     doctor::preflight().map_err(|line| anyhow!(line))?;
     // One for the process: an agent that starts anew at another address is the same agent, whose
     // former lease may still live.
@@ -132,6 +140,18 @@ fn unclean(error: &dyn std::fmt::Display) -> anyhow::Error {
     anyhow!("clean-up: {error}; 'culvert purge' removes the rest")
 }
 
+/// Tells of the permissions that were taken from other users at the start.
+fn tell_tightened(shared: &Shared, Tightened { number, failed }: Tightened) {
+    shared.shown.problems.set("state-dir-mode", failed);
+    if number > 0 {
+        let directory = shared.options.state_dir.display();
+        let found = format!(
+            "state directory {directory}: other users had permissions on {number} of its files and directories"
+        );
+        shared.shown.repairs.note_several("permission", number, found);
+    }
+}
+
 /// Period at which commands without a supervisor are looked for.
 const COMMANDS: Duration = Duration::from_secs(1);
 /// Period at which the host's name servers are read.
@@ -151,6 +171,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     // Before anything else: the socket and the state directory belong to one agent.
     let listener = api::bind(&options.socket)?;
     let _state_dir = files::take_state_dir(&options.state_dir).map_err(|line| anyhow!(line))?;
+    let tightened = files::tighten(&options.state_dir);
     let mounts = start::mounts(options)?;
     let url = options.store.parse::<StoreUrl>()?;
     let store_options = start::store_options(&options.store_access);
@@ -192,6 +213,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     ));
     shared.shown.problems.set("node-name", named.problem);
     shared.shown.problems.set("mounts", mounts);
+    tell_tightened(&shared, tightened);
     shared.shown.problems.set_list("denied/", skipped);
     shared.shown.problems.set_list("containers/", problems);
     let tasks = &shared.ending.tasks;

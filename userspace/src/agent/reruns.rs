@@ -3,13 +3,14 @@
 //! can read the files, and the agent does not keep them in its memory.
 
 use std::{
-    fs::{self, DirBuilder},
-    io,
-    os::unix::fs::DirBuilderExt as _,
+    fs, io,
     path::{Path, PathBuf},
 };
 
-use super::files::{RERUNS, remove_if_there, write_private};
+use super::{
+    files::{RERUNS, remove_if_there, write_atomically},
+    private,
+};
 use crate::{api::types::Rerun, model::Name};
 
 fn path(state_dir: &Path, name: &Name) -> PathBuf {
@@ -52,8 +53,8 @@ pub(crate) fn check(rerun: &Rerun) -> Result<(), String> {
 ///
 /// The directory cannot be made or written to.
 pub(crate) fn write(state_dir: &Path, name: &Name, rerun: &Rerun) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(state_dir.join(RERUNS))?;
-    write_private(&path(state_dir, name), &serde_json::to_vec(rerun)?)
+    private::make_dir(&state_dir.join(RERUNS))?;
+    write_atomically(&path(state_dir, name), &serde_json::to_vec(rerun)?)
 }
 
 /// Reads the file of a container.

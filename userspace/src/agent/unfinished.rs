@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     containers::{boot, is_past},
     files::{UNFINISHED, remove_if_there, write_unsynced},
+    private,
 };
 use crate::model::{Name, NetnsId};
 
@@ -69,7 +70,7 @@ impl Unfinished {
 
     fn write(&self, name: &Name, namespace: Option<NetnsId>) -> io::Result<()> {
         let note = Note { boot: boot(), namespace, left: false };
-        fs::create_dir_all(&self.directory)?;
+        private::make_dir(&self.directory)?;
         write_unsynced(&self.path(name), &serde_json::to_vec(&note)?)?;
         self.notes_mut().insert(name.clone(), note);
         Ok(())

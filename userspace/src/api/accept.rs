@@ -2,7 +2,7 @@
 
 use std::{fs::File, io, time::Duration};
 
-use tokio::net::{UnixListener, UnixStream, unix::SocketAddr};
+use tokio::net::{UnixListener, UnixStream};
 
 /// Number of file descriptors that are reserved for connections.
 const SPARE: usize = 8;
@@ -24,6 +24,29 @@ impl Spared {
         spared
     }
 
+    /// The next connection.
+    pub(super) async fn accept(&mut self) -> UnixStream {
+        loop {
+            self.refill();
+            let mut accepted = self.listener.accept().await;
+            while accepted.as_ref().is_err_and(is_exhausted)
+                && let Some(file) = self.spare.pop()
+            {
+                // If another thread takes the descriptor before accept(2) does, the next is tried.
+                drop(file);
+                accepted = self.listener.accept().await;
+            }
+            let error = match accepted {
+                Ok((stream, _)) => return stream,
+                Err(error) => error,
+            };
+            if error.kind() != io::ErrorKind::ConnectionAborted {
+                tracing::debug!("a connection cannot be accepted: {error}");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
     /// Opens the reserved files again, after a connection that took a descriptor has ended.
     fn refill(&mut self) {
         while self.spare.len() < SPARE {
@@ -38,35 +61,4 @@ fn is_exhausted(error: &io::Error) -> bool {
     error
         .raw_os_error()
         .is_some_and(|errno| errno == nix::libc::EMFILE || errno == nix::libc::ENFILE)
-}
-
-impl axum::serve::Listener for Spared {
-    type Io = UnixStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (UnixStream, SocketAddr) {
-        loop {
-            self.refill();
-            let mut accepted = self.listener.accept().await;
-            while accepted.as_ref().is_err_and(is_exhausted)
-                && let Some(file) = self.spare.pop()
-            {
-                // If another thread takes the descriptor before accept(2) does, the next is tried.
-                drop(file);
-                accepted = self.listener.accept().await;
-            }
-            let error = match accepted {
-                Ok(accepted) => return accepted,
-                Err(error) => error,
-            };
-            if error.kind() != io::ErrorKind::ConnectionAborted {
-                tracing::debug!("a connection cannot be accepted: {error}");
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
 }

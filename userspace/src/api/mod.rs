@@ -32,8 +32,10 @@
 mod accept;
 mod backend;
 mod client;
+mod connections;
 mod convert;
 pub mod deadline;
+mod peer;
 mod server;
 mod socket;
 pub mod types;

@@ -1,31 +1,29 @@
 //! The API server: routes every request to the [`Backend`].
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::{Body, to_bytes},
-    extract::{
-        ConnectInfo, FromRequestParts, Path, Query, Request, State, connect_info::Connected,
-    },
+    extract::{ConnectInfo, FromRequestParts, Path, Query, Request, State},
     http::{Method, StatusCode, Uri, request::Parts},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
-    serve::IncomingStream,
 };
-use nix::unistd::geteuid;
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     Backend, Listener,
     accept::Spared,
+    connections::{self, Counts, Limits},
     deadline,
+    peer::Peer,
     types::{
         AddressChange, Allowed, ApiError, Connect, ContainerCreate, ContainerRow, ContainerState,
         Created, ErrorKind, FdbRow, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow,
-        NodeRow, PublishedPorts, Sources, StatsRow, Status, Supervised, VtepChange, VtepRow,
+        NodeRow, PublishedPorts, Sources, StatsRow, Status, VtepChange, VtepRow,
     },
 };
 use crate::model::Name;
@@ -34,6 +32,9 @@ use crate::model::Name;
 /// the kernel's limit of 2 MiB for arguments.
 pub const MAX_BODY: usize = 4 << 20;
 
+/// Time for the body of a request, from its header on.
+const BODY: Duration = Duration::from_secs(30);
+
 /// Time that open requests have to finish after the shutdown has begun.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -41,31 +42,32 @@ type Shared = State<Arc<dyn Backend>>;
 
 /// Serves the API on `listener` until `shutdown` completes. Open requests then have 5 s to finish.
 /// The socket file is removed before this returns.
+///
+/// At most 1024 connections are open, at most 64 of them of other users than that of this process.
+/// A connection ends that sends no request for 10 s.
 pub async fn serve(
     listener: Listener,
     backend: Arc<dyn Backend>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let (socket, _guard) = listener.into_tokio()?;
-    let (told, mut stopping) = watch::channel(false);
-    let service = router(backend).into_make_service_with_connect_info::<Peer>();
-    let server = axum::serve(Spared::new(socket), service).with_graceful_shutdown(async move {
-        shutdown.await;
-        // Fails only if `serve` itself was dropped.
-        let _ = told.send(true);
-    });
-    let deadline = async move {
-        // An error means that the sender was dropped because the server ended by itself.
-        let _ = stopping.wait_for(|stop| *stop).await;
-        tokio::time::sleep(GRACE).await;
-    };
+    let (stop, stopping) = watch::channel(false);
+    let counts = Arc::new(Counts::default());
+    let router = router(backend, Arc::clone(&counts));
+    let listener = Spared::new(socket);
+    let mut serving =
+        pin!(connections::serve(listener, router, Limits::default(), counts, stopping));
     tokio::select! {
-        ended = async { server.await } => ended,
-        () = deadline => Ok(()),
+        () = serving.as_mut() => return Ok(()),
+        () = shutdown => {}
     }
+    // Fails only if `serving` has ended.
+    let _ = stop.send(true);
+    let _ = timeout(GRACE, serving).await;
+    Ok(())
 }
 
-fn router(backend: Arc<dyn Backend>) -> Router {
+fn router(backend: Arc<dyn Backend>, counts: Arc<Counts>) -> Router {
     Router::new()
         .route("/v1/networks", get(networks).post(network_create))
         .route("/v1/networks/{name}", get(network_inspect).delete(network_remove))
@@ -90,6 +92,7 @@ fn router(backend: Arc<dyn Backend>) -> Router {
         .fallback(unknown_route)
         .method_not_allowed_fallback(unknown_route)
         .layer(from_fn(in_time))
+        .layer(Extension(counts))
         .with_state(backend)
 }
 
@@ -146,7 +149,13 @@ async fn unknown_route(method: Method, uri: Uri) -> ApiError {
 
 /// Parses the JSON body. The content type is not checked.
 async fn body<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
-    let bytes = to_bytes(body, MAX_BODY).await.map_err(|error| {
+    let read = timeout(BODY, to_bytes(body, MAX_BODY)).await.map_err(|_| {
+        invalid(format!(
+            "API request body is incomplete: the whole body within {} s of the header is valid",
+            BODY.as_secs()
+        ))
+    })?;
+    let bytes = read.map_err(|error| {
         invalid(format!(
             "API request body cannot be read ({error}): at most {MAX_BODY} bytes are valid"
         ))
@@ -237,59 +246,6 @@ async fn address_remove(
 ) -> Done {
     let request: AddressChange = body(request).await?;
     backend.address_remove(&network, request).await.map(done)
-}
-
-/// The process that has made a connection.
-#[derive(Clone, Copy, Debug)]
-struct Peer {
-    /// Its effective user. `None`: the kernel does not tell.
-    uid: Option<u32>,
-    /// Its process number. `None`: the kernel does not tell.
-    pid: Option<i32>,
-}
-
-impl Connected<IncomingStream<'_, Spared>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Spared>) -> Self {
-        let peer = stream.io().peer_cred().ok();
-        Self {
-            uid: peer.as_ref().map(tokio::net::unix::UCred::uid),
-            pid: peer.as_ref().and_then(tokio::net::unix::UCred::pid),
-        }
-    }
-}
-
-impl Peer {
-    /// Checks that the peer may have the agent start a command again: the agent starts it as its
-    /// own user. Members of the socket's group may be other users.
-    fn may_rerun(self, request: &ContainerCreate) -> Result<(), ApiError> {
-        let own = geteuid().as_raw();
-        match &request.rerun {
-            Some(rerun) if self.uid != Some(own) => Err(invalid(format!(
-                "container '{}': --restart {} needs the user of the agent, who starts the command again: run it as uid {own}",
-                request.name, rerun.restart
-            ))),
-            _ => Ok(()),
-        }
-    }
-
-    /// Names the peer as the supervisor, whatever it says: the agent kills the supervisor with its
-    /// container. An earlier version says nothing.
-    fn reports(self, state: &mut ContainerState) -> Result<(), ApiError> {
-        let by = match state {
-            ContainerState::Running { supervisor, .. } => {
-                supervisor.get_or_insert_with(|| Supervised { pid: 0, restarts: 0, failing: None })
-            }
-            ContainerState::Restarting { supervisor, .. } => supervisor,
-            ContainerState::Exited { .. } => return Ok(()),
-        };
-        by.pid = self.pid.filter(|pid| *pid > 0).ok_or_else(|| {
-            invalid(
-                "report: its sender has no process number here: run the command in the pid namespace of the agent"
-                    .to_owned(),
-            )
-        })?;
-        Ok(())
-    }
 }
 
 async fn container_create(
@@ -383,8 +339,13 @@ async fn stats(State(backend): Shared) -> Answer<Vec<StatsRow>> {
     backend.stats().await.map(Json)
 }
 
-async fn status(State(backend): Shared) -> Answer<Status> {
-    backend.status().await.map(Json)
+async fn status(
+    State(backend): Shared,
+    Extension(counts): Extension<Arc<Counts>>,
+) -> Answer<Status> {
+    // The backend does not see connections.
+    let status = backend.status().await?;
+    Ok(Json(Status { connections: counts.now(), ..status }))
 }
 
 async fn store_accept(State(backend): Shared) -> Done {
@@ -393,34 +354,4 @@ async fn store_accept(State(backend): Shared) -> Done {
 
 async fn purge(State(backend): Shared) -> Done {
     backend.purge().await.map(done)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_sender_of_a_report_is_the_supervisor() {
-        let peer = Peer { uid: Some(0), pid: Some(7) };
-        let told = Supervised { pid: 1, restarts: 3, failing: None };
-        for supervisor in [None, Some(told.clone())] {
-            let restarts = supervisor.as_ref().map_or(0, |supervisor| supervisor.restarts);
-            let mut state = ContainerState::Running { pid: 9, log: None, supervisor, id: None };
-            peer.reports(&mut state).unwrap();
-            let by = Supervised { pid: 7, restarts, failing: None };
-            let right =
-                ContainerState::Running { pid: 9, log: None, supervisor: Some(by), id: None };
-            assert_eq!(state, right);
-        }
-        let mut waits =
-            ContainerState::Restarting { code: 1, log: None, supervisor: told, id: None };
-        for pid in [None, Some(0)] {
-            let refused = Peer { uid: Some(0), pid }.reports(&mut waits).unwrap_err();
-            assert_eq!(refused.kind, ErrorKind::Invalid);
-        }
-        peer.reports(&mut waits).unwrap();
-        assert!(
-            matches!(&waits, ContainerState::Restarting { supervisor, .. } if supervisor.pid == 7)
-        );
-    }
 }

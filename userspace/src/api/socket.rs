@@ -17,6 +17,7 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
+    libc,
     sys::{
         socket::{
             AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, getsockopt, listen,
@@ -157,7 +158,8 @@ fn explain_address(errno: Errno, path: &Path) -> io::Error {
     }
 }
 
-/// Takes the lock of `path`. If it is taken, returns the pid that the lock file names.
+/// Takes the lock of `path`. If it is taken, returns the pid that the lock file names. A symbolic link
+/// in place of the lock is an error: its target would be overwritten.
 fn lock(path: &Path) -> io::Result<Result<Guard, Option<i32>>> {
     let mut lock = path.as_os_str().to_owned();
     lock.push(".lock");
@@ -169,6 +171,7 @@ fn lock(path: &Path) -> io::Result<Result<Guard, Option<i32>>> {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(&lock)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut held) => {
@@ -238,4 +241,22 @@ fn listen_at(address: &UnixAddr, path: &Path) -> io::Result<UnixListener> {
     fs::set_permissions(path, fs::Permissions::from_mode(MODE))?;
     listen(&socket, Backlog::new(128)?)?;
     Ok(UnixListener::from(socket))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_in_place_of_the_lock_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, victim) = (dir.path().join("socket"), dir.path().join("victim"));
+        fs::write(&victim, "theirs").unwrap();
+        std::os::unix::fs::symlink(&victim, dir.path().join("socket.lock")).unwrap();
+        let line = bind(&socket).unwrap_err().to_string();
+        assert!(line.contains("cannot be made: lock: "), "{line}");
+        assert_eq!(line.lines().count(), 1);
+        assert_eq!(fs::read(&victim).unwrap(), b"theirs");
+        assert!(!socket.exists());
+    }
 }

@@ -22,7 +22,7 @@ pub use self::{
 };
 use crate::{
     choice::Uplink,
-    model::{Driver, MacAddr, Name, NameOptions, RestartPolicy},
+    model::{Driver, MacAddr, Name, NameOptions, Privileges, RestartPolicy},
 };
 
 /// The error of a request. `message` is one line that names the object, what is wrong with it and
@@ -275,6 +275,9 @@ pub struct ContainerCreate {
     /// What the command is to be started again with. `None`: it is not started again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rerun: Option<Rerun>,
+    /// User and capabilities of the commands in the container.
+    #[serde(default, skip_serializing_if = "Privileges::is_default")]
+    pub privileges: Privileges,
 }
 
 /// Row of `ps`, and the answer to [`ContainerCreate`].
@@ -322,6 +325,9 @@ pub struct ContainerRow {
     /// host's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etc: Option<String>,
+    /// User and capabilities of its commands, if they are limited.
+    #[serde(default, skip_serializing_if = "Privileges::is_default")]
+    pub privileges: Privileges,
     /// In the answer to [`ContainerCreate`]: defects of the new container, one line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -491,13 +497,27 @@ pub struct Status {
     /// What others have changed, and the agent has put right since it started.
     #[serde(default)]
     pub repairs: Vec<RepairRow>,
+    /// Connections of the API that were not served.
+    #[serde(default)]
+    pub connections: ApiConnections,
+}
+
+/// Connections of the API that were not served since the agent started, in [`Status`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiConnections {
+    /// Connections of other users than the agent's, which were refused because these users had too
+    /// many.
+    pub refused: u64,
+    /// Connections that sent no request in time.
+    pub late: u64,
 }
 
 /// The repairs of one kind in [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairRow {
     /// Kind: `gateway device`, `container device`, `container interface`, `assistant device`,
-    /// `setting`, `program`, `earlier program`, `pin`, `map entry`, `resolv.conf` or `node record`.
+    /// `setting`, `program`, `earlier program`, `pin`, `permission`, `map entry`, `resolv.conf` or
+    /// `node record`.
     pub kind: String,
     /// Number of repairs since the agent started.
     pub count: u64,

@@ -4,6 +4,7 @@
 //! `culvert: THING: WRONG: RIGHT`. Exit codes: 0; 1 for a refusal; 2 for wrong usage; `run` and
 //! `exec` end with the code of their command.
 
+mod accounts;
 mod args;
 mod failure;
 mod output;
@@ -101,7 +102,7 @@ async fn ask(command: Command, auto_remove: bool, mut context: Context<'_>) -> R
                 "--timeout".into(),
                 timeout.to_string().into(),
             ];
-            return verbs::run(client, global, args, format, out).await;
+            return verbs::run(client, global, *args, format, out).await;
         }
         Command::Supervise { spec } => {
             return verbs::supervise_detached(client, &spec, auto_remove).await;

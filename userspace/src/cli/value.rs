@@ -13,7 +13,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     api::DEFAULT_TIMEOUT,
-    model::{Exposed, Invalid, MacAddr, Name, Publish, RestartPolicy, Vni, parse_source, validate},
+    model::{
+        CapabilityOption, Exposed, Invalid, MacAddr, Name, Publish, RestartPolicy, UserOption, Vni,
+        parse_source, validate,
+    },
     store::StoreUrl,
 };
 
@@ -267,6 +270,16 @@ pub(super) fn publish(text: &str) -> Parsed<String> {
 /// Ports that a container will listen on, passed on as they are.
 pub(super) fn expose(text: &str) -> Parsed<String> {
     text.parse::<Exposed>().map(|_| text.to_owned())
+}
+
+/// The user of a command.
+pub(super) fn user(text: &str) -> Parsed<UserOption> {
+    text.parse()
+}
+
+/// A capability, or all.
+pub(super) fn capability(text: &str) -> Parsed<CapabilityOption> {
+    text.parse()
 }
 
 /// When a command is started again.

@@ -27,10 +27,13 @@ use super::{
     SandboxError,
     covers::Covers,
     log::{LogLimits, LogWriter, Pump, SharedLog},
-    mounts,
+    mounts, privileges,
     signals::Signals,
 };
-use crate::{model::RestartPolicy, netns::Netns};
+use crate::{
+    model::{Privileges, RestartPolicy},
+    netns::Netns,
+};
 
 /// Signal handlers belong to the whole process, so there is one supervisor at a time.
 static SUPERVISOR: Mutex<()> = Mutex::const_new(());
@@ -69,6 +72,9 @@ pub struct SuperviseSpec {
     /// this time included. `None`: it is started for the first time.
     #[serde(default)]
     pub restarts: Option<u32>,
+    /// User and capabilities of the program.
+    #[serde(default, skip_serializing_if = "Privileges::is_default")]
+    pub privileges: Privileges,
 }
 
 /// The error when a program did not run: one line, and an exit code.
@@ -272,12 +278,17 @@ fn start(
     let Some((program, arguments)) = spec.command.split_first() else {
         return Err(ExecError::ours("no command is given: put one behind '--'"));
     };
+    // Of this thread, which starts no other program.
+    let identity = privileges::confine(&spec.privileges).map_err(ExecError::ours)?;
     let mut command = Command::new(program);
     command.args(arguments);
     let mut printed = None;
     if logged {
         let failed = |error: io::Error| ExecError::ours(format!("making a pipe: {error}"));
         let (reader, output) = io::pipe().map_err(failed)?;
+        if let Some(identity) = &identity {
+            identity.own(&output);
+        }
         let errors = output.try_clone().map_err(failed)?;
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         printed = Some(reader);
@@ -298,9 +309,16 @@ fn start(
     if File::open("/dev/tty").is_err() {
         command.process_group(0);
     }
-    // SAFETY: between fork and exec this makes one system call and allocates nothing.
+    // SAFETY: between fork and exec this makes system calls alone and allocates nothing: the groups
+    // are in a vector of `identity`, which the closure owns.
     unsafe {
-        command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?));
+        command.pre_exec(move || {
+            if let Some(identity) = &identity {
+                identity.take()?;
+            }
+            // Last: the kernel forgets the signal when a process changes its user (prctl(2)).
+            Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)
+        });
     }
     let child = command.spawn().map_err(|error| refusal(program, &error))?;
     // A pid fits into pid_t; the standard library returns it unsigned.
@@ -350,6 +368,7 @@ mod tests {
             log_limits: LogLimits::default(),
             restart: RestartPolicy::No,
             restarts: None,
+            privileges: Privileges::default(),
         }
     }
 

@@ -3,7 +3,7 @@
 //! * [`plug`] and [`unplug`]: the device pair between the host and a sandbox.
 //! * [`plug_gateway`]: the device that is a network's gateway on this host.
 //! * [`keep_gro`], [`keep_room`] and [`Rooms`]: devices that make the BPF programs faster.
-//! * [`supervise`]: programs that run in a sandbox.
+//! * [`supervise`]: programs that run in a sandbox; [`may_have`]: capabilities that they can have.
 //! * [`Resolver`], [`hosts()`]: the contents of a container's files in `/etc`.
 //! * [`LogReader`]: what a detached program has printed.
 
@@ -18,6 +18,7 @@ mod hosts;
 mod interface;
 mod log;
 mod mounts;
+mod privileges;
 mod resolver;
 mod rooms;
 mod signals;
@@ -43,6 +44,7 @@ pub use gateway::{
 pub use hosts::{hosts, names_of, readdressed};
 pub use interface::forget_rules;
 pub use log::{LogLimits, LogReader, ReadError, remove_log};
+pub use privileges::may_have;
 pub use resolver::{RESOLV_CONF, RESOLVER_ADVICE, ResolvConf, Resolver};
 pub use rooms::{Enrolled, Rooms, enrol};
 pub use spec::PlugSpec;

@@ -23,7 +23,7 @@ use culvert::{
             NatQuery, NetworkCreate, Sources, Supervised, VtepChange,
         },
     },
-    model::{Driver, Name, NameOptions},
+    model::{Capabilities, CapabilityOption, Driver, Name, NameOptions, Privileges, RunAs},
 };
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
@@ -62,6 +62,10 @@ pub(crate) fn container(name: &str, network: &str) -> ContainerCreate {
             hosts: vec!["db:fd00::9".parse().unwrap(), "up:host-gateway".parse().unwrap()],
         },
         rerun: None,
+        privileges: Privileges {
+            user: Some(RunAs { uid: 1000, gid: 100, groups: vec![4] }),
+            capabilities: Capabilities::left_by(&[CapabilityOption::All], &[]),
+        },
     }
 }
 

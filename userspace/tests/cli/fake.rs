@@ -13,16 +13,16 @@ use culvert::{
     api::{
         self, Backend,
         types::{
-            AddressChange, AgentStatus, Allowed, ApiError, Connect, ConntrackStatus,
-            ContainerCreate, ContainerNetwork, ContainerRow, ContainerState, Counts, Created,
-            DatapathStatus, ErrorKind, FdbRow, InspectContainer, InspectIpam, InspectPeer,
-            InspectSubnet, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow,
-            NodeRow, PublishedPorts, PublishedRow, Sources, StatsRow, Status, StoreCertificate,
-            StoreRead, StoreStatus, VtepChange, VtepRow,
+            AddressChange, AgentStatus, Allowed, ApiConnections, ApiError, Connect,
+            ConntrackStatus, ContainerCreate, ContainerNetwork, ContainerRow, ContainerState,
+            Counts, Created, DatapathStatus, ErrorKind, FdbRow, InspectContainer, InspectIpam,
+            InspectPeer, InspectSubnet, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect,
+            NetworkRow, NodeRow, PublishedPorts, PublishedRow, Sources, StatsRow, Status,
+            StoreCertificate, StoreRead, StoreStatus, VtepChange, VtepRow,
         },
     },
     choice::{Uplink, XdpSupport},
-    model::{Driver, Name, RestartPolicy},
+    model::{Driver, Name, Privileges, RestartPolicy},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -338,6 +338,10 @@ impl Backend for Fake {
             command: request.command,
             hostname: None,
             etc: None,
+            privileges: match state.forgetful {
+                true => Privileges::default(),
+                false => request.privileges,
+            },
             warnings: Vec::new(),
         };
         state.containers.insert(name, row.clone());
@@ -647,6 +651,7 @@ impl Backend for Fake {
             },
             problems,
             repairs: Vec::new(),
+            connections: ApiConnections::default(),
         })
     }
 

@@ -294,6 +294,63 @@ fn restart_goes_with_d_and_without_rm_and_with_an_agent_that_knows_it() {
 }
 
 #[test]
+fn privileges_are_passed_on_and_an_agent_that_does_not_know_them_is_refused() {
+    let agent = Agent::start();
+    agent.fake.forget_policies();
+    let mark = agent.dir.path().join("mark");
+    for (options, told, named) in [
+        (
+            "--user 4711:4712 --cap-drop ALL --cap-add CHOWN",
+            r#""privileges":{"user":{"uid":4711,"gid":4712,"groups":[]},"capabilities":"0000000000000001"}"#,
+            "--user",
+        ),
+        ("--cap-drop net_raw", r#""privileges":{"capabilities":"ffffffffffffdfff"}"#, "--cap-drop"),
+    ] {
+        let line = format!("run --name c --network host {options} -- touch");
+        let mut args = words(&line);
+        args.push(mark.to_str().unwrap());
+        let output = run(&agent.socket(), &args);
+        assert_eq!(output.status.code(), Some(1), "{options}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let expected = format!("culvert: {named}: the agent is of an earlier version");
+        assert!(stderr.starts_with(&expected), "{stderr}");
+        let calls = agent.fake.calls();
+        assert!(calls[0].contains(told), "{calls:?}");
+        assert_eq!(calls[1..], ["remove container c force=true"]);
+        assert!(!mark.exists());
+    }
+    for (options, why) in [
+        ("--user culvert-nobody", "--user: this host has no user \"culvert-nobody\""),
+        ("--user 4294000001", "--user 4294000001: this host has no user of that number"),
+    ] {
+        let line = format!("run --name c --network host {options} -- true");
+        let output = run(&agent.socket(), &words(&line));
+        assert_eq!(output.status.code(), Some(1), "{options}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.starts_with(&format!("culvert: {why}")), "{stderr}");
+    }
+    assert!(agent.fake.calls().is_empty(), "the agent was not asked");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn commands_have_the_user_and_the_capabilities_that_are_given() {
+    let agent = Agent::start();
+    let script = "id -u; id -G; grep -E '^Cap(Eff|Bnd)' /proc/self/status";
+    let options = ["run", "--name", "c", "--network", "host", "--user", "4711:4712"];
+    let rest = ["--cap-drop", "ALL", "--cap-add", "NET_RAW", "--", "sh", "-c", script];
+    let limited = "4711\n4712\nCapEff:\t0000000000000000\nCapBnd:\t0000000000002000\n";
+    assert_eq!(success(&run(&agent.socket(), &[&options[..], &rest[..]].concat())), limited);
+    assert_eq!(success(&run(&agent.socket(), &["exec", "c", "--", "sh", "-c", script])), limited);
+    // A file that only root can execute.
+    let secret = agent.dir.path().join("secret");
+    std::fs::write(&secret, "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let output = run(&agent.socket(), &["exec", "c", "--", secret.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(126));
+}
+
+#[test]
 fn a_value_that_cannot_be_kept_is_not_printed() {
     let agent = Agent::start();
     let line = "run --name c --network host -d --restart always -- true";

@@ -356,6 +356,7 @@ impl Agent {
             log_limits: LogLimits { max_size: log_max_size, max_files: log_max_files },
             restart,
             restarts: Some(record.next_restarts()),
+            privileges: record.privileges.clone(),
         };
         let surroundings = Surroundings {
             environment: Some(environment),

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     agent::{
+        capabilities,
         containers::{Origin, Process, Record, Running, boot},
         ports, reruns,
     },
@@ -89,6 +90,7 @@ impl Agent {
                 )));
             }
         }
+        request.privileges.check().map_err(|why| invalid(format!("{what}: {why}")))?;
         let ports = ports::parse(name, &request.ports)?;
         let from = ports::clients(name, &ports, &request.from)?;
         let network = self.network_of(&request.network)?;
@@ -107,6 +109,7 @@ impl Agent {
         record.auto_remove = request.auto_remove;
         record.restart = request.rerun.as_ref().map(|rerun| rerun.restart).unwrap_or_default();
         record.names = request.names.clone();
+        record.privileges = request.privileges.clone();
         let mut attempt = None;
         if let NetworkOf::Stored(network) = &network {
             let attached = self
@@ -164,6 +167,11 @@ impl Agent {
         self.finished(name);
         let row = rows::container(&self.shared, &record);
         warnings.extend(rows::unserved(&row).filter(|_| !ports.is_empty()));
+        if request.rerun.is_some() && capabilities::are_limited() {
+            warnings.push(format!(
+                "{what}: if the agent starts its command again, that cannot gain privileges, as the agent's unit has NoNewPrivileges="
+            ));
+        }
         Ok(ContainerRow { warnings, ..row })
     }
 

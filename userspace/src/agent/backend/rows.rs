@@ -60,6 +60,7 @@ fn row(shared: &Shared, record: &Record) -> ContainerRow {
         command: record.command.clone(),
         hostname,
         etc: named.map(|name| etc::directory(state_dir, name).display().to_string()),
+        privileges: record.privileges.clone(),
         warnings: Vec::new(),
     }
 }

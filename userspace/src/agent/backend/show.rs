@@ -13,8 +13,8 @@ use super::{Agent, internal};
 use crate::{
     agent::state::{MOST, Repair},
     api::types::{
-        AgentStatus, ApiError, Counts, DatapathStatus, FdbRow, NeighRow, RepairRow, StatsRow,
-        Status, StoreCertificate, StoreStatus, VtepRow,
+        AgentStatus, ApiConnections, ApiError, Counts, DatapathStatus, FdbRow, NeighRow, RepairRow,
+        StatsRow, Status, StoreCertificate, StoreStatus, VtepRow,
     },
     choice, doctor,
     model::{MacAddr, Name},
@@ -281,6 +281,8 @@ impl Agent {
             },
             problems,
             repairs: shared.shown.repairs.all().into_iter().map(repair_row).collect(),
+            // The server of the API has them.
+            connections: ApiConnections::default(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Whether the state directory can be written.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Problems;
 use crate::{
+    agent::private,
     api::types::{ApiError, ErrorKind},
     limits::name_limit,
 };
@@ -137,7 +138,10 @@ impl Disk {
 /// Writes a file and removes it.
 fn try_to_write(directory: &Path) -> io::Result<()> {
     let path = directory.join(PROBE);
-    let written = File::create(&path).and_then(|mut file| file.write_all(&[0; BLOCK]));
+    // One that is left over from a crash, or that somebody else has put there.
+    let _ = fs::remove_file(&path);
+    let made = private::options().write(true).create_new(true).open(&path);
+    let written = made.and_then(|mut file| file.write_all(&[0; BLOCK]));
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => written.and(Err(error)),
         _ => written,
@@ -179,6 +183,17 @@ mod tests {
         disk.check();
         assert!(problems.lines().is_empty());
         assert_eq!(fs::read_dir(small.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_file_that_is_tried_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "theirs").unwrap();
+        std::os::unix::fs::symlink(&victim, dir.path().join(PROBE)).unwrap();
+        try_to_write(dir.path()).unwrap();
+        assert_eq!(fs::read(&victim).unwrap(), b"theirs");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

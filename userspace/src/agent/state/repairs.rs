@@ -47,7 +47,7 @@ impl Repairs {
     }
 
     /// Counts `number` repairs, and logs them on one line.
-    fn note_several(&self, kind: &'static str, number: u64, found: String) {
+    pub(crate) fn note_several(&self, kind: &'static str, number: u64, found: String) {
         tracing::warn!("repaired: {found}");
         // A thread that panicked with the lock held left a valid map.
         let mut by_kind = self.by_kind.lock().unwrap_or_else(PoisonError::into_inner);

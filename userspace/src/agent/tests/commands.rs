@@ -17,7 +17,7 @@ use crate::{
             ApiError, ContainerCreate, ContainerRow, ContainerState, ErrorKind, Rerun, Supervised,
         },
     },
-    model::{Name, RestartPolicy},
+    model::{Capabilities, CapabilityOption, Name, Privileges, RestartPolicy, RunAs},
 };
 
 /// A process, which is killed when this is dropped.
@@ -168,6 +168,34 @@ async fn a_command_is_started_again_when_its_supervisor_is_gone() {
     one.agent.container_remove(&name("web"), true).await.unwrap();
     assert!(!supervisor.runs() && !command.runs());
     assert!(!state_dir.join("reruns/web.json").exists());
+}
+
+/// User and capabilities of a command are kept for the next agent, which starts it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_is_started_again_may_do_no_more_than_before() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    let user = RunAs { uid: 4711, gid: 4712, groups: vec![4713] };
+    let privileges = Privileges {
+        user: Some(user.clone()),
+        capabilities: Capabilities::left_by(&[CapabilityOption::All], &[]),
+    };
+    let mut request = detached("web", "blue", "always");
+    request.privileges = privileges.clone();
+    let (mut command, mut supervisor) = start(&one, request).await;
+    assert_eq!(row(&one, "web").await.privileges, privileges);
+    let mut wrong = run("job", "blue");
+    wrong.privileges.user = Some(RunAs { uid: u32::MAX, ..user });
+    let refused = one.agent.container_create(wrong).await;
+    assert_refused(refused, ErrorKind::Invalid, "container 'job': --user: 4294967295 is no user");
+
+    let paper = Arc::clone(&one.paper);
+    one.stop().await;
+    command.kill();
+    supervisor.kill();
+    let one = world.start(1, &paper).await.ready().await;
+    eventually("it is started again", || async { !launched(&one).is_empty() }).await;
+    assert_eq!(paper.state().launched[0].spec.privileges, privileges);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     api::types::{ContainerCreate, NetworkCreate},
-    model::{Driver, Name, NameOptions},
+    model::{Driver, Name, NameOptions, Privileges},
 };
 
 pub(super) fn name(text: &str) -> Name {
@@ -43,5 +43,6 @@ pub(super) fn run(container: &str, network: &str) -> ContainerCreate {
         command: vec!["sleep".to_owned()],
         names: NameOptions::default(),
         rerun: None,
+        privileges: Privileges::default(),
     }
 }

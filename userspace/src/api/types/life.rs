@@ -73,7 +73,7 @@ pub struct Supervised {
 }
 
 /// What the agent needs to start the command of `run -d --restart` again. The command line and the
-/// sandbox are those of the container.
+/// sandbox, its user and its capabilities are those of the container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rerun {
     /// `--restart`.

@@ -7,7 +7,10 @@ use ipnetwork::IpNetwork;
 
 use crate::{
     cli::value,
-    model::{Domain, HostEntry, MacAddr, Name, NameOptions, ResolverOption, RestartPolicy},
+    model::{
+        CapabilityOption, Domain, HostEntry, MacAddr, Name, NameOptions, ResolverOption,
+        RestartPolicy, UserOption,
+    },
 };
 
 pub(super) const RUN_EXAMPLES: &str = "EXAMPLES:
@@ -20,6 +23,12 @@ pub(super) const RUN_EXAMPLES: &str = "EXAMPLES:
   culvert run --name log -d --log-opt max-size=1m --log-opt max-file=5 -- app -v
   culvert run --name probe --network container:web --rm -- ip address
   culvert run --name job --dns 10.0.0.53 --add-host db:10.0.0.9 --rm -- ping -c 1 db
+  culvert run --name web -d --user www-data --cap-drop ALL -- httpd -f -p 8080
+
+SECURITY:
+  A container has interfaces, addresses and names of its own. It is no security boundary: its
+  command sees the files and the processes of the host. Without --user and --cap-drop it may do
+  all that the user of 'culvert run' may do. See docs/SECURITY.md.
 
 EXIT CODE:
   The command's own, 128 + N if signal N killed it; 127 if there is no such command, 126 if it
@@ -90,6 +99,20 @@ pub(crate) struct RunArgs {
     pub(crate) expose: Vec<String>,
     #[command(flatten)]
     pub(crate) names: NameArgs,
+    /// User and group of the host that the command runs as; those of 'culvert run' by default
+    #[arg(short, long, value_name = "UID[:GID]|NAME[:GROUP]", value_parser = value::user)]
+    pub(crate) user: Option<UserOption>,
+    /// Capability that the command cannot have, as in NET_RAW, or ALL
+    #[arg(long, value_name = "CAP", value_parser = value::capability)]
+    pub(crate) cap_drop: Vec<CapabilityOption>,
+    /// Capability that the command keeps nevertheless
+    #[arg(
+        long,
+        value_name = "CAP",
+        requires = "cap_drop",
+        value_parser = value::capability
+    )]
+    pub(crate) cap_add: Vec<CapabilityOption>,
     /// Leave it in the background, with its output in a log; print its name
     #[arg(short, long)]
     pub(crate) detach: bool,

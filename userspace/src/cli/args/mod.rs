@@ -110,7 +110,7 @@ pub(super) enum Command {
     Network(NetworkCommand),
     /// Run a command in a new container
     #[command(after_help = container::RUN_EXAMPLES)]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Attach an existing network namespace to a network
     #[command(after_help = container::ATTACH_EXAMPLES)]
     Attach(AttachArgs),

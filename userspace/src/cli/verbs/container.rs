@@ -13,7 +13,7 @@ use crate::{
         failure::{Failure, tell},
         output::{self, Row},
     },
-    model::{Name, NameOptions},
+    model::{Name, NameOptions, Privileges},
     sandbox,
 };
 
@@ -142,6 +142,7 @@ pub(crate) async fn attach(
             command: Vec::new(),
             names: NameOptions::default(),
             rerun: None,
+            privileges: Privileges::default(),
         })
         .await?;
     tell_warnings(&mut row);

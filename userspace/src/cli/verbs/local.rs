@@ -15,6 +15,8 @@ use crate::{
 const FAREWELL: Duration = Duration::from_secs(10);
 
 pub(crate) fn agent(options: AgentOptions) -> Result<u8, Failure> {
+    // Before there are threads.
+    agent::give_up_capabilities();
     // Several threads: a slow system call must not delay the renewal of the store's lease.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -3,8 +3,9 @@
 use std::{
     env,
     ffi::OsString,
-    fs,
+    fs::{self, DirBuilder},
     io::Write,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -22,6 +23,7 @@ use crate::{
         types::{ContainerCreate, ContainerRow, ContainerState, ErrorKind, Rerun, Supervised},
     },
     cli::{
+        accounts,
         args::{ExecArgs, Format, RunArgs},
         failure::{Failure, tell},
         value::LogOpt,
@@ -42,6 +44,7 @@ pub(crate) async fn run(
     format: Format,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
+    let privileges = accounts::privileges(args.user.as_ref(), &args.cap_drop, &args.cap_add)?;
     let names = NameOptions::from(args.names);
     check_files(&names)?;
     let rerun = rerun(args.restart, args.detach, args.rm, limits(&args.log_opt))?;
@@ -71,12 +74,15 @@ pub(crate) async fn run(
             command: args.command.clone(),
             names: names.clone(),
             rerun,
+            privileges: privileges.clone(),
         })
         .await?;
     tell_warnings(&mut row);
     let unknown = match (&row.etc, names.given()) {
         (None, Some(option)) => Some(option),
         _ if row.restart != args.restart => Some("--restart"),
+        // It would start the command again without them.
+        _ if row.privileges != privileges => privileges.given(),
         _ => None,
     };
     if let Some(option) = unknown {
@@ -228,6 +234,7 @@ fn spec(row: &ContainerRow, command: Vec<String>, log: Option<PathBuf>) -> Super
         log_limits: LogLimits::default(),
         restart: RestartPolicy::No,
         restarts: None,
+        privileges: row.privileges.clone(),
     }
 }
 
@@ -255,10 +262,10 @@ fn limits(options: &[LogOpt]) -> LogLimits {
     })
 }
 
-/// Path of the log of a detached container. Makes its directory.
+/// Path of the log of a detached container. Makes its directory, for this process's user alone.
 fn log_path(state_dir: &str, name: &Name) -> Result<PathBuf, Failure> {
     let directory = Path::new(state_dir).join("logs");
-    fs::create_dir_all(&directory).map_err(|error| {
+    DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|error| {
         Failure::refusal(format!("log directory {} cannot be made: {error}", directory.display()))
     })?;
     Ok(directory.join(format!("{name}.log")))

@@ -149,8 +149,18 @@ fn told(repairs: &[RepairRow]) -> String {
 }
 
 fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
-    let Status { node, agent, store, datapath, vteps, conntrack, counts, problems, repairs } =
-        status;
+    let Status {
+        node,
+        agent,
+        store,
+        datapath,
+        vteps,
+        conntrack,
+        counts,
+        problems,
+        repairs,
+        connections,
+    } = status;
     let health = match (&store.error, store.healthy) {
         (_, true) => "healthy".to_owned(),
         (Some(error), false) => format!("unhealthy ({error})"),
@@ -206,6 +216,7 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
                     conntrack.refused
                 ),
             ),
+            ("API", format!("{} refused, {} too late", connections.refused, connections.late)),
             ("Restarts", counts.restarts.to_string()),
             ("Repairs", told(repairs)),
             ("Problems", if problems.is_empty() { "none".to_owned() } else { String::new() }),

@@ -1,11 +1,11 @@
 //! Writes what a program prints to its log.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, PipeReader, Write},
     os::{
         fd::OwnedFd,
-        unix::fs::{MetadataExt, OpenOptionsExt},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -22,17 +22,18 @@ use super::files::{LogLimits, aged};
 /// Number of bytes that are read at once: the capacity of a pipe.
 const CHUNK: usize = 64 << 10;
 
-/// Opens a log to append to it. Makes it, and its directory, if it does not exist.
+/// Opens a log to append to it. Makes it, and its directory, if it does not exist. Only the user of
+/// this process can read it: what programs print may have passwords.
 pub(in crate::sandbox) fn open_log(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
-    append().open(path)
+    append().create(true).open(path)
 }
 
 fn append() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.create(true).append(true).mode(0o640).custom_flags(libc::O_NOFOLLOW);
+    options.append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
     options
 }
 
@@ -146,7 +147,9 @@ impl LogWriter {
         // Made first: if that fails, everything is as before.
         let mut new = self.path.clone().into_os_string();
         new.push(".new");
-        let file = append().truncate(false).open(&new)?;
+        // One that is left over from a crash, or that somebody else has put there.
+        let _ = fs::remove_file(&new);
+        let file = append().create_new(true).open(&new)?;
         for age in (0..self.limits.max_files.saturating_sub(1)).rev() {
             match fs::rename(aged(&self.path, age), aged(&self.path, age + 1)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -298,6 +301,25 @@ mod tests {
         let files = [0, 1, 2].map(|age| lines(&path, age));
         assert_eq!(files, ["last\n", "four more\n", "three!\n"]);
         assert_eq!(all(&path), "three!\nfour more\nlast\n");
+    }
+
+    #[test]
+    fn no_other_user_can_read_a_log_and_no_link_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (logs, victim) = (dir.path().join("logs"), dir.path().join("victim"));
+        let path = logs.join("c.log");
+        fs::write(&victim, "theirs").unwrap();
+        let mut log = writer(&path, 10, 2);
+        std::os::unix::fs::symlink(&victim, logs.join("c.log.new")).unwrap();
+        log.write(b"one\ntwo\nthree\n");
+        assert_eq!((lines(&path, 0), lines(&path, 1)), ("three\n".into(), "one\ntwo\n".into()));
+        for (path, mode) in [(&logs, 0o700), (&path, 0o600), (&aged(&path, 1), 0o600)] {
+            let found = fs::metadata(path).unwrap().mode() & 0o777;
+            assert_eq!(found, mode, "{}", path.display());
+        }
+        assert_eq!(fs::read(&victim).unwrap(), b"theirs");
+        std::os::unix::fs::symlink(&victim, logs.join("d.log")).unwrap();
+        assert!(open_log(&logs.join("d.log")).is_err());
     }
 
     #[test]

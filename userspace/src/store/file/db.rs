@@ -2,6 +2,9 @@
 
 use std::{
     fmt,
+    fs::{OpenOptions, Permissions},
+    io,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock},
     time::Duration,
@@ -56,6 +59,25 @@ pub(super) struct History {
     pub(super) next: Revision,
 }
 
+/// Makes the file if it does not exist. Only the user of this process can read it, also one that an
+/// earlier version has left readable: it has the command lines and addresses of containers.
+fn make_private(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let file =
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let mode = file.metadata()?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        match file.set_permissions(Permissions::from_mode(mode & 0o7700)) {
+            Ok(()) => tracing::warn!("{}: other users could read it, now not", path.display()),
+            Err(error) => tracing::warn!(
+                "{}: other users can read it, and its mode cannot be changed: {error}",
+                path.display()
+            ),
+        }
+    }
+    Ok(())
+}
+
 pub(super) struct Db {
     /// `None` after an I/O error, as on a full disk: redb refuses every call until the file is
     /// opened again.
@@ -76,6 +98,7 @@ impl Db {
     /// Opens the file. The error is the reason, as text.
     fn open_file(path: &Path) -> Result<Database, String> {
         let text = |error: &dyn fmt::Display| error.to_string();
+        make_private(path).map_err(|error| text(&error))?;
         let database =
             Builder::new().set_cache_size(CACHE).create(path).map_err(|error| text(&error))?;
         let format = Self::prepare(&database).map_err(|error| text(&error))?;

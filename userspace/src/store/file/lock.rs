@@ -7,7 +7,10 @@ use std::{
     path::Path,
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    libc,
+};
 
 use crate::store::StoreError;
 
@@ -17,7 +20,8 @@ pub(super) struct DirLock {
 }
 
 impl DirLock {
-    /// Makes the directory if it does not exist, and locks it.
+    /// Makes the directory if it does not exist, and locks it. A symbolic link in place of the
+    /// lock is refused.
     pub(super) fn take(dir: &Path) -> Result<Self, StoreError> {
         let name = dir.display();
         let refused = |what: &str, error: &dyn std::fmt::Display| {
@@ -34,6 +38,7 @@ impl DirLock {
             .write(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(dir.join("lock"))
             .map_err(|error| refused("opened", &error))?;
         let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

@@ -62,6 +62,28 @@ async fn what_cannot_be_a_store_is_refused_in_one_line() {
 }
 
 #[tokio::test]
+async fn no_other_user_can_read_the_store_and_no_link_is_followed() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let mode = |path: &Path| fs::metadata(path).expect("metadata").permissions().mode() & 0o777;
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (path, file) = (dir.path().join("store"), dir.path().join("store/store.redb"));
+    drop(FileStore::open(&path).await.expect("opens"));
+    assert_eq!((mode(&path), mode(&file)), (0o700, 0o600));
+    // As an earlier version has made it.
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("mode");
+    drop(reopen(&path).await);
+    assert_eq!(mode(&file), 0o600);
+
+    let (other, victim) = (dir.path().join("other"), dir.path().join("victim"));
+    fs::create_dir(&other).expect("directory");
+    fs::write(&victim, "theirs").expect("write");
+    symlink(&victim, other.join("lock")).expect("link");
+    let error = FileStore::open(&other).await.expect_err("is refused");
+    assert!(matches!(error, StoreError::Refused(_)), "{error:?}");
+    assert_eq!(fs::read(&victim).expect("file"), b"theirs");
+}
+
+#[tokio::test]
 async fn a_store_of_another_format_is_refused() {
     let dir = tempfile::tempdir().expect("temporary directory");
     {

@@ -1,0 +1,174 @@
+//! What the agent and the commands of containers may do, and who can read what the agent writes.
+
+use std::{fs, path::Path, process::Command};
+
+use culvert_tests::{
+    cluster::{Cluster, Host, SOON, unique_name},
+    netns::wait_until,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// A value in a file like `/proc/PID/status`.
+fn value(status: &Path, name: &str) -> String {
+    let text = fs::read_to_string(status).unwrap_or_default();
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    let found = lines.find(|(found, _)| *found == name);
+    found.map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
+}
+
+/// The row of a container in `ps`.
+fn row(host: &Host, name: &str) -> serde_json::Value {
+    let rows = host.json(&["ps"]);
+    let found = rows.as_array().and_then(|rows| rows.iter().find(|row| row["name"] == name));
+    found.cloned().unwrap_or_default()
+}
+
+/// Starts a detached container that is started again, and kills its supervisor once it has printed
+/// `lines` lines. Returns what it has printed before and afterwards.
+fn printed_twice(
+    host: &Host,
+    name: &str,
+    options: &[&str],
+    script: &str,
+    lines: usize,
+) -> [Vec<String>; 2] {
+    let head = ["run", "-d", "--name", name, "--restart", "always"];
+    host.ok(&[&head, options, &["--", "sh", "-c", script]].concat());
+    let log = || -> Vec<String> { host.ok(&["logs", name]).lines().map(str::to_owned).collect() };
+    wait_until(SOON, "the first start", || log().len() == lines);
+    let pid = row(host, name)["pid"].to_string();
+    let supervisor = value(Path::new(&format!("/proc/{pid}/status")), "PPid");
+    let supervisor: i32 = supervisor.parse().unwrap_or_else(|error| unreachable!("{pid}: {error}"));
+    assert!(kill(Pid::from_raw(supervisor), Signal::SIGKILL).is_ok());
+    wait_until(SOON, "the second start", || log().len() == 2 * lines);
+    let mut before = log();
+    let after = before.split_off(lines);
+    [before, after]
+}
+
+/// The agent has the capabilities that it needs, in each of its threads. A command that it starts
+/// again has all that it had when `run` has started it.
+#[test]
+#[ignore = "needs root"]
+fn the_agent_gives_up_capabilities_and_commands_have_them() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    let agent = host.json(&["status"])["agent"]["pid"].to_string();
+    let tasks = fs::read_dir(format!("/proc/{agent}/task")).into_iter().flatten().flatten();
+    let tasks: Vec<_> = tasks.map(|task| task.path().join("status")).collect();
+    assert!(tasks.len() > 1);
+    // Numbers of linux/capability.h.
+    let (needed, given_up) = ([12, 21, 39], [0, 16, 22, 25, 27]);
+    // A thread may have ended since.
+    for task in tasks.iter().filter(|task| !value(task, "CapAmb").is_empty()) {
+        for set in ["CapEff", "CapPrm"] {
+            let has = u64::from_str_radix(&value(task, set), 16);
+            let has = has.unwrap_or_else(|error| unreachable!("{}: {error}", task.display()));
+            assert!(needed.iter().all(|number| has >> number & 1 == 1), "{set}: {has:x}");
+            assert!(given_up.iter().all(|number| has >> number & 1 == 0), "{set}: {has:x}");
+        }
+        let own = value(Path::new("/proc/self/status"), "CapBnd");
+        assert_eq!(value(task, "CapBnd"), own);
+    }
+
+    let script = "grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status; exec sleep 1000";
+    let name = unique_name("caps");
+    let [before, after] = printed_twice(host, &name, &["--network", "none"], script, 7);
+    assert_eq!(before, after);
+    assert_eq!(before[2].split_once('\t').map(|(name, _)| name), Some("CapEff:"), "{before:?}");
+    let own = value(Path::new("/proc/self/status"), "CapEff");
+    assert!(before[2].ends_with(&own), "{before:?}: {own}");
+    host.ok(&["rm", "-f", &name]);
+}
+
+/// `--user` and `--cap-drop` hold for the command, for the command that the agent starts again, and
+/// for those of `exec`. Such a command reads its files in `/etc`, and opens its standard output.
+#[test]
+#[ignore = "needs root"]
+fn user_and_capabilities_hold_for_every_command_of_a_container() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    let show = "id -u; id -G; grep -E '^Cap(Prm|Eff|Bnd)' /proc/self/status";
+    let script = format!("({show}) >/dev/stdout; grep -c localhost /etc/hosts; exec sleep 1000");
+    let name = unique_name("user");
+    let options =
+        ["--network", "bridge", "--user", "4711:4712", "--cap-drop", "all", "--cap-add", "NET_RAW"];
+    let [before, after] = printed_twice(host, &name, &options, &script, 6);
+    assert_eq!(before, after);
+    let limited = [
+        "4711",
+        "4712",
+        "CapPrm:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t0000000000002000",
+    ];
+    assert_eq!(before[..5], limited);
+    let in_a_second_command = host.ok(&["exec", &name, "--", "sh", "-c", show]);
+    assert_eq!(in_a_second_command.lines().collect::<Vec<_>>(), limited);
+
+    // The agent looks at processes of other users, and ends them.
+    wait_until(SOON, "its pid", || row(host, &name)["pid"].is_number());
+    let pid = row(host, &name)["pid"].to_string();
+    host.ok(&["rm", "-f", &name]);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+
+    // Without --user the command is root, and has no more capabilities either.
+    let name = unique_name("user");
+    let run = ["run", "--rm", "--name", &name, "--network", "none"];
+    let printed = host.ok(&[&run[..], &["--cap-drop", "ALL", "--", "sh", "-c", show]].concat());
+    assert_eq!(printed.lines().next(), Some("0"));
+    let sets: Vec<_> = printed.lines().filter_map(|line| line.split_once('\t')).collect();
+    assert!(sets.iter().all(|(_, set)| *set == "0000000000000000"), "{printed}");
+    let line = host.refused(1, &[&run[..], &["--user", "culvert-nobody", "--", "true"]].concat());
+    assert!(line.contains("has no user \"culvert-nobody\""), "{line}");
+}
+
+/// The files and directories below `directory` on which other users have a permission. The files of
+/// containers in `/etc` are mounted for all users.
+fn open_to_others(directory: &Path) -> String {
+    let mut find = Command::new("find");
+    find.arg(directory).args(["!", "-type", "l", "-perm", "/077"]);
+    find.args(["!", "(", "-type", "f", "-path", "*/state/etc/*/*", ")"]);
+    let output = find.output().unwrap_or_else(|error| unreachable!("find: {error}"));
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// No other user can read the state directory, also not that of an earlier version.
+#[test]
+#[ignore = "needs root"]
+fn the_state_directory_is_for_the_agents_user() {
+    let mut cluster = Cluster::new(1);
+    let host = &mut cluster.hosts[0];
+    let state = host.dir().join("state");
+    let name = unique_name("secret");
+    let run = ["run", "-d", "--name", &name, "--network", "bridge", "--restart", "always"];
+    host.ok(&[&run[..], &["--", "sh", "-c", "echo secret; exec sleep 1000"]].concat());
+    wait_until(SOON, "its log", || host.ok(&["logs", &name]).contains("secret"));
+    host.ok(&["ports", "deny", "192.0.2.7"]);
+    for file in ["containers", "logs", "reruns", "etc", "denied", "node-id"] {
+        assert!(state.join(file).exists(), "{file}");
+    }
+    assert_eq!(open_to_others(&state), "");
+
+    host.stop_agent(Signal::SIGTERM);
+    let mut chmod = Command::new("chmod");
+    assert!(chmod.args(["-R", "go+rX"]).arg(&state).status().is_ok_and(|it| it.success()));
+    host.start_agent(&[]);
+    host.wait_ready();
+    assert_eq!(open_to_others(&state), "");
+    let repairs = host.json(&["status"])["repairs"].to_string();
+    assert!(repairs.contains("\"permission\""), "{repairs}");
+    assert!(host.agent_log().contains("other users had permissions on"));
+    // What was tightened is still used, and nothing is left to do for the next agent.
+    assert!(host.ok(&["logs", &name]).contains("secret"));
+    host.stop_agent(Signal::SIGTERM);
+    host.start_agent(&[]);
+    host.wait_ready();
+    let repairs = host.json(&["status"])["repairs"].to_string();
+    assert!(!repairs.contains("\"permission\""), "{repairs}");
+    host.ok(&["rm", "-f", &name]);
+}
