@@ -166,16 +166,19 @@ fn a_flood_from_outside_costs_no_connection() {
 
 /// Number of new flows in a second that the flood of the long test must offer.
 const OFFERED: u64 = 40_000;
-/// Threads that send the flood.
-const SENDERS: usize = 2;
 /// Last octets of the addresses that the flood comes from.
 const SOURCES: std::ops::Range<u8> = 20..50;
 
 /// Sends datagrams to `to` until `stop` is set, each from another address and port, and counts
-/// them. Each of the senders has its own ports.
-fn flood_from_everywhere(sender: usize, to: SocketAddrV4, sent: &AtomicU64, stop: &AtomicBool) {
+/// them.
+fn flood_from_everywhere(
+    ports: impl Iterator<Item = u16> + Clone,
+    to: SocketAddrV4,
+    sent: &AtomicU64,
+    stop: &AtomicBool,
+) {
     let to = SockaddrIn::from(to);
-    for port in (1024..u16::MAX).skip(sender).step_by(SENDERS).cycle() {
+    for port in ports.cycle() {
         // One socket for all addresses: to make a socket takes longer than to send.
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
         for last in SOURCES {
@@ -209,6 +212,7 @@ fn flood_from_everywhere(sender: usize, to: SocketAddrV4, sent: &AtomicU64, stop
 #[ignore = "needs root"]
 fn connections_are_made_during_a_flood() {
     let max = rounds(1024, DEFAULT_FLOWS).to_string();
+    let senders = rounds(1, 2) as usize;
     let world = World::with_agent(&["--conntrack-max", &max]);
     let host = world.host();
     let (name, _) = world.run("bridge", &["-p", "8080:80", "-p", "8053:53/udp"]);
@@ -225,10 +229,11 @@ fn connections_are_made_during_a_flood() {
     let client = world.outside.host.path();
     let evicted = || host.counter("from_underlay", "flow_evicted");
     let (seconds, offered, made_room) = std::thread::scope(|scope| {
-        for sender in 0..SENDERS {
+        for sender in 0..senders {
             let (sent, stop) = (&sent, &stop);
+            let ports = (1024..u16::MAX).skip(sender).step_by(senders);
             scope.spawn(move || {
-                sock::within(client, || flood_from_everywhere(sender, victim, sent, stop));
+                sock::within(client, || flood_from_everywhere(ports, victim, sent, stop));
             });
         }
         // The senders end also if a step fails.
