@@ -19,16 +19,17 @@ use crate::{
     traffic::{Traffic, Way},
 };
 
-/// Options of the agents. Flows that have ended expire soon, so that the test can wait for it.
+/// Options of the agents. Flows that have ended expire soon, so that the test can wait for it. A
+/// flow whose client waits for an answer does not.
 const OPTIONS: [&str; 8] = [
     "--conntrack-timeout",
-    "tcp-fin-wait=10",
+    "tcp-fin-wait=6",
     "--conntrack-timeout",
-    "tcp-time-wait=5",
+    "tcp-time-wait=3",
     "--conntrack-timeout",
-    "udp-stream=10",
+    "udp-stream=6",
     "--conntrack-timeout",
-    "udp-unreplied=10",
+    "udp-unreplied=6",
 ];
 /// Deadline of agents that have lost the store.
 const RECOVERY: Duration = Duration::from_secs(60);

@@ -241,8 +241,8 @@ fn connections_are_made_during_a_flood() {
         wait_until(on_this_machine(Duration::from_secs(60)), "the table to be full", || {
             evicted() > 0
         });
-        let (start, evicted_before) = (Instant::now(), evicted());
-        let sent_before = sent.load(Ordering::Relaxed);
+        let evicted_before = evicted();
+        let (start, sent_before) = (Instant::now(), sent.load(Ordering::Relaxed));
         for round in 0..50 {
             let into = sock::tcp(client, published, 0, sock::Use::Echo(10));
             let out = sock::tcp(
@@ -254,7 +254,8 @@ fn connections_are_made_during_a_flood() {
             assert_eq!((into.as_str(), out.as_str()), ("ok 10", "ok 10"), "round {round}");
         }
         let offered = sent.load(Ordering::Relaxed) - sent_before;
-        (start.elapsed().as_secs_f64(), offered, evicted() - evicted_before)
+        let seconds = start.elapsed().as_secs_f64();
+        (seconds, offered, evicted() - evicted_before)
     });
     assert_eq!(host.json(&["status"])["conntrack"]["refused"], 0);
     assert!(made_room > 0, "the flood has not gone on");
