@@ -3,18 +3,20 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 mod chaos;
+mod leaks;
+mod store;
+mod traffic;
 
 use std::time::Duration;
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
     netns::wait_until,
-    sock,
 };
-use etcd_client::{
-    AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, DeleteOptions, GetOptions,
-};
+use etcd_client::{CompactionOptions, DeleteOptions, GetOptions};
 use nix::sys::signal::Signal;
+
+use crate::store::as_client;
 
 /// The store is stopped and started again. Traffic continues, and the agent reports the outage and
 /// then catches up.
@@ -66,16 +68,6 @@ fn a_store_that_is_not_there_yet() {
     assert!(!host.healthy());
     assert!(cluster.etcd.resume().is_ok());
     cluster.hosts[0].wait_ready();
-}
-
-/// Uses the store as another client, in the namespace of the store.
-fn as_client<T: Send>(cluster: &Cluster, work: impl AsyncFnOnce(Client) -> T + Send) -> T {
-    sock::within(cluster.switch.path(), || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            work(Client::connect([cluster.etcd.endpoint()], None).await.unwrap()).await
-        })
-    })
 }
 
 /// Writes below our prefix.
@@ -271,13 +263,8 @@ fn make_room(cluster: &Cluster) {
         let physical = CompactionOptions::new().with_physical();
         client.compact(revision, Some(physical)).await.unwrap();
         client.defragment().await.unwrap();
-        let set = client.alarm(AlarmAction::Get, AlarmType::Nospace, None).await.unwrap();
-        for alarm in set.alarms() {
-            let mut member = AlarmOptions::new();
-            member.with_member(alarm.member_id());
-            client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(member)).await.unwrap();
-        }
     });
+    store::end_full(cluster);
 }
 
 /// An etcd that has reached its quota takes no writes. Traffic flows on, `status` and `doctor` name the

@@ -13,7 +13,7 @@ use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
     netns::{Netns, Process, wait_until},
 };
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 
 use crate::{
     device::told,
@@ -460,8 +460,9 @@ fn pin_of(links: &Path, kind: &str) -> PathBuf {
         .unwrap()
 }
 
-/// Pins of links, maps and programs, and the BPF file system itself. The agent holds what was
-/// pinned: nobody loses a packet. A program whose link is detached by force is attached again.
+/// Pins of links, maps and programs, all pins at once, and the BPF file system itself. The agent
+/// holds what was pinned: nobody loses a packet. A program whose link is detached by force is
+/// attached again.
 #[test]
 #[ignore = "needs root"]
 fn removed_pins_are_put_back_and_told() {
@@ -508,20 +509,31 @@ fn removed_pins_are_put_back_and_told() {
         wait_until(REPAIR, &format!("{}", pin.display()), || pin.exists());
         told_after("pin", before, "was missing");
     }
+    let come_back = |before: u64| {
+        // The agent looks at the uplinks before it looks for pins.
+        host.netns.run("ip link set up0 alias changed");
+        wait_until(REMOUNT, "the pins", || {
+            pins.join("maps/FLOWS").exists()
+                && std::fs::read_dir(&links).is_ok_and(|links| links.count() >= kinds.len())
+        });
+        wait_until(REMOUNT, "the repairs", || {
+            repairs(host, "program").0 >= before + kinds.len() as u64
+        });
+        let last = repairs(host, "pin").1;
+        assert!(last.starts_with("was missing, ") && last.ends_with(" more"), "{last}");
+    };
     // The whole file system is unmounted. The agent still holds the maps, and so the flows.
     let (before, _) = repairs(host, "program");
     nix::mount::umount2(&host.bpffs(), nix::mount::MntFlags::MNT_DETACH).unwrap();
-    // The agent looks at the uplinks before it looks for pins.
-    host.netns.run("ip link set up0 alias changed");
-    wait_until(REMOUNT, "the pins", || {
-        pins.join("maps/FLOWS").exists()
-            && std::fs::read_dir(&links).is_ok_and(|links| links.count() >= kinds.len())
-    });
-    wait_until(REMOUNT, "the repairs", || {
-        repairs(host, "program").0 >= before + kinds.len() as u64
-    });
-    let last = repairs(host, "pin").1;
-    assert!(last.starts_with("was missing, ") && last.ends_with(" more"), "{last}");
+    come_back(before);
+    // The file system is emptied. The agent is stopped meanwhile, or it would put back one pin
+    // while the next one is removed.
+    let (before, _) = repairs(host, "program");
+    let agent = host.agent.as_ref().unwrap().pid();
+    kill(agent, Signal::SIGSTOP).unwrap();
+    std::fs::remove_dir_all(&pins).unwrap();
+    kill(agent, Signal::SIGCONT).unwrap();
+    come_back(before);
     assert_eq!((lost(outward), lost(inward)), (0, 0));
 
     for kind in &kinds {

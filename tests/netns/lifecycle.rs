@@ -1,14 +1,23 @@
 //! Agents that stop, crash, come back; hosts that lose their namespaces;
 //! containers that come and go.
 
-use std::process::Command;
+#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
+
+use std::{fs, process::Command};
 
 use aya::programs::TcAttachType;
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
     netns::{Process, programs, wait_until},
+    sock::container,
 };
-use nix::sys::signal::Signal;
+use nix::{
+    fcntl::{AT_FDCWD, Flock, FlockArg},
+    sys::{
+        fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags},
+        signal::Signal,
+    },
+};
 
 fn overlay_pair() -> (Cluster, String, String) {
     let cluster = Cluster::new(2);
@@ -180,8 +189,8 @@ fn commands_come_back_after_a_reboot_and_rm_is_carried_out() {
     assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
 }
 
-/// Changes the record of a container on disk as if the report of its command had never come. Returns
-/// the pid of the command.
+/// Changes the record of a container on disk as if the report of its command had never come.
+/// Returns the pid of the command.
 fn forget_command(host: &Host, name: &str) -> Option<i64> {
     let path = host.dir().join(format!("state/containers/{name}.json"));
     let text = std::fs::read(&path).unwrap_or_default();
@@ -237,35 +246,126 @@ fn a_command_that_starts_while_the_agent_is_away_is_known_later() {
     host.ok(&["rm", "-f", &name]);
 }
 
-/// An agent is killed while it makes a container: what is left is removed, by name or with the
-/// attempt.
+/// Records of containers that cannot be written: a process that opens a file in their directory
+/// waits, until it is killed or this is dropped.
+struct Unwritable {
+    _asked: Fanotify,
+}
+
+impl Unwritable {
+    /// Has the kernel ask this process about each file that is opened in the directory of the
+    /// records. This process does not answer.
+    fn records(host: &Host) -> Self {
+        let flags = InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_CLOEXEC;
+        let asked = Fanotify::init(flags, EventFFlags::O_RDONLY).unwrap();
+        let mask = MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_EVENT_ON_CHILD;
+        let directory = host.dir().join("state/containers");
+        let directory = Some(directory.as_path());
+        asked.mark(MarkFlags::FAN_MARK_ADD, mask, AT_FDCWD, directory).unwrap();
+        Self { _asked: asked }
+    }
+}
+
+/// Starts the agent after one that was killed. It shows a namespace without a container, refuses
+/// its name, and removes it by that name, which is free then.
+fn is_removed_by_name(host: &mut Host, name: &str) {
+    let path = container(name);
+    assert!(path.exists());
+    host.start_agent(&[]);
+    host.wait_ready();
+    assert_eq!(row(host, name)["state"], "unfinished");
+    let problems = || host.json(&["status"])["problems"].clone();
+    let advice = format!("'culvert rm {name}' removes it");
+    wait_until(SOON, "the namespace to be told", || problems().to_string().contains(&advice));
+    let run = ["run", "--name", name, "--network", "net", "--", "true"];
+    let line = host.refused(1, &run);
+    assert!(line.contains(&format!("'culvert rm {name}'")), "{line}");
+    assert!(path.exists());
+    host.ok(&["rm", name]);
+    assert!(!path.exists());
+    assert!(row(host, name).is_null());
+    wait_until(SOON, "no problem to be left", || problems() == serde_json::json!([]));
+    host.run_idle(name, "net", &["--ip", "10.0.0.2"]);
+}
+
+/// An agent is killed when it has made the namespace of a container, and not yet written its
+/// record.
 #[test]
 #[ignore = "needs root"]
 fn a_namespace_that_a_killed_agent_has_left_is_removed_by_name() {
     let mut cluster = Cluster::new(1);
-    let name = unique_name("half");
-    let path = format!("/run/netns/{name}");
     let host = &mut cluster.hosts[0];
     host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
-    // The store hangs, so that the agent is killed between namespace and record.
-    assert!(cluster.etcd.freeze().is_ok());
+    let name = unique_name("half");
+    let unwritable = Unwritable::records(host);
+    let run = host.culvert_command(&["run", "--name", &name, "--network", "none", "--", "true"]);
+    let mut run = Process::spawn(run);
+    // These are the last files before the record.
+    let hosts = host.dir().join(format!("state/etc/{name}/hosts"));
+    wait_until(SOON, "the files of the container", || hosts.exists());
+    host.stop_agent(Signal::SIGKILL);
+    assert!(!run.wait(SOON).success());
+    drop(unwritable);
+    is_removed_by_name(host, &name);
+}
+
+/// An agent is killed when it has removed a container from the store, and not yet its namespace.
+/// The record of the container was lost before.
+#[test]
+#[ignore = "needs root"]
+fn a_namespace_that_was_being_removed_is_removed_by_name() {
+    let mut cluster = Cluster::new(1);
+    let host = &mut cluster.hosts[0];
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    let name = unique_name("half");
+    let head = ["run", "--name", &name, "--network", "net", "--ip", "10.0.0.2"];
+    host.ok(&[&head[..], &["--", "true"]].concat());
+    host.stop_agent(Signal::SIGKILL);
+    fs::remove_file(host.dir().join(format!("state/containers/{name}.json"))).unwrap();
+    host.start_agent(&[]);
+    host.wait_ready();
+    // Who has this lock, which is that of `ip netns` as well, keeps the namespaces from being
+    // removed.
+    let directory = fs::File::open("/run/netns").unwrap();
+    let lock = Flock::lock(directory, FlockArg::LockExclusive).unwrap();
+    let mut rm = Process::spawn(host.culvert_command(&["rm", &name]));
+    wait_until(SOON, "the endpoint to be gone", || {
+        host.json(&["network", "inspect", "net"])[0]["Containers"] == serde_json::json!({})
+    });
+    host.stop_agent(Signal::SIGKILL);
+    drop(lock);
+    assert!(!rm.wait(SOON).success());
+    is_removed_by_name(host, &name);
+}
+
+/// An agent is killed while the store hangs and it attaches a new container: the next agent takes
+/// that back by itself.
+#[test]
+#[ignore = "needs root"]
+fn what_a_killed_agent_was_attaching_is_taken_back() {
+    let mut cluster = Cluster::new(1);
+    let name = unique_name("half");
+    let path = container(&name);
+    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.etcd.freeze().unwrap();
     let host = &mut cluster.hosts[0];
     let run = host.culvert_command(&["run", "--name", &name, "--network", "net", "--", "true"]);
     let mut run = Process::spawn(run);
-    wait_until(SOON, "the namespace", || std::path::Path::new(&path).exists());
+    let attempts = host.dir().join("state/attempts");
+    wait_until(SOON, "the attempt", || {
+        let mut files = fs::read_dir(&attempts).into_iter().flatten().flatten();
+        files.any(|file| file.path().extension().is_some_and(|extension| extension == "json"))
+    });
+    assert!(path.exists());
     host.stop_agent(Signal::SIGKILL);
     assert!(!run.wait(SOON).success());
-    assert!(cluster.etcd.thaw().is_ok());
+    cluster.etcd.thaw().unwrap();
     let host = &mut cluster.hosts[0];
     host.start_agent(&[]);
     host.wait_ready();
-    // If it was about to be attached, the agent removes it by itself when it takes that back.
-    if row(host, &name)["state"] == "unfinished" {
-        let _ = host.culvert_command(&["rm", &name]).status();
-    }
-    wait_until(SOON, "the namespace to be gone", || !std::path::Path::new(&path).exists());
+    wait_until(SOON, "the namespace to be gone", || !path.exists());
     wait_until(SOON, "no problem to be left", || {
-        host.json(&["status"])["problems"].as_array().is_some_and(Vec::is_empty)
+        host.json(&["status"])["problems"] == serde_json::json!([])
     });
     host.run_idle(&name, "net", &["--ip", "10.0.0.2"]);
 }

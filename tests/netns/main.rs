@@ -36,6 +36,7 @@ mod nodes;
 mod offloads;
 mod other_vxlan;
 mod overlay;
+mod packaging;
 mod port_holders;
 mod ports;
 mod privileges;

@@ -422,3 +422,66 @@ fn published_ports_serve_a_second_network_card() {
     assert!(shown.contains("0.0.0.0:8090->80/tcp not through tun9"), "{shown}");
     assert!(host.ok(&["ports", "ls"]).ends_with("NOT THROUGH\ntun9"));
 }
+
+/// MAC address of a device.
+fn mac(host: &Host, ifname: &str) -> String {
+    let link = host.netns.run(&format!("ip -j link show {ifname}"));
+    let link: serde_json::Value = serde_json::from_str(&link).unwrap();
+    link[0]["address"].as_str().unwrap().to_owned()
+}
+
+/// Two network cards are in one subnet, and one of them is the uplink. Published ports serve the
+/// clients whose packets come in through the card that the route to the subnet leads out of, at the
+/// addresses of both cards, and no others.
+#[test]
+#[ignore = "needs root"]
+fn one_of_two_cards_in_one_subnet_serves() {
+    let world = World::new(1);
+    let host = world.host();
+    world.cluster.switch.connect("second", &host.netns, "up1", 1500);
+    world.cluster.switch.run("ip link set second master br0");
+    let other = Ipv4Addr::new(192, 0, 2, 200);
+    // The host's own connections, such as that to the store, may use either card.
+    host.netns.run(&format!(
+        "for conf in all up0 up1; do sysctl -qw net.ipv4.conf.$conf.rp_filter=0; done; \
+         ip addr add {other}/24 dev up1"
+    ));
+    let client = world.cluster.plain_host(50);
+    let (name, _) = world.run("bridge", &["-p", "8080:80", "-p", "8080:80/udp"]);
+    let servers = echoes(&container(&name), 80);
+    wait_served(host, "up1", true);
+    let clients = || servers.each_ref().map(Server::take_clients).concat();
+    for (serving, idle) in [("up0", "up1"), ("up1", "up0")] {
+        if serving == "up1" {
+            // The kernel prefers the route that was there first.
+            host.netns.run("ip route del 192.0.2.0/24 dev up0");
+        }
+        // Whichever card answers the client's ARP requests, its packets go to this one.
+        let through = |card: &str| {
+            let mac = mac(host, card);
+            for address in [host.vtep(), other] {
+                let entry = format!("{address} lladdr {mac} dev up0 nud permanent");
+                client.run(&format!("ip neigh replace {entry}"));
+            }
+        };
+        through(serving);
+        for address in [host.vtep(), other] {
+            wait_until(SOON, &format!("{serving} to serve {address}"), || {
+                exchange(&client, "tcp", address, 8080, 10) == "ok 10"
+            });
+            for (proto, len) in [("tcp", 300_000), ("udp", 10), ("udp", 5000)] {
+                let answer = exchange(&client, proto, address, 8080, len);
+                assert_eq!(answer, format!("ok {len}"), "{serving} {address} {proto}");
+            }
+        }
+        assert!(clients().iter().all(|client| client == "192.0.2.51"));
+        through(idle);
+        for address in [host.vtep(), other] {
+            for proto in ["tcp", "udp"] {
+                let answer = exchange(&client, proto, address, 8080, 10);
+                assert_ne!(answer, "ok 10", "{idle} {address} {proto}");
+            }
+        }
+        assert_eq!(clients(), [""; 0], "{idle}");
+    }
+}

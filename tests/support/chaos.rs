@@ -11,9 +11,20 @@ use std::{
 /// Interval of a long test's progress lines. `cargo xtask test` treats a long silence as a hang.
 const REPORT: Duration = Duration::from_secs(60);
 
+/// Whether the long tests are run: `CULVERT_TEST_FULL` is set.
+pub fn is_full() -> bool {
+    std::env::var_os("CULVERT_TEST_FULL").is_some()
+}
+
 /// Rounds of a test: few, or with `CULVERT_TEST_FULL` many.
 pub fn rounds(few: u32, many: u32) -> u32 {
-    if std::env::var_os("CULVERT_TEST_FULL").is_some() { many } else { few }
+    if is_full() { many } else { few }
+}
+
+/// Writes a line to standard error, also if the test passes.
+pub fn say(line: &str) {
+    // Not `eprintln`: libtest captures the output of `eprintln` until the test fails.
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The numbers below `rounds`. Writes a line of progress to standard error each minute.
@@ -22,8 +33,7 @@ pub fn each(what: &str, rounds: u32) -> impl Iterator<Item = u32> {
     (0..rounds).inspect(move |round| {
         if reported.elapsed() >= REPORT {
             reported = Instant::now();
-            // Not `eprintln`: libtest captures the output of `eprintln` until the test fails.
-            let _ = writeln!(std::io::stderr(), "{what}: {round} of {rounds} rounds");
+            say(&format!("{what}: {round} of {rounds} rounds"));
         }
     })
 }
@@ -57,6 +67,14 @@ impl Random {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (mixed ^ (mixed >> 31)) % bound
+    }
+
+    /// Puts items in random order.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            let other = self.below(last as u64 + 1) as usize;
+            items.swap(last, other);
+        }
     }
 
     /// Sleeps for less than `most` ms.

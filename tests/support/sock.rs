@@ -75,8 +75,51 @@ pub enum Behaviour {
     Reset,
 }
 
-/// Outcomes of connections, see [`Server::ends`].
-type Ends = Arc<Mutex<Vec<(SocketAddr, String)>>>;
+/// Segments that one end of a TCP connection has sent more than once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resent {
+    /// Segments that the other end has not said to have had already: they were lost.
+    pub lost: u32,
+    /// Segments that the other end had already, as it has said by a duplicate SACK (RFC 2883). They
+    /// were sent again because an answer was slow.
+    pub needless: u32,
+}
+
+/// What this end of a connection has sent more than once since it was made, the SYN included.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn resent(stream: &impl AsFd) -> std::io::Result<Resent> {
+    // SAFETY: a structure of integers, for which all bytes 0 is a value.
+    let mut info: nix::libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of_val(&info) as u32;
+    // SAFETY: the kernel writes at most `len` bytes to `info`, which has as many.
+    let got = unsafe {
+        nix::libc::getsockopt(
+            stream.as_fd().as_raw_fd(),
+            nix::libc::IPPROTO_TCP,
+            nix::libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    if got != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    let (all, needless) = (info.tcpi_total_retrans, info.tcpi_dsack_dups);
+    Ok(Resent { lost: all.saturating_sub(needless), needless })
+}
+
+/// Outcomes of the connections that have ended.
+#[derive(Debug, Default)]
+struct Outcomes {
+    /// See [`Server::ends`].
+    ends: Vec<(SocketAddr, String)>,
+    /// See [`Server::resent`].
+    resent: Resent,
+}
+
+type Ends = Arc<Mutex<Outcomes>>;
 
 /// A server; it stops when it is dropped.
 #[derive(Debug)]
@@ -109,12 +152,16 @@ impl Server {
                         note(seen, peer);
                         let ended = Arc::clone(&ended);
                         std::thread::spawn(move || {
-                            let end = match serve(stream, behaviour) {
+                            let end = match serve(&stream, behaviour) {
                                 Ok(()) => "closed".to_owned(),
                                 Err(error) => word(&error),
                             };
-                            let mut ends = ended.lock().unwrap_or_else(PoisonError::into_inner);
-                            ends.push((peer, end));
+                            let again = resent(&stream).unwrap_or_default();
+                            drop(stream);
+                            let mut ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+                            ended.ends.push((peer, end));
+                            ended.resent.lost += again.lost;
+                            ended.resent.needless += again.needless;
                         });
                     }
                     Err(_) => std::thread::sleep(Duration::from_millis(2)),
@@ -168,7 +215,12 @@ impl Server {
     /// The TCP clients whose connection has ended, with the outcome that the server saw: `closed`
     /// for an orderly end, or one word for the error.
     pub fn ends(&self) -> Vec<(SocketAddr, String)> {
-        self.ends.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner).ends.clone()
+    }
+
+    /// What the server has sent more than once, over all TCP connections that have ended.
+    pub fn resent(&self) -> Resent {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner).resent
     }
 
     /// Returns the addresses of the clients so far, each once, and clears the list.
@@ -194,7 +246,7 @@ fn note(seen: &Mutex<Vec<SocketAddr>>, peer: SocketAddr) {
     seen.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
 }
 
-fn serve(mut stream: TcpStream, behaviour: Behaviour) -> std::io::Result<()> {
+fn serve(mut stream: &TcpStream, behaviour: Behaviour) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(on_this_machine(IDLE)))?;
     let mut buffer = vec![0; 65_536];
@@ -218,7 +270,7 @@ fn serve(mut stream: TcpStream, behaviour: Behaviour) -> std::io::Result<()> {
         }
         Behaviour::Reset => {
             let _ = stream.read(&mut buffer)?;
-            abort(&stream);
+            abort(stream);
             Ok(())
         }
     }

@@ -6,7 +6,8 @@
 )]
 
 use std::{
-    net::Ipv4Addr,
+    io,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     process::{Command, Output},
     time::Duration,
@@ -47,8 +48,10 @@ pub fn culvert_binary() -> PathBuf {
 pub struct Cluster {
     /// The hosts, each with its agent.
     pub hosts: Vec<Host>,
-    /// The store. It runs in the switch's namespace.
+    /// The store, or the first member of it. It runs in the switch's namespace.
     pub etcd: EtcdServer,
+    /// The other members of the store, if it has several.
+    pub members: Vec<EtcdServer>,
     /// The switch between the hosts; its port `pN` leads to host N.
     pub switch: Netns,
 }
@@ -56,6 +59,9 @@ pub struct Cluster {
 impl Cluster {
     /// Address at which the hosts reach etcd.
     pub const ETCD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
+    /// Addresses of a store of three members.
+    const MEMBERS: [Ipv4Addr; 3] =
+        [Self::ETCD, Ipv4Addr::new(192, 0, 2, 253), Ipv4Addr::new(192, 0, 2, 252)];
 
     /// `count` hosts with an underlay MTU of 1500 and their agents running.
     ///
@@ -93,25 +99,60 @@ impl Cluster {
     /// # Panics
     /// When anything cannot be started.
     pub fn with_store(count: u8, mtu: u32, args: &[&str]) -> Self {
+        Self::with_servers(count, mtu, &[Self::ETCD], |switch, _| {
+            let config = Config {
+                netns: Some(switch.path().to_owned()),
+                address: Some(Self::ETCD.into()),
+                port: Some(2379),
+                args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+                ..Config::default()
+            };
+            Ok(vec![EtcdServer::start_with(config)?])
+        })
+    }
+
+    /// `count` hosts without agents, and an etcd of three members, each with further arguments.
+    ///
+    /// # Panics
+    /// When anything cannot be started.
+    pub fn with_members(count: u8, mtu: u32, args: &[&str]) -> Self {
+        Self::with_servers(count, mtu, &Self::MEMBERS, |switch, addresses| {
+            let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+            EtcdServer::start_members(switch.path(), addresses, &args)
+        })
+    }
+
+    /// Makes hosts without agents, and a store with servers at `addresses` of the switch, which
+    /// `start` starts.
+    fn with_servers(
+        count: u8,
+        mtu: u32,
+        addresses: &[Ipv4Addr],
+        start: impl FnOnce(&Netns, &[IpAddr]) -> io::Result<Vec<EtcdServer>>,
+    ) -> Self {
         let underlay = Underlay::bridged(count, mtu);
         let Some(switch) = underlay.switch else { panic!("underlay: no switch") };
-        switch.run(&format!("ip addr add {}/24 dev br0", Self::ETCD));
-        let config = Config {
-            netns: Some(switch.path().to_owned()),
-            address: Some(Self::ETCD.into()),
-            port: Some(2379),
-            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-            ..Config::default()
-        };
-        let etcd = match EtcdServer::start_with(config) {
-            Ok(etcd) => etcd,
+        for address in addresses {
+            switch.run(&format!("ip addr add {address}/24 dev br0"));
+        }
+        let addresses: Vec<IpAddr> = addresses.iter().copied().map(IpAddr::V4).collect();
+        let mut members = match start(&switch, &addresses) {
+            Ok(servers) => servers,
             Err(error) => panic!("{error}"),
         };
+        let endpoints: Vec<String> = members.iter().map(EtcdServer::endpoint).collect();
+        let store = format!("etcd://{}", endpoints.join(","));
+        let etcd = members.remove(0);
         let hosts = (0..)
             .zip(underlay.hosts)
-            .map(|(index, netns)| Host::new(index, netns, etcd.client_url()))
+            .map(|(index, netns)| Host::new(index, netns, store.clone()))
             .collect();
-        Self { hosts, etcd, switch }
+        Self { hosts, etcd, members, switch }
+    }
+
+    /// The members of the store.
+    pub fn servers(&mut self) -> Vec<&mut EtcdServer> {
+        std::iter::once(&mut self.etcd).chain(&mut self.members).collect()
     }
 
     /// A host without Culvert on the same underlay, with the next free address.

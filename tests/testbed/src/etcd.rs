@@ -27,6 +27,10 @@ const START: Duration = Duration::from_secs(30);
 const ATTEMPTS: u32 = 5;
 /// Number of lines of etcd's log that are kept for the message of a failure.
 const LOG_LINES: usize = 30;
+/// Port for the clients of a member of a cluster.
+const CLIENT_PORT: u16 = 2379;
+/// Port for the other members of a cluster.
+const PEER_PORT: u16 = 2380;
 
 /// Certificates (PEM files) of a server that requires client certificates.
 #[derive(Clone, Debug)]
@@ -37,6 +41,15 @@ pub struct Tls {
     pub cert: PathBuf,
     /// The server's private key.
     pub key: PathBuf,
+}
+
+/// A member of a cluster with other members.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Name of the member.
+    pub name: String,
+    /// All members as etcd's `--initial-cluster` lists them: `NAME=URL,...`.
+    pub cluster: String,
 }
 
 /// Differences from an etcd on a free port of 127.0.0.1.
@@ -51,6 +64,8 @@ pub struct Config {
     pub port: Option<u16>,
     /// TLS.
     pub tls: Option<Tls>,
+    /// The cluster that the server is a member of; one of its own by default.
+    pub member: Option<Member>,
     /// Further arguments.
     pub args: Vec<String>,
     /// Directory of etcd's data and of a copy of its log, `etcd.log`; a temporary directory by
@@ -79,10 +94,12 @@ impl Config {
         add("--advertise-client-urls", client.as_ref());
         if let Some(peer) = peer {
             let peer = format!("http://{peer}");
-            add("--name", "test".as_ref());
+            let alone = || Member { name: "test".to_owned(), cluster: format!("test={peer}") };
+            let member = self.member.clone().unwrap_or_else(alone);
+            add("--name", member.name.as_ref());
             add("--listen-peer-urls", peer.as_ref());
             add("--initial-advertise-peer-urls", peer.as_ref());
-            add("--initial-cluster", format!("test={peer}").as_ref());
+            add("--initial-cluster", member.cluster.as_ref());
         }
         if let Some(tls) = &self.tls {
             add("--trusted-ca-file", tls.ca.as_ref());
@@ -114,9 +131,7 @@ impl EtcdServer {
 
     /// Starts an etcd and waits until it serves.
     pub fn start_with(config: Config) -> io::Result<Self> {
-        let temporary =
-            || parent().join(format!("culvert-etcd-{}-{}", std::process::id(), unique()));
-        let dir = config.dir.clone().unwrap_or_else(temporary);
+        let dir = config.dir.clone().unwrap_or_else(temporary_dir);
         fs::create_dir_all(&dir)?;
         let mut last = None;
         for _ in 0..ATTEMPTS {
@@ -127,14 +142,7 @@ impl EtcdServer {
                 Some(_) => None,
                 None => Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), free_port()?)),
             };
-            let mut server = Self {
-                config: config.clone(),
-                dir: dir.clone(),
-                client,
-                peer,
-                child: None,
-                log: Arc::new(Log::default()),
-            };
+            let mut server = Self::new(config.clone(), dir.clone(), client, peer);
             match server.launch() {
                 Ok(()) => return Ok(server),
                 Err(error) => last = Some(error),
@@ -145,6 +153,43 @@ impl EtcdServer {
         }
         remove(&config, &dir);
         Err(last.unwrap_or_else(|| io::Error::other("etcd: no attempt was made")))
+    }
+
+    /// Starts the members of one cluster in a namespace, each at an address of its own, and waits
+    /// until all serve. `args` are further arguments of each member.
+    pub fn start_members(
+        netns: &Path,
+        addresses: &[IpAddr],
+        args: &[String],
+    ) -> io::Result<Vec<Self>> {
+        let name = |index: usize| format!("member{index}");
+        let peer = |address: &IpAddr| SocketAddr::new(*address, PEER_PORT);
+        let urls: Vec<String> = addresses
+            .iter()
+            .enumerate()
+            .map(|(index, address)| format!("{}=http://{}", name(index), peer(address)))
+            .collect();
+        let mut members = Vec::new();
+        for (index, address) in addresses.iter().enumerate() {
+            let config = Config {
+                netns: Some(netns.to_owned()),
+                address: Some(*address),
+                port: Some(CLIENT_PORT),
+                member: Some(Member { name: name(index), cluster: urls.join(",") }),
+                args: args.to_vec(),
+                ..Config::default()
+            };
+            let dir = temporary_dir();
+            fs::create_dir_all(&dir)?;
+            let client = SocketAddr::new(*address, CLIENT_PORT);
+            members.push(Self::new(config, dir, client, Some(peer(address))));
+        }
+        Self::resume_all(&mut members)?;
+        Ok(members)
+    }
+
+    fn new(config: Config, dir: PathBuf, client: SocketAddr, peer: Option<SocketAddr>) -> Self {
+        Self { config, dir, client, peer, child: None, log: Arc::new(Log::default()) }
     }
 
     /// Fails if etcd has ended, with the last line of its log.
@@ -212,6 +257,17 @@ impl EtcdServer {
         self.launch()
     }
 
+    /// Starts members of one cluster again, on the same data and ports. It waits for them only when
+    /// all are started: no member serves before a majority runs.
+    pub fn resume_all<'a>(members: impl IntoIterator<Item = &'a mut Self>) -> io::Result<()> {
+        let mut members: Vec<&mut Self> = members.into_iter().collect();
+        for member in &mut members {
+            member.stop();
+            member.spawn()?;
+        }
+        members.into_iter().try_for_each(Self::wait_ready)
+    }
+
     /// Kills etcd and starts it again on the same data and ports.
     pub fn restart(&mut self) -> io::Result<()> {
         self.resume()
@@ -252,6 +308,12 @@ impl EtcdServer {
     }
 
     fn launch(&mut self) -> io::Result<()> {
+        self.spawn()?;
+        self.wait_ready()
+    }
+
+    /// Starts the process, without waiting until it serves.
+    fn spawn(&mut self) -> io::Result<()> {
         let mut command = match &self.config.netns {
             // `ip netns exec` would remount /sys.
             Some(netns) => {
@@ -297,6 +359,11 @@ impl EtcdServer {
                 log.end();
             });
         }
+        Ok(())
+    }
+
+    /// Waits until the process serves. Stops it if it does not in time.
+    fn wait_ready(&mut self) -> io::Result<()> {
         if self.log.wait_ready(Instant::now() + START) {
             Ok(())
         } else {
@@ -311,6 +378,11 @@ impl Drop for EtcdServer {
         self.stop();
         remove(&self.config, &self.dir);
     }
+}
+
+/// A directory for a server, not made yet.
+fn temporary_dir() -> PathBuf {
+    parent().join(format!("culvert-etcd-{}-{}", std::process::id(), unique()))
 }
 
 /// Parent of the servers' directories: in memory if enough is free, because etcd waits for the disk

@@ -1,10 +1,13 @@
 //! The testbed by itself, without Culvert.
 
-use culvert_testbed::cluster::Cluster;
+use std::net::{IpAddr, Ipv4Addr};
+
+use culvert_testbed::cluster::{Cluster, SOON};
 use culvert_testbed::etcd::{Config, EtcdServer};
 use culvert_testbed::netns::Netns;
 use culvert_testbed::outside::Outside;
 use culvert_testbed::underlay::Underlay;
+use culvert_testbed::wait::wait_until;
 
 /// Hosts reach each other, the store and the external host, which has routes to the hosts' own
 /// addresses only. All namespaces and devices are removed.
@@ -64,7 +67,33 @@ fn an_etcd_ends_in_order_and_its_death_is_noticed() {
     let pid = etcd.pid().expect("it runs").cast_signed();
     let pid = nix::unistd::Pid::from_raw(pid);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it is ours");
-    culvert_testbed::wait::wait_until(culvert_testbed::cluster::SOON, "its end", || {
-        etcd.check().is_err()
-    });
+    wait_until(SOON, "its end", || etcd.check().is_err());
+}
+
+/// A store of three members serves without one of them, and not without two. Members that come back
+/// serve again.
+#[test]
+#[ignore = "needs root"]
+fn three_members_serve_without_one() {
+    let netns = Netns::new("members");
+    let addresses = [1, 2, 3].map(|last| IpAddr::V4(Ipv4Addr::new(192, 0, 2, last)));
+    for address in addresses {
+        netns.run(&format!("ip addr add {address}/32 dev lo"));
+    }
+    let mut members =
+        EtcdServer::start_members(netns.path(), &addresses, &[]).expect("the members start");
+    let serves = || {
+        addresses.map(|address| netns.succeeds(&format!("curl -sfm5 http://{address}:2379/health")))
+    };
+    wait_until(SOON, "all members to serve", || serves() == [true; 3]);
+    members[1].stop();
+    wait_until(SOON, "two members to serve", || serves() == [true, false, true]);
+    members[1].resume().expect("it starts");
+    wait_until(SOON, "all members to serve", || serves() == [true; 3]);
+    for member in &mut members[1..] {
+        member.stop();
+    }
+    wait_until(SOON, "no member to serve", || serves() == [false; 3]);
+    EtcdServer::resume_all(&mut members[1..]).expect("they start");
+    wait_until(SOON, "all members to serve", || serves() == [true; 3]);
 }

@@ -17,8 +17,9 @@ use crate::tools::{self, Need};
 use crate::{privilege, process, ui};
 
 /// Tests of programs that `setup` does not install: they run if the program is installed.
-const OPTIONAL: [(&str, &str); 2] = [
+const OPTIONAL: [(&str, &str); 3] = [
     ("docker_moves_packets_and_goes", "dockerd"),
+    ("networkd_leaves_the_devices_alone", "networkctl"),
     ("openvswitch_moves_packets_and_goes", "ovs-vswitchd"),
 ];
 
