@@ -23,6 +23,8 @@ async fn diagnose(host: &Netns) -> Vec<(String, Level)> {
         shared_port: false,
         open_ports: 0,
         external_ports: 0,
+        published: Vec::new(),
+        services: Vec::new(),
         agent_running: false,
     };
     let netlink = Netlink::in_netns(host.fd().as_fd()).unwrap();
