@@ -38,6 +38,7 @@ use crate::{
     choice::{Uplink, device::Device},
     datapath::{Changes, DatapathError, FlowTable, Found, PinCheck, Price, Repaired},
     model::{Driver, HostRoute, Name, NetnsId, SandboxRef},
+    netfilter::Rules,
     netlink::{Announcement, PairKind},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::{GatewaySpec, RESOLV_CONF, Resolver},
@@ -118,6 +119,10 @@ pub(super) struct State {
     pub(super) busy: BTreeMap<Port, Holder>,
     /// Ports of the host that the agent holds.
     pub(super) held: Arc<Mutex<BTreeSet<Port>>>,
+    /// The host's netfilter tracks connections.
+    pub(super) netfilter: bool,
+    /// Rules of the host's netfilter.
+    pub(super) rules: Rules,
     pub(super) dropped: BTreeMap<DropReason, u64>,
     /// Clients that may not use published ports.
     pub(super) denied: BTreeSet<Ipv4Network>,
