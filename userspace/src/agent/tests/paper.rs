@@ -30,7 +30,7 @@ use crate::{
         containers::Process,
         platform::{
             Adopted, Audit, ClientLinks, Commands, Devices, Facts, FoundSupervisor, Holder,
-            HostEvent, Launch, Made, Maps, Paths, PlugError, Plugged, Remote, Underlay,
+            HostEvent, Launch, Made, Maps, OtherLinks, Paths, PlugError, Plugged, Remote, Underlay,
             UplinkCheck, Wanted,
         },
     },
@@ -94,6 +94,7 @@ pub(super) struct State {
     pub(super) routes: Vec<IpNetwork>,
     /// Addresses of the host.
     pub(super) facts: Facts,
+    pub(super) other_links: OtherLinks,
     pub(super) client_links: ClientLinks,
     /// Number of reads of them.
     pub(super) client_links_read: usize,
@@ -621,6 +622,10 @@ impl Underlay for Paper {
         let mut state = self.state();
         state.client_links_read += 1;
         state.client_links.clone()
+    }
+
+    async fn other_links(&self) -> Result<OtherLinks, ApiError> {
+        Ok(self.state().other_links.clone())
     }
 
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {
