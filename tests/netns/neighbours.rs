@@ -144,7 +144,7 @@ fn a_container_reaches_a_port_of_docker() {
         assert!(host.counter("from_host", "isolated") > before);
         let before = host.counter("from_container", "not_an_uplink");
         let address = docker::address(0);
-        assert_eq!(exchange_at(&container(&name), "tcp", address, 80, 10), "timeout");
+        assert_eq!(exchange_at(&container(&name), "tcp", address, 80, 10), "unreachable");
         assert!(host.counter("from_container", "not_an_uplink") > before);
         host.ok(&["rm", "-f", &name]);
     }
@@ -441,8 +441,8 @@ fn a_port_that_docker_masquerades_is_left_to_it() {
 /// address of the guest. Neither a guest nor a container reaches the other by its own address.
 ///
 /// A Linux bridge would refuse the guest's address to a container of another bridge, too, by the
-/// REJECT of `LIBVIRT_FWI`: the container would get an ICMP error at once. Culvert drops the packet
-/// without an error, as every packet whose route leads to an interface that is no uplink.
+/// REJECT of `LIBVIRT_FWI`: the container would get an ICMP error at once. Culvert sends one as well,
+/// as for every packet whose route leads to an interface that is no uplink.
 #[test]
 #[ignore = "needs root"]
 fn a_guest_of_libvirt_reaches_a_published_port() {
@@ -470,7 +470,7 @@ fn a_guest_of_libvirt_reaches_a_published_port() {
     assert_eq!(servers[0].take_clients(), [""; 0]);
     let in_guest = echo(guest.path(), "tcp", 80);
     let before = host.counter("from_container", "not_an_uplink");
-    assert_eq!(exchange_at(&container(&name), "tcp", GUEST, 80, 10), "timeout");
+    assert_eq!(exchange_at(&container(&name), "tcp", GUEST, 80, 10), "unreachable");
     assert!(host.counter("from_container", "not_an_uplink") > before);
     // The host itself reaches the guest.
     assert_eq!(exchange(&host.netns, "tcp", GUEST, 80, 10), "ok 10");
@@ -569,7 +569,7 @@ fn a_way_out_that_is_no_uplink_is_told() {
     assert_eq!(told(world.host()), None);
     // The agent may first read the counter after the first packet.
     let line = wait_for(SOON, "the status to name the interface", || {
-        assert_ne!(reach(), "ok 10");
+        assert_eq!(reach(), "unreachable");
         told(world.host())
     });
     assert!(line.contains("out of lan0, which is no uplink"), "{line}");

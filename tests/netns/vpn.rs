@@ -92,7 +92,7 @@ fn a_vpn_is_the_hosts_alone() {
     let (own, in_vpn) = (echo(host.netns.path(), "tcp", 9090), echo(peer.path(), "tcp", 90));
     assert_eq!(exchange_at(&container(&name), "tcp", HOST, 9090, 10), "ok 10");
     let before = host.counter("from_container", "not_an_uplink");
-    assert_eq!(exchange_at(&container(&name), "tcp", PEER, 90, 10), "timeout");
+    assert_eq!(exchange_at(&container(&name), "tcp", PEER, 90, 10), "unreachable");
     assert!(host.counter("from_container", "not_an_uplink") > before);
     let problem = wait_for(SOON, "the status to name the way out", || {
         let status = host.json(&["status"]);
@@ -127,7 +127,7 @@ fn a_vpn_that_covers_everything_takes_the_way_out() {
     host.netns.run(&format!(
         "ip route add 0.0.0.0/1 via {PEER} dev wg0 && ip route add 128.0.0.0/1 via {PEER} dev wg0"
     ));
-    wait_until(SOON, "the way out to be gone", || out() == "timeout");
+    wait_until(SOON, "the way out to be gone", || out() == "unreachable");
     assert!(host.counter("from_container", "not_an_uplink") > 0);
     assert_ne!(into(), "ok 10");
     // A container reaches its gateway, and the host at its address.
