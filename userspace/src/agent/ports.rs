@@ -232,7 +232,7 @@ impl Reservations {
                 return Err(refused(
                     ErrorKind::Conflict,
                     format!(
-                        "port {} is translated already by {by}: choose another port of the host, or remove what has made the rule",
+                        "port {} is translated already by {by}: choose another port or address of the host, or remove what has made the rule",
                         spelled(&single)
                     ),
                 ));
