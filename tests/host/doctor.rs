@@ -4,10 +4,14 @@ use std::{net::UdpSocket, os::fd::AsFd, path::PathBuf};
 
 use culvert::{
     doctor::{Facts, Finding, Level, Subject, examine, preflight},
+    netfilter::{self, Rules},
     netlink::Netlink,
     netns::Netns as Sandbox,
 };
-use culvert_tests::netns::{Netns, Underlay, wait_for, wait_until};
+use culvert_tests::{
+    docker::{self, Published},
+    netns::{Netns, Underlay, wait_for, wait_until},
+};
 
 use crate::{DEADLINE, block_on};
 
@@ -23,6 +27,8 @@ async fn diagnose(host: &Netns) -> Vec<(String, Level)> {
         shared_port: false,
         open_ports: 0,
         external_ports: 0,
+        published: Vec::new(),
+        services: Vec::new(),
         agent_running: false,
     };
     let netlink = Netlink::in_netns(host.fd().as_fd()).unwrap();
@@ -31,9 +37,9 @@ async fn diagnose(host: &Netns) -> Vec<(String, Level)> {
     assert!(findings.iter().any(|finding| finding.check == "tcx"), "{findings:?}");
     findings
         .into_iter()
-        // The name servers and the tables of neighbours are those of the machine, not of the
-        // namespace.
-        .filter(|finding| !["names", "neighbours"].contains(&finding.check.as_str()))
+        // The name servers, the tables of neighbours and the processes are those of the machine,
+        // not of the namespace.
+        .filter(|finding| !["names", "neighbours", "services"].contains(&finding.check.as_str()))
         .filter(|finding| finding.level != Level::Ok)
         .map(|finding| (finding.check, finding.level))
         .collect()
@@ -79,4 +85,21 @@ fn what_is_broken_is_found_and_nothing_else() {
     assert_eq!(found(), only("port", Level::Error));
     drop(taken);
     wait_until(DEADLINE, "the port is free", || found().is_empty());
+}
+
+/// The programs that list rules run in the namespace, and make no tables in it.
+#[test]
+#[ignore = "needs root"]
+fn ports_that_netfilter_translates_are_those_of_the_namespace() {
+    let iptables = docker::iptables().unwrap();
+    let (host, other) = (Netns::new("host"), Netns::new("other"));
+    let ports = [Published { protocol: "tcp", port: 8081, container: 0, to: 80 }];
+    let _containers = docker::wire(&host, iptables, 1, &ports);
+    let read = |netns: &Netns| block_on(netfilter::read(netns.fd().as_fd()));
+    let found = read(&host).translations;
+    assert!(!found.is_empty() && found.iter().all(|one| one.ports == (8081, 8081)), "{found:?}");
+    assert!(found[0].by.to_string().starts_with("chain DOCKER of table nat ("), "{found:?}");
+    assert_eq!(read(&other), Rules::default());
+    assert_eq!(other.run("cat /proc/self/net/ip_tables_names || true"), "");
+    assert_eq!(other.run("iptables-nft-save || true"), "");
 }

@@ -256,6 +256,6 @@ fn the_route_chooses_the_source_address() {
             && other.take_clients() == ["203.0.113.7"]
     });
     let lan = SocketAddrV4::new([100, 64, 0, 2].into(), 80);
-    assert_eq!(sock::tcp(&netns, lan, 0, Use::Echo(10)), "timeout");
+    assert_eq!(sock::tcp(&netns, lan, 0, Use::Echo(10)), "unreachable");
     assert!(host.counter("from_container", "not_an_uplink") > 0);
 }

@@ -18,9 +18,10 @@ use aya::programs::TcAttachType;
 use culvert_tests::{
     cluster::{Host, SOON, unique_name},
     docker::{self, Published},
-    netns::{Netns, on_this_machine, programs, wait_until},
+    netns::{Netns, on_this_machine, programs, wait_for, wait_until},
     sock::{self, Server, container},
 };
+use nix::sys::signal::Signal;
 
 use crate::{
     nat::World,
@@ -143,7 +144,7 @@ fn a_container_reaches_a_port_of_docker() {
         assert!(host.counter("from_host", "isolated") > before);
         let before = host.counter("from_container", "not_an_uplink");
         let address = docker::address(0);
-        assert_eq!(exchange_at(&container(&name), "tcp", address, 80, 10), "timeout");
+        assert_eq!(exchange_at(&container(&name), "tcp", address, 80, 10), "unreachable");
         assert!(host.counter("from_container", "not_an_uplink") > before);
         host.ok(&["rm", "-f", &name]);
     }
@@ -299,8 +300,132 @@ fn check_same_ports(world: &World, other: &Netns) {
             }
         }
     }
+    // The identifier of a ping takes the place of the port.
+    for (id, other_first) in [(4242, true), (4243, false)] {
+        let ping = |is_other: bool| {
+            let script = format!("ping -c 1 -W 5 -e {id} {}", far.ip());
+            let done = match is_other {
+                true => other.try_run(&script),
+                false => host.try_in_container(&name, &script),
+            };
+            let said = String::from_utf8_lossy(&done.stdout).into_owned();
+            assert!(done.status.success(), "{id}, of the other: {is_other}: {said}");
+        };
+        for _ in 0..2 {
+            ping(other_first);
+            ping(!other_first);
+        }
+    }
     let clients = servers[0].take_clients();
     assert_eq!(clients, [host.vtep().to_string()]);
+}
+
+/// The findings of one check of `culvert doctor`: the level of each, and its text with the advice.
+fn findings(host: &Host, check: &str) -> Vec<(String, String)> {
+    let output = host.culvert(&["--format", "json", "doctor"]);
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| unreachable!("{error}: {output:?}"));
+    let rows = rows.as_array().unwrap().iter().filter(|row| row["check"] == check);
+    let text = |row: &serde_json::Value, key: &str| row[key].as_str().unwrap().to_owned();
+    rows.map(|row| (text(row, "level"), format!("{} {}", text(row, "detail"), text(row, "advice"))))
+        .collect()
+}
+
+/// Docker publishes a port without a process that listens on it. `run` does not take the port from
+/// it. `doctor` names a port that Docker takes later.
+#[test]
+#[ignore = "needs root"]
+fn a_port_that_docker_translates_is_left_to_it() {
+    let world = World::new(1);
+    let host = world.host();
+    let (iptables, docker) = docker_on(host);
+    let _servers = echoes(docker.path(), 80);
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "over"]);
+    let reached = |proto: &str, port| exchange(&world.outside.host, proto, host.vtep(), port, 10);
+    let name = unique_name("x");
+    for port in ["8081:80", "8081:80/udp", "8080-8082:80-82"] {
+        let head = ["run", "-d", "--name", &name, "--network", "over", "-p", port];
+        let line = host.refused(1, &[&head[..], &["--", "sleep", "9"]].concat());
+        assert!(line.contains("port 8081/"), "{line}");
+        assert!(line.contains("chain DOCKER of table nat ('iptables-save -t nat')"), "{line}");
+    }
+    assert_eq!(host.json(&["ps"]), serde_json::json!([]));
+    for proto in ["tcp", "udp"] {
+        assert_eq!(reached(proto, 8081), "ok 10", "{proto}");
+    }
+
+    // Its other ports are free.
+    let (own, _) = world.run("over", &["-p", "8082:80"]);
+    let server = echo(&container(&own), "tcp", 80);
+    assert_eq!(reached("tcp", 8082), "ok 10");
+    assert_eq!(server.take_clients(), [culvert_tests::outside::Outside::IP.to_string()]);
+    let found = findings(host, "translation");
+    let [(level, text)] = found.as_slice() else { unreachable!("{found:?}") };
+    assert_eq!(level, "ok", "{text}");
+    host.netns.run(&format!(
+        "{iptables} -w -t nat -A DOCKER -p tcp --dport 8082 -j DNAT --to-destination 172.17.0.2:80"
+    ));
+    let found = findings(host, "translation");
+    let [(level, text)] = found.as_slice() else { unreachable!("{found:?}") };
+    assert_eq!(level, "warning", "{text}");
+    assert!(text.contains("port 8082/tcp") && text.contains("chain DOCKER"), "{text}");
+    assert!(text.contains(&format!("'{own}'")), "{text}");
+}
+
+/// The rules of kube-proxy for a service with the address 10.96.0.10 and the port 30080 of the
+/// node. Its endpoint is a container of Docker.
+const KUBE_PROXY: [&str; 9] = [
+    "-N KUBE-SERVICES",
+    "-N KUBE-NODEPORTS",
+    "-N KUBE-SVC-WEB",
+    "-N KUBE-SEP-WEB",
+    "-A PREROUTING -j KUBE-SERVICES",
+    "-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp --dport 443 -j KUBE-SVC-WEB",
+    "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS",
+    "-A KUBE-NODEPORTS -p tcp --dport 30080 -j KUBE-SVC-WEB",
+    "-A KUBE-SVC-WEB -j KUBE-SEP-WEB",
+];
+
+/// Without `--service-cidr` no container reaches a service. `doctor` says so, and its advice works.
+/// A port of the node is left to kube-proxy.
+#[test]
+#[ignore = "needs root"]
+fn a_service_whose_range_the_agent_does_not_know_is_told() {
+    let mut world = World::new(1);
+    let (iptables, docker) = docker_on(world.host());
+    assert_eq!(findings(world.host(), "services"), []);
+    for rule in KUBE_PROXY {
+        world.host().netns.run(&format!("{iptables} -w -t nat {rule}"));
+    }
+    world.host().netns.run(&format!(
+        "{iptables} -w -t nat -A KUBE-SEP-WEB -p tcp -j DNAT --to-destination 172.17.0.2:80"
+    ));
+    let server = echo(docker.path(), "tcp", 80);
+    let (name, ip) = world.run("bridge", &[]);
+    let reach = || exchange_at(&container(&name), "tcp", Ipv4Addr::new(10, 96, 0, 10), 443, 10);
+    assert_ne!(reach(), "ok 10");
+    assert_eq!(server.seen(), []);
+    let found = findings(world.host(), "services");
+    let [(level, text)] = found.as_slice() else { unreachable!("{found:?}") };
+    assert_eq!(level, "warning", "{text}");
+    for words in ["10.96.0.10", "--service-cidr", "chain KUBE-"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+
+    let host = &mut world.cluster.hosts[0];
+    host.stop_agent(Signal::SIGTERM);
+    host.start_agent(&["--service-cidr", "10.96.0.0/16"]);
+    host.wait_ready();
+    wait_until(SOON, "the service", || reach() == "ok 10");
+    assert_eq!(server.take_clients(), [ip.to_string()]);
+    let found = findings(world.host(), "services");
+    let [(level, text)] = found.as_slice() else { unreachable!("{found:?}") };
+    assert_eq!(level, "ok", "{text}");
+
+    let next = unique_name("x");
+    let refused = ["run", "-d", "--name", &next, "-p", "30080:80", "--", "sleep", "9"];
+    let line = world.host().refused(1, &refused);
+    assert!(line.contains("30080/tcp") && line.contains("chain KUBE-NODEPORTS"), "{line}");
 }
 
 /// A container of Docker and a container of Culvert use the same source port to the same server.
@@ -316,8 +441,8 @@ fn a_port_that_docker_masquerades_is_left_to_it() {
 /// address of the guest. Neither a guest nor a container reaches the other by its own address.
 ///
 /// A Linux bridge would refuse the guest's address to a container of another bridge, too, by the
-/// REJECT of `LIBVIRT_FWI`: the container would get an ICMP error at once. Culvert drops the packet
-/// without an error, as every packet whose route leads to an interface that is no uplink.
+/// REJECT of `LIBVIRT_FWI`: the container would get an ICMP error at once. Culvert sends one as well,
+/// as for every packet whose route leads to an interface that is no uplink.
 #[test]
 #[ignore = "needs root"]
 fn a_guest_of_libvirt_reaches_a_published_port() {
@@ -345,7 +470,7 @@ fn a_guest_of_libvirt_reaches_a_published_port() {
     assert_eq!(servers[0].take_clients(), [""; 0]);
     let in_guest = echo(guest.path(), "tcp", 80);
     let before = host.counter("from_container", "not_an_uplink");
-    assert_eq!(exchange_at(&container(&name), "tcp", GUEST, 80, 10), "timeout");
+    assert_eq!(exchange_at(&container(&name), "tcp", GUEST, 80, 10), "unreachable");
     assert!(host.counter("from_container", "not_an_uplink") > before);
     // The host itself reaches the guest.
     assert_eq!(exchange(&host.netns, "tcp", GUEST, 80, 10), "ok 10");
@@ -484,4 +609,42 @@ fn one_of_two_cards_in_one_subnet_serves() {
         }
         assert_eq!(clients(), [""; 0], "{idle}");
     }
+}
+
+/// Containers begin connections through an uplink only. `status` and `doctor` name the interface
+/// that is none, and the option that makes it one; with that the connection works.
+#[test]
+#[ignore = "needs root"]
+fn a_way_out_that_is_no_uplink_is_told() {
+    let mut world = World::new(1);
+    let lan = Netns::new("lan");
+    world.host().netns.connect("lan0", &lan, "eth0", 1500);
+    world.host().netns.run("ip addr add 10.77.0.1/24 dev lan0");
+    lan.run("ip addr add 10.77.0.2/24 dev eth0");
+    let server = echo(lan.path(), "tcp", 80);
+    let (name, _) = world.run("bridge", &[]);
+    let reach = || exchange_at(&container(&name), "tcp", Ipv4Addr::new(10, 77, 0, 2), 80, 10);
+    let told = |host: &Host| {
+        let status = host.json(&["status"]);
+        let problems = status["problems"].as_array().unwrap().iter().filter_map(|one| one.as_str());
+        problems.map(str::to_owned).find(|line| line.contains("not_an_uplink"))
+    };
+    assert_eq!(told(world.host()), None);
+    // The agent may first read the counter after the first packet.
+    let line = wait_for(SOON, "the status to name the interface", || {
+        assert_eq!(reach(), "unreachable");
+        told(world.host())
+    });
+    assert!(line.contains("out of lan0, which is no uplink"), "{line}");
+    assert!(line.ends_with("start the agent with --uplink up0 --uplink lan0"), "{line}");
+    let doctor = findings(world.host(), "agent");
+    assert!(doctor.iter().any(|(_, text)| text.contains(&line)), "{doctor:?}");
+    assert_eq!(server.seen(), []);
+
+    let host = &mut world.cluster.hosts[0];
+    host.stop_agent(Signal::SIGTERM);
+    host.start_agent(&["--uplink", "lan0"]);
+    host.wait_ready();
+    wait_until(SOON, "the way out", || reach() == "ok 10");
+    assert_eq!(server.take_clients(), ["10.77.0.1"]);
 }

@@ -11,8 +11,8 @@ use std::{
 };
 
 use culvert_tests::{
-    cluster::SOON,
-    netns::{Netns, wait_until},
+    cluster::{SOON, unique_name},
+    netns::{Netns, wait_for, wait_until},
     outside::Outside,
     sock::{self, container},
     tun::Tunnel,
@@ -51,19 +51,31 @@ fn proxy(netns: PathBuf, at: SocketAddrV4, to: SocketAddrV4) {
     });
 }
 
-/// A client in the VPN does not reach a published port, but the host's reverse proxy. A container
-/// reaches the host at its address in the VPN, and nobody else in the VPN.
+/// A client in the VPN does not reach a published port, and `run`, `ps`, `status` and `doctor` say
+/// so. It reaches the host's reverse proxy. A container reaches the host at its address in the VPN,
+/// and nobody else in the VPN. `status` names the VPN, and no option that the agent would refuse.
 #[test]
 #[ignore = "needs root"]
 fn a_vpn_is_the_hosts_alone() {
     let world = World::new(1);
     let host = world.host();
     let (peer, _tunnel) = connect_vpn(&world);
-    let (name, ip) = world.run("bridge", &["-p", "8080:80"]);
+    // The first published port of the host.
+    let name = unique_name("c");
+    let run = ["run", "-d", "--name", &name, "--network", "bridge", "-p", "8080:80"];
+    let output = host.culvert(&[&run[..], &["--", "sleep", "infinity"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("its published ports are not reached through wg0"), "{said}");
+    let ip: Ipv4Addr = host.ip(&name, "bridge").parse().unwrap();
+    let shown = host.ok(&["ps"]);
+    assert!(shown.contains("0.0.0.0:8080->80/tcp not through wg0"), "{shown}");
+    let doctor = host.culvert(&["doctor"]);
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    let told = doctor.lines().find(|line| line.contains("ports are not reached through wg0"));
+    assert!(told.is_some_and(|line| line.starts_with("warning")), "{doctor}");
+    assert_eq!(host.json(&["status"])["datapath"]["unserved_links"], serde_json::json!(["wg0"]));
     let server = echo(&container(&name), "tcp", 80);
-    wait_until(SOON, "the status to name the VPN", || {
-        host.json(&["status"])["datapath"]["unserved_links"] == serde_json::json!(["wg0"])
-    });
     for address in [HOST, host.vtep()] {
         assert_eq!(exchange(&peer, "tcp", address, 8080, 10), "refused", "{address}");
     }
@@ -80,8 +92,15 @@ fn a_vpn_is_the_hosts_alone() {
     let (own, in_vpn) = (echo(host.netns.path(), "tcp", 9090), echo(peer.path(), "tcp", 90));
     assert_eq!(exchange_at(&container(&name), "tcp", HOST, 9090, 10), "ok 10");
     let before = host.counter("from_container", "not_an_uplink");
-    assert_eq!(exchange_at(&container(&name), "tcp", PEER, 90, 10), "timeout");
+    assert_eq!(exchange_at(&container(&name), "tcp", PEER, 90, 10), "unreachable");
     assert!(host.counter("from_container", "not_an_uplink") > before);
+    let problem = wait_for(SOON, "the status to name the way out", || {
+        let status = host.json(&["status"]);
+        let problems = status["problems"].as_array()?.iter().filter_map(|line| line.as_str());
+        problems.map(str::to_owned).find(|line| line.contains("not_an_uplink"))
+    });
+    assert!(problem.contains("out of wg0, which is no uplink; wg0 cannot be"), "{problem}");
+    assert!(!problem.contains("--uplink"), "{problem}");
     assert_eq!(exchange(&host.netns, "tcp", PEER, 90, 10), "ok 10");
     assert_eq!(in_vpn.take_clients(), [HOST.to_string()]);
     drop(own);
@@ -108,7 +127,7 @@ fn a_vpn_that_covers_everything_takes_the_way_out() {
     host.netns.run(&format!(
         "ip route add 0.0.0.0/1 via {PEER} dev wg0 && ip route add 128.0.0.0/1 via {PEER} dev wg0"
     ));
-    wait_until(SOON, "the way out to be gone", || out() == "timeout");
+    wait_until(SOON, "the way out to be gone", || out() == "unreachable");
     assert!(host.counter("from_container", "not_an_uplink") > 0);
     assert_ne!(into(), "ok 10");
     // A container reaches its gateway, and the host at its address.

@@ -231,7 +231,9 @@ fn isolated(lab: &mut Lab) {
 
 fn not_an_uplink(lab: &mut Lab) {
     lab.tables.uplinks.remove(&Interface::Uplink.ifindex()).unwrap();
-    lab.at_container(Interface::A1, &datagram(&SERVER).frame()).drops(DropReason::NotAnUplink);
+    let packet = datagram(&SERVER);
+    let told = error(&packet, 3, 13, 0);
+    is_told(lab, &packet, DropReason::NotAnUplink, Note::IcmpUnreachableSent, &told);
     assert_eq!(entries(lab), 0);
 }
 

@@ -13,6 +13,7 @@
 //! * [`sandbox`]: devices of containers and networks; programs that run in a sandbox.
 //! * [`datapath`]: loads, pins and attaches the BPF programs; typed maps.
 //! * [`netlink`]: links, addresses, routes, neighbours.
+//! * [`netfilter`]: ports that other systems translate.
 //! * [`netns`]: network namespaces.
 //! * [`config`]: options of the agent.
 //! * [`model`]: records of networks, endpoints and nodes; plans that change them.
@@ -36,6 +37,7 @@ pub mod ipam;
 pub mod limits;
 pub mod model;
 pub mod mountinfo;
+pub mod netfilter;
 pub mod netlink;
 pub mod netns;
 pub mod printable;

@@ -388,12 +388,11 @@ fn try_find_route(
     }
     // An answer to a client of a client link must leave by that link, any other packet by an
     // uplink.
-    let fits = match link {
-        Some(link) => ifindex == link && is_client_link(ifindex),
-        None => is_uplink(ifindex),
-    };
-    if !fits {
-        return Err(DropReason::NotAnUplink);
+    match link {
+        Some(link) if ifindex == link && is_client_link(ifindex) => {}
+        Some(_) => return Err(DropReason::NotAnUplink),
+        None if is_uplink(ifindex) => {}
+        None => return Err(no_uplink(net, work)),
     }
     if begins {
         return leave(sender, work, true);
@@ -492,6 +491,15 @@ fn redirect_to_next_hop(route: &Route) -> u32 {
     let mut next_hop = redirect::next_hop(route.family.into(), fib::next_hop(route));
     redirect::neighbour(route.ifindex, &mut next_hop);
     0
+}
+
+/// Prepares the ICMP error that tells the container that its packet may not leave by the interface
+/// of its route.
+#[inline(always)]
+fn no_uplink(net: &NetworkInfo, work: &mut Work) -> DropReason {
+    let (from, code) = (net.gateway_ip, V4_PROHIBITED);
+    work.error = Some(Error { from, kind: V4_UNREACHABLE, code, mtu: 0 });
+    DropReason::NotAnUplink
 }
 
 /// Prepares the ICMP error that tells the container why its packet has no route. `answer` is the

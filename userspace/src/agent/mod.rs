@@ -9,6 +9,7 @@
 //! * `node`: the agent's own entry in the store.
 //! * `alarms`: the alarms of the store; `certificates`: the certificates of the connection to it.
 //! * `conntrack`: ages and removes the flows that the programs make.
+//! * `egress`: packets of containers that leave by no uplink.
 //! * `backend`: carries out the requests of the API.
 //! * `agreed`: the namespaces in which this host makes interfaces.
 //! * `ports`: the published ports of the host; `denied`: the clients that may not use them.
@@ -30,6 +31,7 @@ mod certificates;
 mod conntrack;
 mod containers;
 mod denied;
+mod egress;
 mod engine;
 mod etc;
 mod files;
@@ -225,6 +227,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
     tasks.spawn(shared.disk.clone().keep(shared.ending.shutdown.clone()));
     // Before the store is reached: a certificate may be why it is not.
     tasks.spawn(certificates::keep(Arc::clone(&shared)));
+    tasks.spawn(egress::keep(Arc::clone(&shared)));
 
     let agent = Arc::new(Agent::new(Arc::clone(&shared)));
     agent.resume();

@@ -17,6 +17,7 @@ use super::platform::{Holder, PortError, PortHold, Ports};
 use crate::{
     api::types::{ApiError, ErrorKind},
     model::{Name, PortRequest, Publish, PublishedPort, View, ipv4_source, overlapping},
+    netfilter::{Rules, Translation},
 };
 
 /// Range in which free ports are chosen, first and last: the default ephemeral ports of Linux.
@@ -108,6 +109,23 @@ impl Drop for Pending<'_> {
     }
 }
 
+/// Ports of the host that another system translates, and that no socket has.
+#[derive(Debug, Default)]
+pub(crate) struct Translated {
+    /// The rules of the host's netfilter.
+    pub(crate) rules: Rules,
+    /// IPv4 addresses of the host.
+    pub(crate) addresses: BTreeSet<Ipv4Addr>,
+}
+
+impl Translated {
+    /// The first of the ports of `port` that is translated, and by what.
+    fn taker(&self, port: &PublishedPort) -> Option<(PublishedPort, &Translation)> {
+        let (translation, host_port) = self.rules.taker(port, &self.addresses)?;
+        Some((PublishedPort { host_port, count: 1, ..*port }, translation))
+    }
+}
+
 /// Why ports are not assigned.
 #[derive(Debug)]
 pub(crate) enum Refused {
@@ -194,8 +212,8 @@ impl Reservations {
     ///
     /// # Errors
     ///
-    /// Another container or a process has one of the ports, or the host refuses the port. No port
-    /// is held then.
+    /// Another container, a process or a rule in `translated` has one of the ports, or the host
+    /// refuses the port. No port is held then.
     pub(crate) fn assign(
         &self,
         platform: &dyn Ports,
@@ -203,6 +221,7 @@ impl Reservations {
         node: &Name,
         container: &Name,
         requests: &[PortRequest],
+        translated: &Translated,
     ) -> Result<Pending<'_>, Refused> {
         if requests.is_empty() {
             return Ok(Pending { reservations: self, ports: Vec::new() });
@@ -249,6 +268,15 @@ impl Reservations {
                     ),
                 ));
             }
+            if let Some((single, Translation { by, .. })) = translated.taker(&port) {
+                return Err(refused(
+                    ErrorKind::Conflict,
+                    format!(
+                        "port {} is translated already by {by}: choose another port or address of the host, or remove what has made the rule",
+                        spelled(&single)
+                    ),
+                ));
+            }
             let held = port.singles().map(|single| {
                 platform
                     .hold_port(single.host_ip, single.host_port, single.protocol)
@@ -259,6 +287,7 @@ impl Reservations {
         for request in free {
             let free = |port: &PublishedPort| {
                 publisher(port).is_none()
+                    && translated.taker(port).is_none()
                     && !holds.iter().any(|(other, _)| overlapping(other, port))
             };
             let (port, hold) = choose(platform, request, free)?;

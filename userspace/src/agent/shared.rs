@@ -15,7 +15,7 @@ use super::{
     containers::Containers,
     denied::Denied,
     platform::Platform,
-    ports::{PROBLEM, Pending, Reservations, Synced},
+    ports::{PROBLEM, Pending, Reservations, Synced, Translated},
     state::{Disk, Ending, Lives, Plugs, Readiness, Regrouped, Requests, Shown, StoreHandle},
 };
 use crate::{
@@ -169,12 +169,14 @@ impl Shared {
         &self,
         container: &Name,
         requests: &[PortRequest],
+        translated: &Translated,
     ) -> Result<Pending<'_>, ApiError> {
         // The holder of a port is found by a search of /proc, which takes long.
         tokio::task::block_in_place(|| {
             let platform = &*self.platform;
+            let own = &self.node.name;
             let assigned =
-                self.ports.assign(platform, &self.view(), &self.node.name, container, requests);
+                self.ports.assign(platform, &self.view(), own, container, requests, translated);
             // The view is released by now: the engine must not wait for the search.
             assigned.map_err(|refused| refused.explain(platform))
         })

@@ -8,6 +8,7 @@ mod away;
 mod commands;
 mod denied;
 mod doubt;
+mod egress;
 mod fake;
 mod faults;
 mod gate;

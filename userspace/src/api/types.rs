@@ -544,6 +544,9 @@ pub struct AgentStatus {
     pub uplinks: Vec<String>,
     /// State directory. The logs of detached containers are in its directory `logs`.
     pub state_dir: String,
+    /// Ranges of service addresses (`--service-cidr`).
+    #[serde(default)]
+    pub services: Vec<String>,
 }
 
 /// The store in [`Status`].

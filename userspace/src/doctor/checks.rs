@@ -7,7 +7,8 @@ use culvert_common::abi::VXLAN_OVERHEAD;
 use super::{
     certificate::examine_certificate,
     facts::{Bpffs, Facts, HostFacts, HostSides, NeighbourTable, Probe, UplinkFacts},
-    finding::{Finding, Level},
+    finding::{Finding, error, ok, warning},
+    translations::{services, translated},
 };
 use crate::{
     datapath::{Leftover, Owner},
@@ -39,6 +40,8 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     findings.extend(certificates.map(|file| examine_certificate(file, facts.now)));
     findings.push(names(facts));
     findings.extend(ports(facts));
+    findings.extend(translated(&facts.translations, &facts.subject.published));
+    findings.extend(services(&facts.translations, &facts.subject.services));
     findings.extend(facts.shaped.iter().map(|(name, qdisc)| shaped(name, qdisc)));
     findings.extend(headroom(facts.host_sides));
     findings.push(firewall(facts));
@@ -49,22 +52,6 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
 /// Checks the kernel and the process's privileges.
 pub(super) fn host(facts: &HostFacts) -> Vec<Finding> {
     vec![kernel(facts), btf(facts), privileges(facts), bpf(facts), jit(facts)]
-}
-
-fn finding(check: &str, level: Level, detail: String, advice: &str) -> Finding {
-    Finding { check: check.to_owned(), level, detail, advice: advice.to_owned() }
-}
-
-pub(super) fn ok(check: &str, detail: String) -> Finding {
-    finding(check, Level::Ok, detail, "")
-}
-
-fn error(check: &str, detail: String, advice: &str) -> Finding {
-    finding(check, Level::Error, detail, advice)
-}
-
-pub(super) fn warning(check: &str, detail: String, advice: &str) -> Finding {
-    finding(check, Level::Warning, detail, advice)
 }
 
 /// Major and minor number of a release such as `6.6.12-amd64`.

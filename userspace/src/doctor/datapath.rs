@@ -1,9 +1,6 @@
 //! `culvert doctor --datapath`: which hook receives VXLAN, and the cost of the programs.
 
-use super::{
-    checks::{ok, warning},
-    finding::{Finding, Level},
-};
+use super::finding::{Finding, Level, ok, warning};
 use crate::{
     choice::{self, Uplink},
     config::DatapathMode,

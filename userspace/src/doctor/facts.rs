@@ -9,14 +9,19 @@ use std::{
 
 use aya::programs::{ProgramType, SchedClassifier, TcAttachType};
 use aya::sys::is_program_supported;
+use ipnetwork::Ipv4Network;
 use nix::sys::{
     statfs::{BPF_FS_MAGIC, statfs},
     utsname::uname,
 };
 
-use super::certificate::{self, CertificateFile, Role};
+use super::{
+    certificate::{self, CertificateFile, Role},
+    translations::{Translations, runs},
+};
 use crate::{
     datapath::{Leftover, find_leftovers},
+    model::PublishedPort,
     netlink::{
         Link, Neighbour, Netlink, RX_UDP_GRO_FORWARDING,
         sockets::{LocalSocket, Transport, sockets},
@@ -54,6 +59,10 @@ pub struct Subject {
     pub open_ports: usize,
     /// Number of published ports that are for other machines, all of them or some.
     pub external_ports: usize,
+    /// The published ports, each with the name of its container.
+    pub published: Vec<(String, PublishedPort)>,
+    /// The agent's ranges of service addresses (`--service-cidr`).
+    pub services: Vec<Ipv4Network>,
     /// Whether an agent runs. A socket on the VXLAN port may then be the agent's own.
     pub agent_running: bool,
 }
@@ -83,6 +92,8 @@ pub struct Facts {
     pub shaped: Vec<(String, String)>,
     /// Names of the firewalls that manage the host's netfilter rules now.
     pub firewalls: Vec<&'static str>,
+    /// What translates packets on this host, besides Culvert.
+    pub translations: Translations,
     /// The host sides of containers' pairs.
     pub host_sides: HostSides,
     /// The kernel's tables of neighbours. Only the initial network namespace shows them.
@@ -208,6 +219,7 @@ impl Facts {
                 .map(|link| link.name.clone())
                 .collect(),
             firewalls: firewalls(Path::new("/")),
+            translations: Translations::collect(netlink, &links).await,
             host_sides,
             neighbours: neighbour_tables(Path::new("/"), exempt),
             resolver: Resolver::of_host(),
@@ -288,11 +300,7 @@ fn firewalls(root: &Path) -> Vec<&'static str> {
                 && value.trim().trim_matches('"').eq_ignore_ascii_case("yes")
         })
     });
-    let processes = fs::read_dir(root.join("proc")).into_iter().flatten().flatten();
-    let firewalld = processes
-        .filter_map(|process| fs::read_to_string(process.path().join("comm")).ok())
-        .any(|name| name.trim_end() == "firewalld");
-    [("ufw", ufw), ("firewalld", firewalld)]
+    [("ufw", ufw), ("firewalld", runs(root, "firewalld"))]
         .into_iter()
         .filter_map(|(name, active)| active.then_some(name))
         .collect()

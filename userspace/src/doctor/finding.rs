@@ -26,6 +26,22 @@ impl fmt::Display for Level {
     }
 }
 
+/// A finding that needs no advice.
+pub(super) fn ok(check: &str, detail: String) -> Finding {
+    Finding { check: check.to_owned(), level: Level::Ok, detail, advice: String::new() }
+}
+
+/// A finding of something that works, but slower or less safely than it could.
+pub(super) fn warning(check: &str, detail: String, advice: &str) -> Finding {
+    let advice = advice.to_owned();
+    Finding { check: check.to_owned(), level: Level::Warning, detail, advice }
+}
+
+/// A finding of something that does not work.
+pub(super) fn error(check: &str, detail: String, advice: &str) -> Finding {
+    Finding { level: Level::Error, ..warning(check, detail, advice) }
+}
+
 /// The result of one check, shown on one line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {

@@ -10,6 +10,7 @@ mod datapath;
 mod facts;
 mod finding;
 mod mounts;
+mod translations;
 
 pub use certificate::{
     Certificate, CertificateFile, Role, examine_certificate, files as certificate_files, now,
@@ -21,6 +22,7 @@ pub use facts::{
 };
 pub use finding::{Finding, Level};
 pub use mounts::fleeting_mounts;
+pub use translations::Translations;
 
 /// Checks the kernel, BTF, BPF and the privileges of the process.
 ///

@@ -12,7 +12,7 @@ use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{
         BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags,
-        LinkInfo, LinkMessage, LinkXdp,
+        LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
     },
     nsid::{NsidAttribute, NsidMessage},
 };
@@ -393,7 +393,8 @@ pub(super) fn parse_link(message: &RouteNetlinkMessage) -> Option<Link> {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Address(bytes) => {
+            // An address of six bytes is not enough: IPsec's xfrm interfaces have one as well.
+            LinkAttribute::Address(bytes) if has_ethernet_header(message) => {
                 link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddr);
             }
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
@@ -413,6 +414,11 @@ pub(super) fn parse_link(message: &RouteNetlinkMessage) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+/// Whether the frames of an interface begin with an Ethernet header.
+fn has_ethernet_header(message: &LinkMessage) -> bool {
+    matches!(message.header.link_layer_type, LinkLayerType::Ether | LinkLayerType::Loopback)
 }
 
 fn parse_info(infos: &[LinkInfo], link: &mut Link) {
@@ -447,6 +453,27 @@ mod tests {
         }
         for name in ["e", "eth0", "cv0123456789ab", "fifteen-bytes-x", "...", "naïve"] {
             check_ifname(name).unwrap();
+        }
+    }
+
+    #[test]
+    fn tunnels_have_no_mac() {
+        let ethernet = [2, 0, 0, 0, 0, 1];
+        for (what, kind, address, has_mac) in [
+            ("a network card, tap, veth, bridge", LinkLayerType::Ether, &ethernet[..], true),
+            ("lo", LinkLayerType::Loopback, &[0; 6], true),
+            ("tun, WireGuard, Tailscale", LinkLayerType::None, &[], false),
+            ("xfrm", LinkLayerType::None, &ethernet, false),
+            ("ppp", LinkLayerType::Ppp, &[], false),
+            ("ipip", LinkLayerType::Tunnel, &[192, 0, 2, 1], false),
+            ("gre", LinkLayerType::Ipgre, &[192, 0, 2, 1], false),
+            ("InfiniBand", LinkLayerType::Infiniband, &[0x80; 20], false),
+        ] {
+            let mut message = named("x");
+            message.header.link_layer_type = kind;
+            message.attributes.push(LinkAttribute::Address(address.to_vec()));
+            let link = parse_link(&RouteNetlinkMessage::NewLink(message)).unwrap();
+            assert_eq!(link.mac.is_some(), has_mac, "{what}");
         }
     }
 

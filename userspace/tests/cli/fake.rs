@@ -609,6 +609,7 @@ impl Backend for Fake {
                 vxlan_port: 4789,
                 uplinks: vec!["eth0".to_owned()],
                 state_dir: state.state_dir.display().to_string(),
+                services: Vec::new(),
             },
             store: StoreStatus {
                 kind: "etcd".to_owned(),

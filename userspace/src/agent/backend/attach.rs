@@ -9,6 +9,7 @@ use crate::{
     agent::{
         attempts::Attempt,
         containers::{Origin, Record},
+        ports::Translated,
         state::PlugState,
     },
     api::{
@@ -59,8 +60,12 @@ impl Agent {
             // Checked before the ports are assigned: the error about the network is clearer.
             ops::may_publish(network, wanted.container)?;
         }
+        let translated = match wanted.ports {
+            [] => Translated::default(),
+            _ => self.translated().await,
+        };
         // Held until the endpoint exists, or the request has failed.
-        let ports = self.shared.assign_ports(wanted.container, wanted.ports)?;
+        let ports = self.shared.assign_ports(wanted.container, wanted.ports, &translated)?;
         let reserved = self.ifnames_in(wanted.netns);
         let platform = &self.shared.platform;
         let ifname = platform.choose_ifname(wanted.netns, wanted.ifname, &reserved).await?;
@@ -194,6 +199,14 @@ impl Agent {
         if let Err(error) = self.shared.platform.forget_rules(sandbox).await {
             tracing::warn!("{what}: its routing rules stay: {}", error.message());
         }
+    }
+
+    /// The ports of the host that another system translates.
+    async fn translated(&self) -> Translated {
+        let platform = &self.shared.platform;
+        // Without the addresses, rules for single addresses take no port.
+        let addresses = platform.facts().await.map(|facts| facts.ips).unwrap_or_default();
+        Translated { rules: platform.rules().await, addresses }
     }
 
     /// Interface names of all endpoints of a sandbox, plugged in or not.

@@ -30,7 +30,7 @@ pub(crate) use self::{collector::Summary, expiry::are_one_flow};
 use self::{
     collector::{Collector, Limits},
     expiry::{Criteria, Incarnations},
-    ports::{APART, Ports, Writer},
+    ports::{Ports, Writer, kept_apart, not_kept_apart},
 };
 use super::{
     platform::Platform,
@@ -189,8 +189,10 @@ impl Keeper {
     fn reserve(&mut self, context: &Context, at: Instant) -> Result<(), String> {
         let maps = context.platform.as_ref();
         let begins = self.left.is_none() && context.platform.netfilter_is_active();
+        let nat_ports = context.options.nat_ports;
         if begins {
-            self.left = Some(Ports::left_to_netfilter(context.options.nat_ports));
+            self.left = Some(Ports::left_to_netfilter(nat_ports));
+            context.problems.set("conntrack/apart", not_kept_apart(nat_ports));
         }
         let mut ports = self.left.clone().unwrap_or_default();
         // No socket is bound to the VXLAN port: the programs take its packets.
@@ -208,13 +210,8 @@ impl Keeper {
         let audited = self.audit(context, at);
         let written = self.ports.write(maps.flows(), &ports);
         audited.and(written).map_err(|error| format!("conntrack: {error}"))?;
-        if begins && self.left != Some(Ports::default()) {
-            tracing::info!(
-                "conntrack: the host's netfilter tracks connections, and may masquerade, too: \
-                 new masqueraded flows take ports {} to {}",
-                APART.start(),
-                APART.end()
-            );
+        if begins && let Some(line) = kept_apart(nat_ports) {
+            tracing::info!("{line}");
         }
         Ok(())
     }

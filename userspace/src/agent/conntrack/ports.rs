@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use culvert_common::{
     abi::{PublishedKey, RESERVED_ENTRIES, RESERVED_WORDS, names, reserved_bit},
-    wire::ipv4::{PROTO_TCP, PROTO_UDP},
+    wire::ipv4::{PROTO_ICMP, PROTO_TCP, PROTO_UDP},
 };
 
 use crate::{
@@ -13,14 +13,70 @@ use crate::{
     netlink::sockets::LocalSocket,
 };
 
-/// Source ports of masquerading on a host whose netfilter may masquerade, too. Netfilter keeps the
-/// source port of a connection if the port is free in its own table. Systems choose source ports above
-/// these: Linux from 32768, Windows and macOS from 49152. Few programs choose one of these.
-pub(super) const APART: RangeInclusive<u16> = 16_384..=32_767;
+/// What masquerading keeps to on a host whose netfilter may masquerade, too. Netfilter keeps the
+/// source port of a connection, or the identifier of an echo request, if it is free in its own
+/// table.
+struct Apart {
+    /// What these are.
+    what: &'static str,
+    /// Protocols that have them.
+    protocols: &'static [u8],
+    /// Those that masquerading takes.
+    range: RangeInclusive<u16>,
+}
 
-/// The least number of ports of [`APART`] that `--nat-ports` has to have, for masquerading to keep to
-/// them.
-const ENOUGH: usize = 1024;
+/// Ports and identifiers that the clients of netfilter seldom have.
+///
+/// Systems choose source ports above these: Linux from 32768, Windows and macOS from 49152. Few
+/// programs choose one of these. The identifier of a ping is the process number, which is small in a
+/// container, or 1 (Windows), or the next number that the kernel gives out, from 1 on. A program
+/// that chooses it at random may have one of these.
+static APART: [Apart; 2] = [
+    Apart { what: "ports", protocols: &[PROTO_TCP, PROTO_UDP], range: 16_384..=32_767 },
+    Apart { what: "ICMP echo identifiers", protocols: &[PROTO_ICMP], range: 49_152..=65_535 },
+];
+
+/// The least number of each of [`APART`] that `--nat-ports` has to have, for masquerading to keep
+/// to them.
+const ENOUGH: u16 = 1024;
+
+impl Apart {
+    /// Whether masquerading keeps to them. If `--nat-ports` has too few of them, the option was
+    /// given to choose others.
+    fn is_kept(&self, (min, max): (u16, u16)) -> bool {
+        let (first, last) = (min.max(*self.range.start()), max.min(*self.range.end()));
+        last.checked_sub(first).is_some_and(|more| more >= ENOUGH - 1)
+    }
+
+    fn spell(&self) -> String {
+        format!("{} {} to {}", self.what, self.range.start(), self.range.end())
+    }
+}
+
+/// What masquerading keeps to, or with `kept` not set does not keep to. `None`: nothing.
+fn spelled(nat_ports: (u16, u16), kept: bool) -> Option<String> {
+    let of_kind = APART.iter().filter(|apart| apart.is_kept(nat_ports) == kept);
+    let spelled: Vec<String> = of_kind.map(Apart::spell).collect();
+    (!spelled.is_empty()).then(|| spelled.join(" and "))
+}
+
+/// What new flows take on a host whose netfilter may masquerade, too, for the log. `None`: all of
+/// `--nat-ports`.
+pub(super) fn kept_apart(nat_ports: (u16, u16)) -> Option<String> {
+    let kept = spelled(nat_ports, true)?;
+    Some(format!(
+        "conntrack: the host's netfilter tracks connections, and may masquerade, too: new masqueraded flows take {kept}"
+    ))
+}
+
+/// The problem of a host whose netfilter may masquerade, too, if `--nat-ports` leaves too little to
+/// tell the flows of both apart.
+pub(super) fn not_kept_apart(nat_ports: (u16, u16)) -> Option<String> {
+    let (missing, (min, max)) = (spelled(nat_ports, false)?, nat_ports);
+    Some(format!(
+        "conntrack: the host's netfilter tracks connections, and may masquerade, too, but --nat-ports {min}-{max} has fewer than {ENOUGH} of {missing}: where both systems have flows to one server, an answer may go to the wrong container; widen --nat-ports, or leave it out"
+    ))
+}
 
 /// A set of ports in the layout of [`RESERVED_PORTS`](culvert_common::abi::names::RESERVED_PORTS):
 /// 64-bit words, with one bit for each protocol and port, see [`reserved_bit`].
@@ -34,17 +90,16 @@ impl Default for Ports {
 }
 
 impl Ports {
-    /// The TCP and UDP ports of `nat_ports` that masquerading leaves to the host's netfilter: all but
-    /// [`APART`]. No ports if `nat_ports` has too few of [`APART`]: the option was given to choose others.
-    pub(super) fn left_to_netfilter((min, max): (u16, u16)) -> Self {
+    /// The ports and identifiers that masquerading leaves to the host's netfilter: all but those of
+    /// [`APART`].
+    pub(super) fn left_to_netfilter(nat_ports: (u16, u16)) -> Self {
         let mut ports = Self::default();
-        if (min..=max).filter(|port| APART.contains(port)).count() < ENOUGH {
-            return ports;
-        }
-        // A privileged port is kept although it is below the range.
-        for port in (1..=u16::MAX).filter(|port| !APART.contains(port)) {
-            ports.add(PROTO_TCP, port);
-            ports.add(PROTO_UDP, port);
+        for Apart { protocols, range, .. } in APART.iter().filter(|apart| apart.is_kept(nat_ports))
+        {
+            // A privileged port is kept although it is below the range.
+            for port in (1..=u16::MAX).filter(|port| !range.contains(port)) {
+                protocols.iter().for_each(|protocol| ports.add(*protocol, port));
+            }
         }
         ports
     }
@@ -155,11 +210,52 @@ mod tests {
                 assert!(!has(&left, protocol, port), "{protocol} {port}");
             }
         }
-        // Netfilter keeps ICMP identifiers, of which no range is apart.
-        assert!(!has(&left, ICMP, 40_000));
-        // The user has chosen a range: too little of it is apart.
-        assert_eq!(Ports::left_to_netfilter((32_000, 65_535)), Ports::default());
-        assert_ne!(Ports::left_to_netfilter((31_744, 65_535)), Ports::default());
+        for id in [1, 7, 1024, 20_000, 49_151] {
+            assert!(has(&left, ICMP, id), "{id}");
+        }
+        for id in [49_152, 60_000, 65_535] {
+            assert!(!has(&left, ICMP, id), "{id}");
+        }
+        let kept = kept_apart((1024, 65_535)).unwrap();
+        assert!(
+            kept.ends_with("take ports 16384 to 32767 and ICMP echo identifiers 49152 to 65535"),
+            "{kept}"
+        );
+        assert_eq!(not_kept_apart((1024, 65_535)), None);
+    }
+
+    /// The user has chosen a range: too little of it is apart.
+    #[test]
+    fn a_range_that_leaves_nothing_apart_is_told() {
+        for (nat_ports, ports, identifiers) in [
+            ((32_000, 65_535), false, true),
+            ((31_744, 65_535), true, true),
+            ((31_745, 65_535), false, true),
+            ((1024, 50_174), true, false),
+            ((1024, 50_175), true, true),
+            ((1024, 17_406), false, false),
+            ((1024, 17_407), true, false),
+            ((40_000, 49_000), false, false),
+            ((5000, 5000), false, false),
+        ] {
+            let left = Ports::left_to_netfilter(nat_ports);
+            let has = |protocol| {
+                let (word, bit) = reserved_bit(protocol, 1).unwrap();
+                left.0[word as usize] & bit != 0
+            };
+            assert_eq!((has(TCP), has(UDP), has(ICMP)), (ports, ports, identifiers));
+            let told = not_kept_apart(nat_ports);
+            assert_eq!(told.is_none(), ports && identifiers, "{nat_ports:?} {told:?}");
+            let told = told.unwrap_or_default();
+            assert_eq!(told.contains("ports 16384 to 32767"), !ports, "{told}");
+            assert_eq!(
+                told.contains("ICMP echo identifiers 49152 to 65535"),
+                !identifiers,
+                "{told}"
+            );
+            let kept = kept_apart(nat_ports);
+            assert_eq!(kept.is_some(), ports || identifiers, "{nat_ports:?} {kept:?}");
+        }
     }
 
     #[test]

@@ -4,7 +4,11 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::PoisonError};
 
 use super::Host;
-use crate::{netlink::NetlinkError, sandbox};
+use crate::{
+    agent::platform::OtherLinks,
+    netlink::{Link, NetlinkError},
+    sandbox,
+};
 
 /// Interfaces that are neither uplinks nor Culvert's.
 #[derive(Default)]
@@ -74,10 +78,7 @@ impl Host {
         for ifindex in candidates {
             // The interface was removed after its address was read.
             let Some(link) = self.netlink.link_at(ifindex).await? else { continue };
-            let ours = sandbox::gateway_of(&link).is_some()
-                || sandbox::endpoint_of(&link).is_some()
-                || sandbox::is_assistant(&link);
-            if ours || link.loopback || self.uplinks.contains(&link.name) {
+            if !self.is_other(&link) {
                 continue;
             }
             if link.mac.is_some() {
@@ -87,5 +88,34 @@ impl Host {
             }
         }
         Ok(found)
+    }
+
+    /// The interfaces out of which an IPv4 route leads, and that are neither uplinks nor Culvert's.
+    pub(super) async fn find_other_links(&self) -> Result<OtherLinks, NetlinkError> {
+        let routes = self.netlink.routes().await?;
+        let routes = routes.iter().filter(|route| route.destination.is_ipv4());
+        let ifindexes: BTreeSet<u32> = routes.map(|route| route.ifindex).collect();
+        let mut found = OtherLinks::default();
+        // A route through several interfaces has the number 0.
+        for ifindex in ifindexes.into_iter().filter(|ifindex| *ifindex != 0) {
+            // The interface was removed after its route was read.
+            let Some(link) = self.netlink.link_at(ifindex).await? else { continue };
+            if !self.is_other(&link) {
+                continue;
+            }
+            match link.mac {
+                Some(_) => found.ethernet.push(link.name),
+                None => found.without_header.push(link.name),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether an interface is neither an uplink, nor Culvert's, nor the loopback device.
+    fn is_other(&self, link: &Link) -> bool {
+        let ours = sandbox::gateway_of(link).is_some()
+            || sandbox::endpoint_of(link).is_some()
+            || sandbox::is_assistant(link);
+        !ours && !link.loopback && !self.uplinks.contains(&link.name)
     }
 }

@@ -22,6 +22,7 @@ use crate::{
     api::types::ApiError,
     limits::name_limit,
     model::Protocol,
+    netfilter::{self, Rules},
     netlink::sockets::{Transport, sockets},
     netns::Netns,
 };
@@ -51,6 +52,10 @@ impl Ports for Host {
         // tracked connections. The file is absent without the module.
         fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count")
             .is_ok_and(|count| count.trim() != "0")
+    }
+
+    async fn rules(&self) -> Rules {
+        netfilter::read(self.netlink.netns()).await
     }
 
     async fn port_holder_in(

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     agent::platform::{
-        ClientLinks, Facts, HostEvent, Paths, PlugError, Remote, Underlay, UplinkCheck,
+        ClientLinks, Facts, HostEvent, OtherLinks, Paths, PlugError, Remote, Underlay, UplinkCheck,
     },
     api::types::ApiError,
     choice::{self, Uplink, device::Device},
@@ -192,6 +192,10 @@ impl Underlay for Host {
             served: links.into_keys().map(|ifindex| self.ifname(ifindex)).collect(),
             unserved: self.unserved.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
+    }
+
+    async fn other_links(&self) -> Result<OtherLinks, ApiError> {
+        self.find_other_links().await.map_err(refused)
     }
 
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, path::Path};
 use async_trait::async_trait;
 
 use super::types::{Holder, PortError, PortHold};
-use crate::{api::types::ApiError, model::Protocol};
+use crate::{api::types::ApiError, model::Protocol, netfilter::Rules};
 
 /// Holds ports of the host, and finds the processes that have a port.
 #[async_trait]
@@ -20,6 +20,10 @@ pub(crate) trait Ports: Send + Sync + 'static {
     /// Whether the host's netfilter tracks connections. It then may masquerade, too, and nobody but
     /// netfilter knows which ports it uses.
     fn netfilter_is_active(&self) -> bool;
+
+    /// The rules of the host's netfilter, as far as they can be read. They may translate a port
+    /// that no socket has.
+    async fn rules(&self) -> Rules;
 
     /// Finds the holder of a port in a sandbox, whose network namespace is at `netns`.
     ///

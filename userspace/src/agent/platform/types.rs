@@ -188,6 +188,16 @@ pub(crate) struct ClientLinks {
     pub(crate) unserved: Vec<String>,
 }
 
+/// Interfaces out of which an IPv4 route of the host leads, and that are neither uplinks nor
+/// Culvert's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct OtherLinks {
+    /// Names of those that can be uplinks.
+    pub(crate) ethernet: Vec<String>,
+    /// Names of those that cannot, because they have no Ethernet header.
+    pub(crate) without_header: Vec<String>,
+}
+
 /// Paths to the VTEPs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Paths {

@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::types::{ClientLinks, Facts, HostEvent, Paths, PlugError, Remote};
+use super::types::{ClientLinks, Facts, HostEvent, OtherLinks, Paths, PlugError, Remote};
 use crate::{
     api::types::ApiError,
     choice::{Uplink, device::Device},
@@ -49,6 +49,9 @@ pub(crate) trait Underlay: Send + Sync + 'static {
 
     /// The client links, as [`Self::keep_client_links`] has left them.
     fn client_links(&self) -> ClientLinks;
+
+    /// The other interfaces out of which routes of the host lead.
+    async fn other_links(&self) -> Result<OtherLinks, ApiError>;
 
     /// Facts about the uplinks, and the costs of the programs on them if they were measured.
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>);

@@ -263,3 +263,29 @@ async fn the_agent_ages_flows_counts_them_and_tells_of_refused_ones() {
     keeper.await.unwrap();
     one.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_of_ports_that_netfilter_may_use_as_well_is_told() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    let mut context = one.shared.conntrack_context();
+    context.options.nat_ports = (40_000, 49_000);
+    let keeper = tokio::spawn(conntrack::keep(context));
+    let reserves = || async {
+        let (word, bit) = reserved_bit(17, one.shared.node.port).unwrap();
+        one.paper.flows.reserved().unwrap()[word as usize] & bit != 0
+    };
+    eventually("a round", reserves).await;
+    assert_eq!(one.agent.status().await.unwrap().problems, [""; 0]);
+    one.paper.state().netfilter = true;
+    eventually("it is told", || async {
+        let problems = one.agent.status().await.unwrap().problems;
+        problems.iter().any(|line| {
+            line.contains("--nat-ports 40000-49000 has fewer than 1024 of ports 16384 to 32767 and")
+        })
+    })
+    .await;
+    one.shared.ending.shutdown.cancel();
+    keeper.await.unwrap();
+    one.stop().await;
+}

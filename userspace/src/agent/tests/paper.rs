@@ -30,7 +30,7 @@ use crate::{
         containers::Process,
         platform::{
             Adopted, Audit, ClientLinks, Commands, Devices, Facts, FoundSupervisor, Holder,
-            HostEvent, Launch, Made, Maps, Paths, PlugError, Plugged, Remote, Underlay,
+            HostEvent, Launch, Made, Maps, OtherLinks, Paths, PlugError, Plugged, Remote, Underlay,
             UplinkCheck, Wanted,
         },
     },
@@ -38,6 +38,7 @@ use crate::{
     choice::{Uplink, device::Device},
     datapath::{Changes, DatapathError, FlowTable, Found, PinCheck, Price, Repaired},
     model::{Driver, HostRoute, Name, NetnsId, SandboxRef},
+    netfilter::Rules,
     netlink::{Announcement, PairKind},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::{GatewaySpec, RESOLV_CONF, Resolver},
@@ -93,6 +94,7 @@ pub(super) struct State {
     pub(super) routes: Vec<IpNetwork>,
     /// Addresses of the host.
     pub(super) facts: Facts,
+    pub(super) other_links: OtherLinks,
     pub(super) client_links: ClientLinks,
     /// Number of reads of them.
     pub(super) client_links_read: usize,
@@ -120,6 +122,10 @@ pub(super) struct State {
     pub(super) held: Arc<Mutex<BTreeSet<Port>>>,
     /// Number of ports for which there are open files. `None`: without limit.
     pub(super) files: Option<usize>,
+    /// The host's netfilter tracks connections.
+    pub(super) netfilter: bool,
+    /// Rules of the host's netfilter.
+    pub(super) rules: Rules,
     pub(super) dropped: BTreeMap<DropReason, u64>,
     /// Clients that may not use published ports.
     pub(super) denied: BTreeSet<Ipv4Network>,
@@ -628,6 +634,10 @@ impl Underlay for Paper {
         let mut state = self.state();
         state.client_links_read += 1;
         state.client_links.clone()
+    }
+
+    async fn other_links(&self) -> Result<OtherLinks, ApiError> {
+        Ok(self.state().other_links.clone())
     }
 
     fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     agent::{
         platform::{Holder, PlugError},
-        ports::{self, Reservations},
+        ports::{self, Reservations, Translated},
     },
     api::{
         Backend as _,
@@ -28,6 +28,7 @@ use crate::{
         Protocol::{self, Tcp, Udp},
         PublishedPort, View, encode,
     },
+    netfilter::{Chain, Translation, Translator},
     store::Write,
 };
 
@@ -130,6 +131,51 @@ async fn a_port_that_cannot_be_had_is_refused_with_its_reason() {
     assert_eq!(held(&one.paper), []);
     one.paper.state().refuse_plug = None;
     publish(&one, "x", "blue", &["9000:9"]).await.unwrap();
+}
+
+/// The programs take packets before netfilter: the system that has made the rule would get none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_a_rule_translates_is_left_to_it() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.run("first", "bridge").await.unwrap();
+    let chain = |name: &str| Chain {
+        name: name.to_owned(),
+        table: "nat".to_owned(),
+        shown_by: "iptables-save -t nat",
+    };
+    let translation = |ports, destination: Option<&str>, by: &str| Translation {
+        protocol: Tcp,
+        ports,
+        destination: destination.map(|net| net.parse().unwrap()),
+        by: Translator::Chain(chain(by)),
+    };
+    one.paper.state().rules.translations = vec![
+        translation((8081, 8081), None, "DOCKER"),
+        // Not all of these are addresses of this host.
+        translation((443, 443), Some("10.96.0.10/32"), "KUBE-SERVICES"),
+        translation((8443, 8443), Some("192.0.2.0/24"), "KUBE-SERVICES"),
+        translation((32_768, 60_998), None, "OWN"),
+    ];
+    let before = stored(&world).await;
+    let conflict = ErrorKind::Conflict;
+    for (port, part) in [
+        ("8081:80", "port 8081/tcp is translated already by chain DOCKER of table nat ("),
+        ("8080-8082:1-3", "port 8081/tcp is translated already by chain DOCKER of table nat ("),
+        ("127.0.0.1:8081:80", "port 127.0.0.1:8081/tcp is translated already by chain DOCKER "),
+        ("8443:80", "port 8443/tcp is translated already by chain KUBE-SERVICES "),
+    ] {
+        assert_refused(publish(&one, "x", "bridge", &[port]).await, conflict, part);
+    }
+    assert_eq!(held(&one.paper), []);
+    assert_eq!(one.paper.state().namespaces.len(), 1);
+    assert_eq!(stored(&world).await.endpoints, before.endpoints);
+
+    let ports = ["443:80", "8081:80/udp", "127.0.0.1:8443:80", "80"];
+    let row = publish(&one, "x", "bridge", &ports).await.unwrap();
+    let chosen = row.networks[0].ports.iter().find(|port| port.starts_with("0.0.0.0:60999->80"));
+    assert!(chosen.is_some(), "{:?}", row.networks[0].ports);
+    assert_eq!(held(&one.paper).len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -325,7 +371,8 @@ fn a_search_for_the_holder_of_a_port_keeps_no_other_port_waiting() {
         scope.spawn(|| {
             let (view, node) = (View::default(), name("host1"));
             let other = name("other");
-            let ports = reservations.assign(paper.as_ref(), &view, &node, &other, &requests);
+            let none = Translated::default();
+            let ports = reservations.assign(paper.as_ref(), &view, &node, &other, &requests, &none);
             tell.send(ports.is_ok_and(|ports| ports.ports().len() == 1)).unwrap();
         });
         let assigned = told.recv_timeout(DEADLINE);
@@ -448,7 +495,9 @@ fn a_host_publishes_as_many_ports_as_the_map_takes() {
     let assign = |container: &str, port: &str| {
         let container = name(container);
         let requests = ports::parse(&container, &[port.to_owned()]).unwrap();
-        let assigned = reservations.assign(paper.as_ref(), &view, &node, &container, &requests);
+        let none = Translated::default();
+        let assigned =
+            reservations.assign(paper.as_ref(), &view, &node, &container, &requests, &none);
         assigned.map_err(|refused| refused.explain(paper.as_ref()))
     };
     let tcp = assign("a", "100-65535:100-65535").unwrap();

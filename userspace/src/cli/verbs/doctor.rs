@@ -17,6 +17,7 @@ use crate::{
     config::StoreAccess,
     datapath::Price,
     doctor::{self, DatapathFacts, Facts, Finding, Level, Role, Subject, certificate_files},
+    model::{Publish, PublishedPort},
     netlink::{Netlink, NetlinkError, default_link},
 };
 
@@ -118,6 +119,8 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
         shared_port: false,
         open_ports: 0,
         external_ports: 0,
+        published: Vec::new(),
+        services: Vec::new(),
         agent_running: false,
     };
     let finding = |level, detail, advice: &str| finding("agent", level, detail, advice);
@@ -161,6 +164,8 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
     if subject.uplinks.is_empty() {
         subject.uplinks = status.agent.uplinks;
     }
+    let services = status.agent.services.iter();
+    subject.services = services.filter_map(|range| range.parse().ok()).collect();
     // Without the store the agent lists the networks as it last read them.
     if let Ok(networks) = client.networks().await {
         subject.networks = networks
@@ -174,6 +179,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
             ports.published.iter().filter(|port| is_outside(&port.port)).collect();
         subject.external_ports = external.len();
         subject.open_ports = external.iter().filter(|port| port.from.is_empty()).count();
+        subject.published = ports.published.iter().filter_map(published).collect();
     }
     let found = if !status.store.healthy {
         let why =
@@ -185,6 +191,14 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
         finding(Level::Ok, format!("pid {}, store healthy", status.agent.pid), "")
     };
     (subject, found, Some(status.datapath.mode))
+}
+
+/// The container and the published port of a row.
+fn published(row: &PublishedRow) -> Option<(String, PublishedPort)> {
+    // With a colon in place of the arrow, the text has the form of `-p`.
+    let publish: Publish = row.port.replace("->", ":").parse().ok()?;
+    let port = publish.ports().next()?;
+    Some((row.container.clone(), port.at(port.host_port?)))
 }
 
 /// What an operator does about a store that is not healthy. `replaced`: it is not the one that the
@@ -199,7 +213,17 @@ const fn remedy(replaced: bool) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::remedy;
+    use super::{PublishedRow, published, remedy};
+
+    #[test]
+    fn published_ports_are_read_back() {
+        for port in ["0.0.0.0:8080->80/tcp", "127.0.0.1:8000-8010->9000-9010/udp"] {
+            let (container, network) = ("web".to_owned(), "net".to_owned());
+            let row = PublishedRow { container, network, port: port.to_owned(), from: Vec::new() };
+            let (container, read) = published(&row).unwrap();
+            assert_eq!((container.as_str(), read.to_string().as_str()), ("web", port));
+        }
+    }
 
     #[test]
     fn a_replaced_store_is_put_back_or_accepted() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    doctor::{Certificate, CertificateFile, Role, Subject, TcxProgram},
+    doctor::{Certificate, CertificateFile, Level, Role, Subject, TcxProgram, Translations},
     netlink::{Link, sockets::LocalSocket},
     sandbox::{RESOLV_CONF, Resolver},
 };
@@ -46,6 +46,8 @@ fn healthy() -> Facts {
             shared_port: false,
             open_ports: 2,
             external_ports: 3,
+            published: Vec::new(),
+            services: Vec::new(),
             agent_running: false,
         },
         host: HostFacts {
@@ -75,6 +77,7 @@ fn healthy() -> Facts {
         unserved: Vec::new(),
         shaped: Vec::new(),
         firewalls: Vec::new(),
+        translations: Translations::default(),
         host_sides: HostSides { all: 1023, without_headroom: 0 },
         neighbours: vec![neighbours("ipv4", 767), neighbours("ipv6", 3)],
         resolver: resolver("nameserver 192.0.2.53\n"),

@@ -14,6 +14,7 @@ use crate::{
     agent::platform::{Holder, PortError, PortHold, Ports},
     api::types::ApiError,
     model::Protocol,
+    netfilter::Rules,
 };
 
 /// Address, port and protocol.
@@ -72,7 +73,11 @@ impl Ports for Paper {
     }
 
     fn netfilter_is_active(&self) -> bool {
-        false
+        self.state().netfilter
+    }
+
+    async fn rules(&self) -> Rules {
+        self.state().rules.clone()
     }
 
     async fn port_holder_in(
