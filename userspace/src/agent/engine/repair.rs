@@ -164,7 +164,7 @@ impl Engine {
         let platform = &self.shared.platform;
         let settings = platform.keep_settings(&vnis, &endpoints, loopback).await;
         self.note_repairs("setting", settings);
-        self.repair_programs(PinCheck::Names).await;
+        self.repair_programs(PinCheck::Files).await;
     }
 
     /// Repairs pins and attachments. A host has thousands of them: a thread of its own looks at

@@ -386,7 +386,7 @@ impl Devices for Paper {
 
     fn repair_pins(&self, check: PinCheck) -> Repaired {
         let found = match check {
-            PinCheck::Names => Changes::default(),
+            PinCheck::Files => Changes::default(),
             PinCheck::Objects => std::mem::take(&mut self.state().exchanged),
         };
         Repaired { found, failed: None }
