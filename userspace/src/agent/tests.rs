@@ -11,6 +11,7 @@ mod doubt;
 mod fake;
 mod faults;
 mod gate;
+mod host;
 mod lifecycle;
 mod modes;
 mod names;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Bound::{Included, Unbounded},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -62,6 +63,13 @@ impl Problems {
         self.lines_mut().contains_key(key)
     }
 
+    /// Whether there is a problem whose key begins with `prefix`.
+    pub(crate) fn has_below(&self, prefix: &str) -> bool {
+        let lines = self.lines_mut();
+        let mut from = lines.range::<str, _>((Included(prefix), Unbounded));
+        from.next().is_some_and(|(key, _)| key.starts_with(prefix))
+    }
+
     /// All problems, a line each.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.lines_mut().values().cloned().collect()
@@ -80,6 +88,9 @@ mod tests {
         problems.set("b", Some("other".to_owned()));
         problems.set_below("a/", [("a/2".to_owned(), "new".to_owned())].into());
         assert_eq!(problems.lines(), ["new", "other"]);
+        for (prefix, is_there) in [("a/", true), ("b", true), ("a/3", false), ("c", false)] {
+            assert_eq!(problems.has_below(prefix), is_there, "{prefix}");
+        }
         problems.set("b", None);
         problems.set_below("a/", BTreeMap::new());
         assert!(problems.lines().is_empty());
