@@ -67,6 +67,24 @@ fn what_is_broken_is_found_and_nothing_else() {
     assert_eq!(found(), only("uplink", Level::Error));
     host.run("ip link set up0 up");
 
+    host.run(
+        "ip link add lan0 type veth peer name lan1 && ip link set lan0 up && ip link set lan1 up \
+         && ip addr add 10.77.0.1/24 dev lan0 && ip route add default via 10.77.0.2",
+    );
+    assert_eq!(found(), only("uplink", Level::Warning));
+    host.run("ip link del lan0");
+
+    // The host side of a container's pair, which is a port of no bridge.
+    host.run(
+        "ip link add cv01 type veth peer name eth9 && ip link set cv01 alias culvert:01 \
+         && tc qdisc add dev cv01 clsact",
+    );
+    assert_eq!(found(), only("headroom", Level::Warning));
+    host.run("tc filter add dev cv01 ingress protocol ip u32 match u32 0 0 flowid 1:1");
+    let both = [only("shaping", Level::Warning), only("headroom", Level::Warning)].concat();
+    assert_eq!(found(), both);
+    host.run("ip link del cv01");
+
     host.run("ip link add vx1 type vxlan id 7 dstport 4789 remote 192.0.2.2 dev up0");
     host.run("ip link set vx1 up");
     assert_eq!(found(), only("port", Level::Warning));

@@ -63,6 +63,50 @@ fn a_gateway_gives_way_to_a_route_of_the_host() {
     });
 }
 
+/// The device's route would hide a part of a wider route of the host, and the device's address the
+/// machine to which a narrower one leads. The kernel itself prefers a route to another part of the
+/// subnet.
+#[test]
+#[ignore = "needs root"]
+fn a_gateway_hides_no_route_of_the_host() {
+    let host = Netns::new("host");
+    host.run(
+        "ip link add lan0 type veth peer name lan1 && ip link set lan1 up && ip link set lan0 up",
+    );
+    let addresses = || host.run("ip -4 addr show dev cvg256");
+    let gateway = "10.9.0.0/24 via 169.254.67.1 dev cvg256 onlink";
+    block_on(async {
+        let netlink = Netlink::in_netns(host.fd().as_fd()).unwrap();
+        plug_gateway(&netlink, &spec()).await.unwrap();
+        for to in ["10.9.0.0/16", "10.0.0.0/8", "10.9.0.0/25", "10.9.0.1"] {
+            open_gateway(&netlink, &spec()).await.unwrap();
+            assert!(addresses().contains("10.9.0.1/24"), "{to}: {}", addresses());
+            host.run(&format!("ip route add {to} dev lan0"));
+            let line = match open_gateway(&netlink, &spec()).await {
+                Err(error @ SandboxError::RouteTaken { .. }) => error.to_string(),
+                other => panic!("{to}: {other:?}"),
+            };
+            assert!(line.starts_with("subnet 10.9.0.0/24: this host has a route to"), "{line}");
+            assert!(line.contains(to) && line.contains("by lan0"), "{line}");
+            assert_eq!(addresses(), "", "{to}");
+            let routes = host.run("ip route show");
+            assert_eq!(routes.trim_end(), format!("{to} dev lan0 scope link"));
+            host.run(&format!("ip route del {to} dev lan0"));
+        }
+        for to in ["10.9.0.128/25", "10.9.0.7", "0.0.0.0/1", "default"] {
+            host.run(&format!("ip route add {to} dev lan0"));
+            open_gateway(&netlink, &spec()).await.unwrap();
+            assert!(addresses().contains("10.9.0.1/24"), "{to}: {}", addresses());
+            assert!(host.run("ip route show").contains(gateway), "{to}");
+            host.run(&format!("ip route del {to} dev lan0"));
+        }
+        // A route of another table serves only who has a rule for it.
+        host.run("ip route add 10.9.0.0/16 dev lan0 table 77");
+        open_gateway(&netlink, &spec()).await.unwrap();
+        assert!(host.run("ip route show").contains(gateway));
+    });
+}
+
 /// The host needs one neighbour for a network, however many containers it talks to, and the kernel's
 /// limit does not count it. A route of an earlier version, without a next hop, is replaced.
 #[test]

@@ -269,12 +269,49 @@ fn events_tell_what_changed() {
             }
         };
         timeout(DEADLINE, read).await.expect("the deletion is not reported");
-        let up = Event::Link { index, name: "cv01".to_owned(), up: true, master: None, vxlan_port: None };
+        let up = Event::Link {
+            index,
+            name: "cv01".to_owned(),
+            up: true,
+            master: None,
+            vxlan_port: None,
+        };
         assert!(seen.contains(&up));
-        assert!(seen.contains(&Event::Route), "{seen:?}");
+        let main = Some(net("10.0.0.0/24"));
+        let route = Event::Route { ifindex: index, is_ipv6: false, main };
+        assert!(seen.contains(&route), "{seen:?}");
         let address = net("10.0.0.1/24");
         assert!(seen.contains(&Event::Address { ifindex: index, address, gone: false }));
         assert!(seen.contains(&Event::Address { ifindex: index, address, gone: true }));
+    });
+}
+
+/// The kernel says nothing of a change of `disable_ipv6` itself, but of the first IPv6 route of the
+/// interface.
+#[test]
+#[ignore = "needs root"]
+fn an_event_tells_that_ipv6_has_come_up() {
+    let (host, sandbox) = (Netns::new("host"), Netns::new("box"));
+    block_on(async {
+        let netlink = inside(&host);
+        let index = pair(&netlink, "cv01", "eth0", &sandbox).await.unwrap();
+        host.run("sysctl -qw net.ipv6.conf.cv01.disable_ipv6=1");
+        netlink.set_up("cv01").await.unwrap();
+        inside(&sandbox).set_up("eth0").await.unwrap();
+        let mut monitor = netlink.monitor().unwrap();
+        host.run("sysctl -qw net.ipv6.conf.cv01.disable_ipv6=0");
+        let is_told = |event: &Event| match event {
+            Event::Route { ifindex, is_ipv6: true, .. } => *ifindex == index,
+            _ => false,
+        };
+        let told = async {
+            while let Some(event) = monitor.next().await {
+                if is_told(&event) {
+                    return;
+                }
+            }
+        };
+        timeout(DEADLINE, told).await.expect("nothing is told");
     });
 }
 
@@ -299,10 +336,39 @@ fn features_are_read_and_turned_off() {
         assert_eq!(netlink.feature(up, RX_UDP_GRO_FORWARDING).unwrap(), Some(false));
         host.run("ethtool -K up0 rx-udp-gro-forwarding on");
         assert_eq!(netlink.feature(up, RX_UDP_GRO_FORWARDING).unwrap(), Some(true));
+        assert_eq!(netlink.merging(up).unwrap(), [RX_UDP_GRO_FORWARDING]);
+        host.run("ethtool -K up0 rx-udp-gro-forwarding off");
+        assert_eq!(netlink.merging(up).unwrap(), [""; 0]);
 
         assert_eq!(netlink.feature(up, "no-such-feature").unwrap(), None);
         let error = netlink.feature("nothing", RX_UDP_GRO_FORWARDING).unwrap_err();
         assert!(matches!(error, NetlinkError::NoSuchInterface(_)), "{error}");
+    });
+}
+
+/// A queueing discipline alone filters nothing.
+#[test]
+#[ignore = "needs root"]
+fn filters_of_traffic_control_are_found() {
+    let host = Netns::new("host");
+    host.run("ip link add cv01 type veth peer name cv02");
+    block_on(async {
+        let netlink = inside(&host);
+        for (name, hook, direction) in
+            [("cv01", "clsact", "egress"), ("cv02", "ingress", "parent ffff:")]
+        {
+            let index = netlink.link(name).await.unwrap().unwrap().index;
+            assert!(!netlink.filter_hooks().await.unwrap().contains(&index));
+            host.run(&format!("tc qdisc add dev {name} {hook}"));
+            assert!(netlink.filter_hooks().await.unwrap().contains(&index));
+            assert!(!netlink.has_filters(index).await.unwrap(), "{name}");
+            let filter = "protocol ip u32 match u32 0 0 flowid 1:1";
+            host.run(&format!("tc filter add dev {name} {direction} {filter}"));
+            assert!(netlink.has_filters(index).await.unwrap(), "{name}");
+            host.run(&format!("tc filter del dev {name} {direction}"));
+            assert!(!netlink.has_filters(index).await.unwrap(), "{name}");
+        }
+        assert_eq!(netlink.filter_hooks().await.unwrap().len(), 2);
     });
 }
 

@@ -9,7 +9,10 @@ use culvert_tests::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::assistants::{with_gro, without_gro};
+use crate::{
+    assistants::{with_gro, without_gro},
+    host_routes::has_problem,
+};
 
 /// The findings of `doctor --datapath`.
 fn faults(host: &Host) -> Vec<String> {
@@ -47,6 +50,13 @@ fn what_an_uplink_can_do_is_told() {
     host.netns.run("ethtool -K up0 gro on");
     wait_until(SOON, "GRO", || is(host, true, true));
     assert_eq!(faults(host), Vec::<String>::new());
+    // Merging of datagrams is told as well: the programs drop merged datagrams.
+    let words = "up0 has rx-udp-gro-forwarding on: it can merge VXLAN datagrams";
+    host.netns.run("ethtool -K up0 rx-udp-gro-forwarding on");
+    wait_until(SOON, "the problem", || has_problem(host, words));
+    assert!(has_problem(host, "ethtool -K up0 rx-udp-gro-forwarding off"));
+    host.netns.run("ethtool -K up0 rx-udp-gro-forwarding off");
+    wait_until(SOON, "no problem", || !has_problem(host, words));
     without_gro(&host.netns);
     wait_until(SOON, "no vxlan device", || is(host, true, false));
     assert_eq!(faults(host), ["vxlan"]);

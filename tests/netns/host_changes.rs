@@ -12,11 +12,13 @@ use culvert_tests::{
     bpf::detach_link,
     cluster::{Cluster, Host, SOON, unique_name},
     netns::{Netns, Process, wait_until},
+    outside::Outside,
 };
 use nix::sys::signal::{Signal, kill};
 
 use crate::{
     device::told,
+    host_routes::has_problem,
     lifecycle::{lost, start_pings},
 };
 
@@ -157,6 +159,85 @@ fn an_agent_waits_for_the_default_route() {
     assert_eq!(status["agent"]["vtep_ip"], "192.0.2.1", "{status}");
     // Once: not with each look.
     assert_eq!(host.agent_log().matches(waits).count(), 1, "{}", host.agent_log());
+}
+
+/// What the status says of the uplinks. Null while the agent starts anew.
+fn uplinks_of(host: &Host) -> serde_json::Value {
+    let output = host.culvert(&["--format", "json", "status"]);
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    if status["store"]["healthy"] == true { status["agent"]["uplinks"].clone() } else { ().into() }
+}
+
+/// The findings of `doctor` about uplinks that are warnings, with their advice.
+fn uplink_warnings(host: &Host) -> String {
+    let findings = host.json(&["doctor"]);
+    let findings = findings.as_array().unwrap().iter();
+    let warnings = findings.filter(|row| row["check"] == "uplink" && row["level"] == "warning");
+    warnings.map(ToString::to_string).collect()
+}
+
+/// The address of the uplink and the default route are moved to a bridge, of which the uplink becomes
+/// a port. Containers reach other hosts through the bridge.
+#[test]
+#[ignore = "needs root"]
+fn an_uplink_is_followed_with_the_default_route() {
+    let mut cluster = Cluster::without_agents(1, 1500);
+    let _outside = Outside::of(&cluster);
+    let host = &mut cluster.hosts[0];
+    start_on(host, None);
+    host.wait_ready();
+    assert_eq!(uplinks_of(host), serde_json::json!(["up0"]));
+    let name = unique_name("follow");
+    host.run_idle(&name, "bridge", &[]);
+    host.wait_ping(&name, &Outside::IP.to_string());
+
+    let vtep = host.vtep();
+    host.netns.run(&format!(
+        "way=$(ip route show default | sed 's/dev.*//') \
+         && ip link add br0 type bridge && ip link set br0 up && ip addr add {vtep}/24 dev br0 \
+         && ip link set up0 master br0 && ip addr del {vtep}/24 dev up0 \
+         && ip route replace $way dev br0"
+    ));
+    wait_until(SOON, "the bridge as the uplink", || uplinks_of(host) == serde_json::json!(["br0"]));
+    host.wait_ping(&name, &Outside::IP.to_string());
+    assert_eq!(host.json(&["status"])["agent"]["vtep_ip"], vtep.to_string());
+    assert!(!has_problem(host, "default route"), "{}", host.ok(&["status"]));
+    assert_eq!(uplink_warnings(host), "");
+    let words = "the default route leads out of br0 instead of up0";
+    assert_eq!(repairs(host, "underlay"), (1, words.to_owned()));
+    assert_eq!(host.agent_log().matches(words).count(), 1, "{}", host.agent_log());
+    let attached = |name: &str| {
+        culvert_tests::netns::programs(&host.netns, name, aya::programs::TcAttachType::Ingress)
+    };
+    assert_eq!((attached("br0").len(), attached("up0").len()), (1, 0));
+}
+
+/// The agent keeps the uplink that was given to it, and says that containers do not reach other hosts
+/// by the default route.
+#[test]
+#[ignore = "needs root"]
+fn a_given_uplink_without_the_default_route_is_told() {
+    let mut cluster = Cluster::without_agents(1, 1500);
+    let _outside = Outside::of(&cluster);
+    let host = &mut cluster.hosts[0];
+    start_on(host, Some("up0"));
+    host.wait_ready();
+    assert_eq!(uplink_warnings(host), "");
+    let before = host.netns.run("ip route show default").trim().to_owned();
+    host.netns.run(
+        "ip link add card0 type veth peer name card1 && ip link set card0 up \
+         && ip link set card1 up && ip addr add 10.77.0.1/24 dev card0 \
+         && ip route replace default via 10.77.0.2",
+    );
+    let words = "it leads out of card0 now, and no longer out of the uplink up0";
+    wait_until(SOON, "the problem", || has_problem(host, words));
+    let warnings = uplink_warnings(host);
+    assert!(warnings.contains("leads out of card0") && warnings.contains("--uplink card0"));
+    assert_eq!(uplinks_of(host), serde_json::json!(["up0"]));
+    host.netns.run(&format!("ip route replace {before}"));
+    wait_until(SOON, "no problem", || !has_problem(host, words));
+    assert_eq!(uplink_warnings(host), "");
+    assert_eq!(repairs(host, "underlay").0, 0);
 }
 
 /// An interface without an Ethernet header is refused as an uplink, with why, whether it is named or
@@ -508,6 +589,19 @@ fn removed_pins_are_put_back_and_told() {
         std::fs::remove_file(&pin).unwrap();
         wait_until(REPAIR, &format!("{}", pin.display()), || pin.exists());
         told_after("pin", before, "was missing");
+    }
+    // Another object is pinned in place of a link or a map, without a moment in which there is none.
+    for (kind, pin, words) in [
+        ("program", pin_of(&links, "container-"), "had another object at its pin"),
+        ("program", pin_of(&links, "uplink-"), "had another object at its pin"),
+        ("pin", pins.join("maps/NETWORKS"), "led to another object"),
+        ("pin", pins.join("programs/from_host"), "led to another object"),
+    ] {
+        let (before, _) = repairs(host, kind);
+        let other = pins.join("other");
+        std::fs::hard_link(pins.join("maps/VTEPS"), &other).unwrap();
+        std::fs::rename(&other, &pin).unwrap();
+        told_after(kind, before, words);
     }
     let come_back = |before: u64| {
         // The agent looks at the uplinks before it looks for pins.

@@ -22,7 +22,8 @@ fn device_to(host: &Host, ip: &str) -> String {
     route[0]["dev"].as_str().unwrap_or_default().to_owned()
 }
 
-fn has_problem(host: &Host, words: &str) -> bool {
+/// Whether a problem of the status has these words.
+pub(crate) fn has_problem(host: &Host, words: &str) -> bool {
     let problems = host.json(&["status"])["problems"].clone();
     problems.as_array().unwrap().iter().any(|line| line.as_str().unwrap().contains(words))
 }
@@ -97,6 +98,42 @@ fn a_network_gives_way_to_a_route_of_the_host() {
     });
     wait_until(SOON, "no problem", || !has_problem(host, "has a route to"));
     host.netns.run("ping -c1 -W9 10.9.0.9");
+}
+
+/// A route of the host that comes while containers run: one that is wider than the subnet, one to
+/// the half with the gateway's address, and one to the other half.
+#[test]
+#[ignore = "needs root"]
+fn a_route_that_overlaps_a_network_in_use_is_told() {
+    let cluster = host_with_a_gateway();
+    let host = &cluster.hosts[0];
+    connect_lan(host, "198.18.0.5/24");
+    for to in ["10.9.0.0/16", "10.9.0.0/25"] {
+        host.netns.run(&format!("ip route add {to} dev lan0"));
+        let words = format!("this host has a route to {to} by lan0");
+        wait_until(SOON, "the problem", || has_problem(host, &words));
+        assert!(has_problem(host, "network 'net'"), "{}", host.ok(&["status"]));
+        // Nothing of the route is hidden.
+        for ip in ["10.9.0.1", "10.9.0.77"] {
+            assert_eq!(device_to(host, ip), "lan0", "{to}");
+        }
+        host.netns.run(&format!("ip route del {to} dev lan0"));
+        wait_until(SOON, "the gateway's route again", || {
+            device_to(host, "10.9.0.9").starts_with("cvg") && device_to(host, "10.9.0.1") == "lo"
+        });
+        wait_until(SOON, "no problem", || !has_problem(host, "has a route to"));
+    }
+    // The kernel prefers this route. The network keeps the other half.
+    host.netns.run("ip route add 10.9.0.128/25 dev lan0");
+    wait_until(SOON, "the problem", || {
+        has_problem(host, "network 'net': this host has a route to 10.9.0.128/25 by lan0")
+    });
+    let findings = host.json(&["doctor"]).to_string();
+    assert!(findings.contains("10.9.0.128/25 by lan0"), "{findings}");
+    host.netns.run("ping -c1 -W9 10.9.0.9");
+    // The kernel says nothing of the routes that an interface loses when it is set down.
+    host.netns.run("ip link set lan0 down");
+    wait_until(SOON, "no problem", || !has_problem(host, "has a route to"));
 }
 
 /// The administrator has made the neighbour entry of another host permanent, before that host's VTEP

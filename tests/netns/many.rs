@@ -170,6 +170,15 @@ fn very_many_containers_work() {
         all_succeed(part.iter().map(|guest| guest.attach(host)));
     }
     are_in_rooms(host, guests.len());
+    // A setting of one host side, however many there are.
+    let (port, _) = veths(&host.netns).swap_remove(guests.len() / 2);
+    is_repaired(
+        host,
+        "setting",
+        &format!("sysctl -qw net.ipv6.conf.{port}.disable_ipv6=0"),
+        &format!("{port} had disable_ipv6 off"),
+        &format!("sysctl -n net.ipv6.conf.{port}.disable_ipv6 | grep -q 1"),
+    );
     let last = guests.last().unwrap();
     wait_until(SOON, "the last container to be reached", || {
         let first = &guests[0];

@@ -522,17 +522,20 @@ fn published_ports_serve_a_second_network_card() {
     assert_ne!(exchange(&lan, "tcp", host.vtep(), 8080, 10), "ok 10");
     assert_eq!(servers[0].take_clients(), [""; 0]);
 
-    // Frames bypass a queue on the host side of a pair. `doctor` names such a queue, too.
+    // Frames bypass a queue and filters on the host side of a pair. `doctor` names them, too.
     let links = host.netns.run("ip -o link show | cut -d: -f2 | cut -d@ -f1");
     let is_side = |name: &&str| name.len() == 14 && name.starts_with("cv");
     let side = links.split_whitespace().find(is_side).unwrap();
     host.netns.run(&format!("tc qdisc add dev {side} root tbf rate 1mbit burst 32kbit latency 1s"));
+    let filter = "ingress protocol ip u32 match u32 0 0 flowid 1:1";
+    host.netns.run(&format!("tc qdisc add dev {side} clsact && tc filter add dev {side} {filter}"));
     host.netns.run("ip tuntap add tun9 mode tun && ip addr add 10.78.0.1/24 dev tun9");
     let output = host.culvert(&["doctor"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let told = text.lines().find(|line| line.contains("ports are not reached through tun9"));
     assert!(told.is_some_and(|line| line.starts_with("warning")), "{text}");
     assert!(text.contains(&format!("tbf on {side} limits nothing")), "{text}");
+    assert!(text.contains(&format!("'tc filter' on {side} have no effect")), "{text}");
 
     // The interface is named as well to those who publish a port, and to those who look.
     wait_until(SOON, "the status to name the tunnel", || {

@@ -96,7 +96,10 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     // One for the process: an agent that starts anew at another address is the same agent, whose
     // former lease may still live.
     let run = new_id();
-    while run_once(&options, &run).await? == End::Anew {}
+    let mut reason = None;
+    while let End::Anew(next) = run_once(&options, &run, reason).await? {
+        reason = next;
+    }
     Ok(())
 }
 
@@ -160,16 +163,22 @@ const COMMANDS: Duration = Duration::from_secs(1);
 const RESOLVERS: Duration = Duration::from_secs(1);
 
 /// Why an agent has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum End {
     /// It was asked to.
     Asked,
-    /// The host has changed so that the programs must be loaded with other constants.
-    Anew,
+    /// The host has changed so that the agent must choose its uplinks or its VTEP address again. The
+    /// change on one line.
+    Anew(Option<String>),
 }
 
-/// Runs the agent once. The data plane goes on when it ends with [`End::Anew`].
-async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
+/// Runs the agent once. The data plane goes on when it ends with [`End::Anew`]. `reason`: why it
+/// starts anew, if it does.
+async fn run_once(
+    options: &AgentOptions,
+    run: &str,
+    reason: Option<String>,
+) -> anyhow::Result<End> {
     // Before anything else: the socket and the state directory belong to one agent.
     let listener = api::bind(&options.socket)?;
     let _state_dir = files::take_state_dir(&options.state_dir).map_err(|line| anyhow!(line))?;
@@ -213,6 +222,9 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
         Arc::clone(&host) as Arc<dyn platform::Platform>,
         (containers, denied),
     ));
+    if let Some(line) = reason {
+        shared.shown.repairs.note_logged("underlay", line);
+    }
     shared.shown.problems.set("node-name", named.problem);
     shared.shown.problems.set("mounts", mounts);
     tell_tightened(&shared, tightened);
@@ -299,7 +311,7 @@ async fn run_once(options: &AgentOptions, run: &str) -> anyhow::Result<End> {
             tracing::info!("{signal}: stopping, {then}");
         }
         () = shared.ending.shutdown.cancelled() => {}
-        () = shared.ending.again.cancelled() => end = End::Anew,
+        () = shared.ending.again.cancelled() => end = End::Anew(shared.ending.reason()),
         ended = &mut engine => {
             // Only a defect of the engine ends it.
             failure = Some(anyhow!("the engine stopped: {ended:?}; the data plane goes on"));

@@ -131,7 +131,7 @@ pub(super) async fn host(
     let (uplinks, vtep) = underlay::wait(&netlink, options).await?;
     let facts = facts::read(&netlink, &uplinks).await?;
     let node = Node {
-        prefixes: facts.prefixes,
+        prefixes: facts.told_prefixes(),
         mtu: facts.mtu,
         ..Node::new(name, id, vtep, options.vxlan_port)
     };

@@ -12,6 +12,7 @@ mod egress;
 mod fake;
 mod faults;
 mod gate;
+mod host;
 mod lifecycle;
 mod modes;
 mod names;

@@ -516,8 +516,8 @@ pub struct ApiConnections {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairRow {
     /// Kind: `gateway device`, `container device`, `container interface`, `assistant device`,
-    /// `setting`, `program`, `earlier program`, `pin`, `permission`, `map entry`, `resolv.conf` or
-    /// `node record`.
+    /// `setting`, `underlay`, `program`, `earlier program`, `pin`, `permission`, `map entry`,
+    /// `resolv.conf` or `node record`.
     pub kind: String,
     /// Number of repairs since the agent started.
     pub count: u64,

@@ -280,7 +280,9 @@ impl Datapath {
         // To remove the pin and close the descriptor may not be enough: an agent that has started
         // anew has another descriptor until the last thread of its former run has ended.
         let detached = held.map_or(Ok(()), |link| links::detach(link.as_fd(), ifindex));
-        bpffs::remove_file(&attachment.pin(&self.links_dir(), ifindex))?;
+        let pin = attachment.pin(&self.links_dir(), ifindex);
+        self.files().remove(&pin);
+        bpffs::remove_file(&pin)?;
         detached
     }
 

@@ -1,7 +1,9 @@
 //! The BPF file system.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
+    os::unix::fs::DirEntryExt as _,
     path::{Path, PathBuf},
 };
 
@@ -52,12 +54,21 @@ pub(super) fn create_dir(dir: &Path) -> Result<(), DatapathError> {
 
 /// Entries of a directory; none if there is no such directory.
 pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, DatapathError> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(dir, "list")(error)),
-    };
-    entries.map(|entry| entry.map(|entry| entry.path()).map_err(failed(dir, "list"))).collect()
+    Ok(entries(dir)?.iter().map(fs::DirEntry::path).collect())
+}
+
+/// Entries of a directory with their inode numbers; none if there is no such directory. The inode
+/// numbers are part of the listing, so this costs no more than [`list`].
+pub(super) fn inodes(dir: &Path) -> Result<BTreeMap<PathBuf, u64>, DatapathError> {
+    Ok(entries(dir)?.iter().map(|entry| (entry.path(), entry.ino())).collect())
+}
+
+fn entries(dir: &Path) -> Result<Vec<fs::DirEntry>, DatapathError> {
+    match fs::read_dir(dir) {
+        Ok(entries) => entries.map(|entry| entry.map_err(failed(dir, "list"))).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(dir, "list")(error)),
+    }
 }
 
 /// Removes a pin; it is no error if there is none.

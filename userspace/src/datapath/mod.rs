@@ -137,6 +137,9 @@ pub struct Datapath {
     /// Programs that another program had detached or replaced, and links whose pins it had removed
     /// or replaced: put right, and not told yet.
     found: Mutex<Changes>,
+    /// The inode number of each pin that was found to lead to its object. The kernel gives another
+    /// number to each new pin, and no number to two pins.
+    files: Mutex<BTreeMap<PathBuf, u64>>,
     tables: Tables,
     flows: Flows,
     stats: PerCpuArray<MapData, Bytes<Counter>>,
@@ -171,6 +174,7 @@ impl Datapath {
             program_ids: links::program_ids(&ebpf)?,
             held: Mutex::default(),
             found: Mutex::default(),
+            files: Mutex::default(),
             ebpf: Mutex::new(ebpf),
             pins,
         };
@@ -273,6 +277,11 @@ impl Datapath {
     /// file descriptors.
     fn ebpf(&self) -> MutexGuard<'_, Ebpf> {
         self.ebpf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Self::ebpf`]: the map changes in one step.
+    fn files(&self) -> MutexGuard<'_, BTreeMap<PathBuf, u64>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Pins the programs, in place of the programs of the last agent, so that `bpftool` and

@@ -3,8 +3,11 @@
 //! The kernel has no event for either: the agent looks for them at fixed times.
 
 use std::{
-    collections::BTreeSet,
-    os::fd::{AsFd as _, BorrowedFd},
+    collections::BTreeMap,
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -16,8 +19,9 @@ use super::{
 /// How pins are compared with what was pinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PinCheck {
-    /// Each pin is there.
-    Names,
+    /// Each pin is there. One whose file is not the one that was last compared with the object is
+    /// opened: another program has put it there.
+    Files,
     /// Each pin leads to its object. This opens each pin.
     Objects,
 }
@@ -32,8 +36,8 @@ impl Datapath {
             return repaired;
         }
         let mut keep = |object: BorrowedFd<'_>, path: PathBuf| {
-            let is_there = path.symlink_metadata().is_ok();
-            let fault = match keep_pin(object, &path, is_there, check) {
+            let inode = path.symlink_metadata().ok().map(|file| file.ino());
+            let fault = match self.keep_pin(object, &path, inode, check) {
                 Ok(Pin::Right) => return,
                 Ok(Pin::Missing) => "was missing",
                 Ok(Pin::Wrong) => "led to another object",
@@ -75,9 +79,8 @@ impl Datapath {
     pub fn repair_links(&self, check: PinCheck) -> Repaired {
         let mut repaired = Repaired::default();
         // One look at the directory for all links: a host has thousands.
-        match bpffs::list(&self.links_dir()) {
+        match bpffs::inodes(&self.links_dir()) {
             Ok(pinned) => {
-                let pinned: BTreeSet<PathBuf> = pinned.into_iter().collect();
                 let held: Vec<_> = self.held().keys().copied().collect();
                 for (attachment, ifindex) in held {
                     if let Err(error) = self.repair_link(attachment, ifindex, &pinned, check) {
@@ -95,7 +98,7 @@ impl Datapath {
         &self,
         attachment: Attachment,
         ifindex: u32,
-        pinned: &BTreeSet<PathBuf>,
+        pinned: &BTreeMap<PathBuf, u64>,
         check: PinCheck,
     ) -> Result<(), DatapathError> {
         if !self.keeps(attachment, ifindex)? {
@@ -107,13 +110,44 @@ impl Datapath {
         let held = self.held();
         let Some(link) = held.get(&(attachment, ifindex)) else { return Ok(()) };
         let path = attachment.pin(&self.links_dir(), ifindex);
-        let fault = match keep_pin(link.as_fd(), &path, pinned.contains(&path), check)? {
+        let inode = pinned.get(&path).copied();
+        let fault = match self.keep_pin(link.as_fd(), &path, inode, check)? {
             Pin::Right => return Ok(()),
             Pin::Missing => "had lost its pin",
             Pin::Wrong => WRONG_PIN,
         };
         self.note(attachment.describe(ifindex), fault);
         Ok(())
+    }
+
+    /// Pins an object again if its pin is missing, or leads to another object. `inode` is the inode
+    /// number of what has the path of the pin.
+    fn keep_pin(
+        &self,
+        object: BorrowedFd<'_>,
+        path: &Path,
+        inode: Option<u64>,
+        check: PinCheck,
+    ) -> Result<Pin, DatapathError> {
+        let found = match inode {
+            None => Pin::Missing,
+            Some(inode) if check == PinCheck::Files && self.files().get(path) == Some(&inode) => {
+                return Ok(Pin::Right);
+            }
+            Some(inode) => {
+                let leads = pins::leads_to(path, object);
+                if leads.map_err(|source| pins::cannot_open(path, source))? {
+                    self.files().insert(path.to_owned(), inode);
+                    return Ok(Pin::Right);
+                }
+                bpffs::remove_file(path)?;
+                Pin::Wrong
+            }
+        };
+        self.files().remove(path);
+        let failed = |source| DatapathError::Io { path: path.to_owned(), what: "pin", source };
+        pins::pin(object, path).map_err(failed)?;
+        Ok(found)
     }
 }
 
@@ -123,29 +157,6 @@ enum Pin {
     Missing,
     /// Another object was pinned there.
     Wrong,
-}
-
-/// Pins an object again if its pin is missing, or leads to another object. `is_there` tells whether
-/// something has the path of the pin.
-fn keep_pin(
-    object: BorrowedFd<'_>,
-    path: &Path,
-    is_there: bool,
-    check: PinCheck,
-) -> Result<Pin, DatapathError> {
-    let found = if !is_there {
-        Pin::Missing
-    } else if check == PinCheck::Names
-        || pins::leads_to(path, object).map_err(|source| pins::cannot_open(path, source))?
-    {
-        return Ok(Pin::Right);
-    } else {
-        bpffs::remove_file(path)?;
-        Pin::Wrong
-    };
-    let failed = |source| DatapathError::Io { path: path.to_owned(), what: "pin", source };
-    pins::pin(object, path).map_err(failed)?;
-    Ok(found)
 }
 
 #[cfg(test)]
@@ -201,14 +212,14 @@ mod tests {
             };
             exchange();
             assert_eq!(attached(), ["from_client"]);
-            let repaired = datapath.repair_links(PinCheck::Names);
+            let repaired = datapath.repair_links(PinCheck::Files);
             assert_eq!(found(&repaired), ["from_underlay on up0 had another program"]);
             assert_eq!(attached(), ["from_underlay"]);
             // So does an attachment.
             exchange();
             datapath.attach_uplink(ifindex).unwrap();
             assert_eq!(attached(), ["from_underlay"]);
-            let repaired = datapath.repair_links(PinCheck::Names);
+            let repaired = datapath.repair_links(PinCheck::Files);
             assert_eq!(found(&repaired), ["from_underlay on up0 had another program"]);
         });
     }
@@ -222,22 +233,29 @@ mod tests {
             datapath.attach_uplink(ifindex).unwrap();
             let maps = datapath.pins.join(MAPS);
             let pin = Attachment::Uplink.pin(&datapath.links_dir(), ifindex);
-            for (path, object) in [(&pin, "FDB"), (&maps.join("NETWORKS"), "VTEPS")] {
-                fs::remove_file(path).unwrap();
-                fs::hard_link(maps.join(object), path).unwrap();
+            let network = maps.join("NETWORKS");
+            let are_right = |check| {
+                assert_eq!(datapath.repair_links(check), Repaired::default());
+                assert_eq!(datapath.repair_pins(check), Repaired::default());
+                let inode = |path: &Path| Some(fs::symlink_metadata(path).unwrap().ino());
+                for path in [&pin, &network] {
+                    assert_eq!(datapath.files().get(path).copied(), inode(path));
+                }
+            };
+            // The first look at a pin opens it, whatever the check.
+            for check in [PinCheck::Files, PinCheck::Objects] {
+                are_right(check);
+                for (path, object) in [(&pin, "FDB"), (&network, "VTEPS")] {
+                    fs::remove_file(path).unwrap();
+                    fs::hard_link(maps.join(object), path).unwrap();
+                }
+                let links = datapath.repair_links(check);
+                assert_eq!(found(&links), [format!("from_underlay on up0 {WRONG_PIN}")]);
+                let lines = found(&datapath.repair_pins(check));
+                assert_eq!(lines.len(), 1, "{lines:?}");
+                assert!(lines[0].ends_with("maps/NETWORKS led to another object"), "{lines:?}");
             }
-            let in_passing = datapath.repair_links(PinCheck::Names);
-            assert_eq!(found(&in_passing), Vec::<String>::new(), "the names are all there");
-            let links = datapath.repair_links(PinCheck::Objects);
-            assert_eq!(found(&links), [format!("from_underlay on up0 {WRONG_PIN}")]);
-            let lines = found(&datapath.repair_pins(PinCheck::Objects));
-            assert_eq!(lines.len(), 1, "{lines:?}");
-            assert!(lines[0].ends_with("maps/NETWORKS led to another object"), "{lines:?}");
-            for repaired in
-                [datapath.repair_links(PinCheck::Objects), datapath.repair_pins(PinCheck::Objects)]
-            {
-                assert_eq!(repaired, Repaired::default());
-            }
+            are_right(PinCheck::Files);
             let info = links::info(pins::open(&pin).unwrap().as_fd(), ifindex).unwrap();
             assert_eq!(pins::ifindex_of(&info), Some(ifindex));
             assert_eq!(attached(), ["from_underlay"]);
@@ -263,7 +281,7 @@ mod tests {
             assert!(!moved.exists() && !map.exists());
             datapath.attach_uplink(ifindex).unwrap();
             assert_eq!(attached(), ["from_underlay"]);
-            let repaired = datapath.repair_links(PinCheck::Names);
+            let repaired = datapath.repair_links(PinCheck::Files);
             let lines = found(&repaired);
             assert!(lines[0].starts_with(&format!("{WRONG_PIN}, 2 times: ")), "{lines:?}");
         });

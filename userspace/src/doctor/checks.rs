@@ -32,6 +32,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     for uplink in &facts.uplinks {
         findings.extend(self::uplink(facts, uplink));
     }
+    findings.extend(default_route(facts));
     findings.extend(facts.leftovers.iter().map(leftover));
     findings.push(port(facts));
     findings.push(clock(facts));
@@ -43,6 +44,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     findings.extend(translated(&facts.translations, &facts.subject.published));
     findings.extend(services(&facts.translations, &facts.subject.services));
     findings.extend(facts.shaped.iter().map(|(name, qdisc)| shaped(name, qdisc)));
+    findings.extend(facts.filtered.iter().map(|name| filtered(name)));
     findings.extend(headroom(facts.host_sides));
     findings.push(firewall(facts));
     findings.extend(neighbours(facts));
@@ -191,19 +193,52 @@ fn uplink(facts: &Facts, uplink: &UplinkFacts) -> Vec<Finding> {
         Some(address) => ok("uplink", format!("uplink {name} is up with {address}")),
     });
     findings.extend(mtu(facts, name, link.mtu));
-    findings.push(if uplink.merging.is_empty() {
-        ok("offload", format!("uplink {name} does not merge VXLAN datagrams"))
-    } else {
-        let features = uplink.merging.join(" and ");
-        let off: String = uplink.merging.iter().map(|feature| format!(" {feature} off")).collect();
-        error(
-            "offload",
-            format!("uplink {name} has {features} on: it can merge VXLAN datagrams of different networks, which are then dropped"),
-            &format!("ethtool -K {name}{off}"),
-        )
-    });
+    findings.push(
+        merging_uplink(name, &uplink.merging).unwrap_or_else(|| {
+            ok("offload", format!("uplink {name} does not merge VXLAN datagrams"))
+        }),
+    );
     findings.extend(tcx(uplink));
     findings
+}
+
+/// The fault of an uplink that has `features` on, which merge VXLAN datagrams. `None`: there are
+/// none.
+pub fn merging_uplink(name: &str, features: &[&str]) -> Option<Finding> {
+    if features.is_empty() {
+        return None;
+    }
+    let off: String = features.iter().map(|feature| format!(" {feature} off")).collect();
+    Some(error(
+        "offload",
+        format!(
+            "uplink {name} has {} on: it can merge VXLAN datagrams of different networks, which are then dropped",
+            features.join(" and ")
+        ),
+        &format!("ethtool -K {name}{off}"),
+    ))
+}
+
+/// Checks that the default route leads out of an uplink.
+fn default_route(facts: &Facts) -> Option<Finding> {
+    let link = facts.default_link.as_ref()?;
+    let (name, uplinks) = (&link.name, &facts.subject.uplinks);
+    if uplinks.is_empty() || uplinks.contains(name) {
+        return None;
+    }
+    let detail = format!(
+        "the default route leads out of {name}, and the uplink is {}: packets of containers to other hosts that take the default route are dropped (not_an_uplink)",
+        uplinks.join(" and ")
+    );
+    let advice = match link.mac {
+        Some(_) => format!(
+            "start the agent with --uplink {name} as well, or without --uplink: it then follows the default route after 2 s"
+        ),
+        None => format!(
+            "{name} has no Ethernet header and cannot be an uplink: give a table the default route by the uplink, and 'ip rule add from SUBNET lookup TABLE' for the subnet of each network"
+        ),
+    };
+    Some(warning("uplink", detail, &advice))
 }
 
 fn mtu(facts: &Facts, name: &str, mtu: u32) -> Vec<Finding> {
@@ -376,6 +411,16 @@ fn shaped(name: &str, qdisc: &str) -> Finding {
             "{qdisc} on {name} limits nothing: frames to the container go past the queue of its host side"
         ),
         "set it on the container's own interface, or on the uplink",
+    )
+}
+
+fn filtered(name: &str) -> Finding {
+    warning(
+        "shaping",
+        format!(
+            "filters of 'tc filter' on {name} have no effect: frames of the container are taken before them, and frames to the container go past them"
+        ),
+        "set them on the container's own interface, or on the uplink",
     )
 }
 

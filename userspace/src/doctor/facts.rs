@@ -23,16 +23,13 @@ use crate::{
     datapath::{Leftover, find_leftovers},
     model::PublishedPort,
     netlink::{
-        Link, Neighbour, Netlink, RX_UDP_GRO_FORWARDING,
+        Link, Neighbour, Netlink, default_link,
         sockets::{LocalSocket, Transport, sockets},
     },
     netns::run_in,
     sandbox::{Resolver, endpoint_of, is_room},
 };
 
-/// Feature that merges UDP datagrams into a list of packets. Like [`RX_UDP_GRO_FORWARDING`], it
-/// also merges VXLAN datagrams of different VNIs.
-const RX_GRO_LIST: &str = "rx-gro-list";
 /// Time within which an agent pins a program that it has attached.
 const PINNING: Duration = Duration::from_millis(50);
 
@@ -78,6 +75,9 @@ pub struct Facts {
     pub bpffs: Bpffs,
     /// The uplinks, in the order of the subject.
     pub uplinks: Vec<UplinkFacts>,
+    /// The interface of the default route, without its addresses. `None`: there is no default route,
+    /// or it has several interfaces.
+    pub default_link: Option<Link>,
     /// Programs of Culvert that are attached to interfaces and are not pinned in the agent's BPF
     /// file system.
     pub leftovers: Vec<Leftover>,
@@ -90,6 +90,8 @@ pub struct Facts {
     pub unserved: Vec<String>,
     /// Name and queueing discipline of each host side of a container's pair that has one.
     pub shaped: Vec<(String, String)>,
+    /// Names of the host sides of containers' pairs that have filters of traffic control.
+    pub filtered: Vec<String>,
     /// Names of the firewalls that manage the host's netfilter rules now.
     pub firewalls: Vec<&'static str>,
     /// What translates packets on this host, besides Culvert.
@@ -152,7 +154,7 @@ pub struct UplinkFacts {
     /// The interface with its addresses, if it exists.
     pub link: Option<Link>,
     /// Features that are on and should be off.
-    pub merging: Vec<String>,
+    pub merging: Vec<&'static str>,
     /// Programs at its tcx ingress, in the order of execution; `None` if the kernel does not report
     /// them.
     pub tcx: Option<Vec<TcxProgram>>,
@@ -175,21 +177,14 @@ impl Facts {
         let uplinks = subject
             .uplinks
             .iter()
-            .map(|name| {
-                let is_on =
-                    |feature: &&str| netlink.feature(name, feature).ok() == Some(Some(true));
-                UplinkFacts {
-                    name: name.clone(),
-                    link: links.iter().find(|link| link.name == *name).cloned(),
-                    merging: [RX_UDP_GRO_FORWARDING, RX_GRO_LIST]
-                        .into_iter()
-                        .filter(is_on)
-                        .map(str::to_owned)
-                        .collect(),
-                    tcx: run_in(netlink.netns(), || tcx_programs(name)).ok().flatten(),
-                }
+            .map(|name| UplinkFacts {
+                name: name.clone(),
+                link: links.iter().find(|link| link.name == *name).cloned(),
+                merging: netlink.merging(name).unwrap_or_default(),
+                tcx: run_in(netlink.netns(), || tcx_programs(name)).ok().flatten(),
             })
             .collect();
+        let routes = netlink.routes().await.unwrap_or_default();
         let port = subject.vxlan_port;
         let sockets = run_in(netlink.netns(), || sockets(Transport::Udp, Some(port)));
         let host_sides = HostSides::among(&links);
@@ -198,6 +193,8 @@ impl Facts {
             host: HostFacts::collect(),
             bpffs: bpffs(&subject.bpffs),
             uplinks,
+            default_link: default_link(&links, &routes)
+                .map(|link| Link { addresses: Vec::new(), ..link.clone() }),
             leftovers: leftovers(netlink, &links, &subject.bpffs).await,
             sockets: sockets
                 .into_iter()
@@ -213,6 +210,7 @@ impl Facts {
                 .map(|link| link.name.clone())
                 .collect(),
             shaped: links.iter().filter_map(shaped).collect(),
+            filtered: filtered(netlink, &links).await,
             vxlan_devices: links
                 .iter()
                 .filter(|link| link.vxlan_port == Some(port) && !is_ours(link))
@@ -287,6 +285,20 @@ fn shaped(link: &Link) -> Option<(String, String)> {
     endpoint_of(link)?;
     let qdisc = link.qdisc.as_deref().filter(|qdisc| !matches!(*qdisc, "noqueue" | "noop"))?;
     Some((link.name.clone(), qdisc.to_owned()))
+}
+
+/// Names of the host sides of containers' pairs that have filters of traffic control. The programs
+/// take received frames before such filters, and deliver frames past the egress of a host side.
+async fn filtered(netlink: &Netlink, links: &[Link]) -> Vec<String> {
+    let hooks = netlink.filter_hooks().await.unwrap_or_default();
+    let mut names = Vec::new();
+    for link in links.iter().filter(|link| hooks.contains(&link.index)) {
+        let is_side = endpoint_of(link).is_some();
+        if is_side && netlink.has_filters(link.index).await.unwrap_or_default() {
+            names.push(link.name.clone());
+        }
+    }
+    names
 }
 
 /// The firewalls that are active on the host with the root directory `root`: ufw by its own

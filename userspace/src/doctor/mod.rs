@@ -15,7 +15,7 @@ mod translations;
 pub use certificate::{
     Certificate, CertificateFile, Role, examine_certificate, files as certificate_files, now,
 };
-pub use checks::examine;
+pub use checks::{examine, merging_uplink};
 pub use datapath::{DatapathFacts, examine_datapath};
 pub use facts::{
     Bpffs, Facts, HostFacts, HostSides, NeighbourTable, Probe, Subject, TcxProgram, UplinkFacts,

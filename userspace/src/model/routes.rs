@@ -25,6 +25,17 @@ impl HostRoute {
     }
 }
 
+/// Whether the gateway device of a network would take something from a host that has a route of its
+/// own to `destination`: the destination, because the route of the device leads to all or a part of
+/// it, or the machine with the device's address. `gateway` is the address of the device with the
+/// prefix length of the subnet. A route to another part of the subnet does not count: the kernel
+/// prefers it to that of the device.
+pub fn excludes_gateway(destination: IpNetwork, gateway: IpNetwork) -> bool {
+    destination.prefix() >= NETWORK
+        && overlap(destination, gateway)
+        && (destination.prefix() <= gateway.prefix() || destination.contains(gateway.ip()))
+}
+
 /// The first route of a host to an address of one of a network's subnets, and that subnet.
 pub fn routed<'a>(
     subnets: &[IpNetwork],
@@ -84,6 +95,19 @@ mod tests {
         }
         let free = ["0.0.0.0/0", "0.0.0.0/1", "8.0.0.0/7", "10.2.0.0/16", "::/0", "fd00::/8"];
         not_routed(&subnet, &free.map(route), []).expect("free");
+    }
+
+    #[test]
+    fn a_gateway_device_takes_nothing_from_the_host() {
+        let gateway: IpNetwork = "10.9.0.1/24".parse().expect("address");
+        let excludes = |to: &str| excludes_gateway(to.parse().expect("network"), gateway);
+        for to in ["10.9.0.0/24", "10.9.0.0/16", "10.0.0.0/8", "10.9.0.0/25", "10.9.0.1/32"] {
+            assert!(excludes(to), "{to}");
+        }
+        let others = ["10.9.0.128/25", "10.9.0.7/32", "10.9.1.0/24", "0.0.0.0/1", "0.0.0.0/0"];
+        for to in others.into_iter().chain(["::/0", "fd00::/8"]) {
+            assert!(!excludes(to), "{to}");
+        }
     }
 
     #[test]

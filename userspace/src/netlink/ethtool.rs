@@ -40,6 +40,10 @@ pub const ENCAPSULATION_OFFLOADS: &[&str] = &[
 /// Receive merging of forwarded UDP datagrams. It also merges VXLAN datagrams of different VNIs.
 pub const RX_UDP_GRO_FORWARDING: &str = "rx-udp-gro-forwarding";
 
+/// The features that merge received UDP datagrams, also VXLAN datagrams of different VNIs. The
+/// second makes a list of packets of them.
+const MERGING: [&str; 2] = [RX_UDP_GRO_FORWARDING, "rx-gro-list"];
+
 /// Merging of received packets in the kernel (generic receive offload).
 pub const RX_GRO: &str = "rx-gro";
 
@@ -73,6 +77,23 @@ impl Netlink {
         };
         let blocks = device.features(bit + 1)?;
         Ok(Some(blocks.get(bit / 32).is_some_and(|block| block.active >> (bit % 32) & 1 == 1)))
+    }
+
+    /// The features of an interface that are on and merge received VXLAN datagrams of different
+    /// VNIs, which the programs then drop.
+    ///
+    /// # Errors
+    /// The interface does not exist.
+    pub fn merging(&self, name: &str) -> Result<Vec<&'static str>> {
+        let device = Device::new(self.control(), name)?;
+        let names = device.names()?;
+        let blocks = device.features(names.len())?;
+        let is_on = |feature: &&'static str| {
+            let bit = names.iter().position(|known| known == *feature);
+            let block = bit.and_then(|bit| Some((blocks.get(bit / 32)?, bit % 32)));
+            block.is_some_and(|(block, bit)| block.active >> bit & 1 == 1)
+        };
+        Ok(MERGING.into_iter().filter(is_on).collect())
     }
 
     /// Name of an interface's driver. `None` if it has no driver or the driver does not report its

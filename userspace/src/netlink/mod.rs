@@ -1,4 +1,4 @@
-//! Links, addresses, routes, neighbours, sockets and device features.
+//! Links, addresses, routes, neighbours, sockets, filters and device features.
 //!
 //! A [`Netlink`] works in the network namespace in which it was opened, from any thread;
 //! [`sockets`] works in the namespace of the calling thread. Interfaces are given by name: a name
@@ -19,6 +19,7 @@ mod pair;
 mod route;
 mod rule;
 pub mod sockets;
+mod tc;
 
 pub use address::subnet_of;
 pub use announce::{Announcement, announce};

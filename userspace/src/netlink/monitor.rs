@@ -9,12 +9,18 @@ use std::{
 use futures::{Stream, StreamExt};
 use ipnetwork::IpNetwork;
 use rtnetlink::{
-    Handle, MulticastGroup, packet_core::NetlinkPayload, packet_route::RouteNetlinkMessage,
+    Handle, MulticastGroup,
+    packet_core::NetlinkPayload,
+    packet_route::{AddressFamily, RouteNetlinkMessage},
 };
 
 use super::{
-    Netlink, Result, address::parse_address, handle::Unsolicited, link::parse_link,
+    Netlink, Result, Route,
+    address::parse_address,
+    handle::Unsolicited,
+    link::parse_link,
     neighbour::parse_neighbour,
+    route::{output, read_route},
 };
 
 /// A change in the namespace.
@@ -49,8 +55,16 @@ pub enum Event {
         /// Whether it was removed.
         gone: bool,
     },
-    /// A route changed.
-    Route,
+    /// A route was added, changed or removed. The kernel does not report each IPv4 route that goes
+    /// with an address or with a link.
+    Route {
+        /// Interface index; 0 if the route has several.
+        ifindex: u32,
+        /// Whether it is an IPv6 route.
+        is_ipv6: bool,
+        /// Destination of a unicast route of the main table. `None`: it is another route.
+        main: Option<IpNetwork>,
+    },
     /// A neighbour was resolved, became stale, failed or was removed.
     Neighbour {
         /// Interface index.
@@ -137,7 +151,14 @@ fn translate(message: &RouteNetlinkMessage) -> Option<Event> {
             let gone = matches!(message, RouteNetlinkMessage::DelAddress(_));
             Some(Event::Address { ifindex, address, gone })
         }
-        RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => Some(Event::Route),
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            let main = read_route(route).filter(Route::is_main);
+            Some(Event::Route {
+                ifindex: output(route).unwrap_or(0),
+                is_ipv6: route.header.address_family == AddressFamily::Inet6,
+                main: main.map(|route| route.destination),
+            })
+        }
         RouteNetlinkMessage::NewNeighbour(_) | RouteNetlinkMessage::DelNeighbour(_) => {
             let neighbour = parse_neighbour(message)?;
             let gone = matches!(message, RouteNetlinkMessage::DelNeighbour(_));
@@ -148,5 +169,53 @@ fn translate(message: &RouteNetlinkMessage) -> Option<Event> {
             })
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_route::route::{
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+    };
+
+    use super::*;
+
+    /// A message about a route by interface 7.
+    fn route(to: &str, kind: RouteType, table: u8) -> RouteMessage {
+        let to: IpNetwork = to.parse().unwrap();
+        let mut message = RouteMessage::default();
+        message.header.address_family =
+            if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        message.header.destination_prefix_length = to.prefix();
+        message.header.kind = kind;
+        message.header.table = table;
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(to.ip())));
+        message.attributes.push(RouteAttribute::Oif(7));
+        message
+    }
+
+    #[test]
+    fn an_event_tells_the_destination_of_a_route_of_the_main_table() {
+        // The second is `RT_TABLE_LOCAL` (linux/rtnetlink.h).
+        let (main, local) = (RouteHeader::RT_TABLE_MAIN, 255);
+        for (to, kind, table, is_ipv6, is_main) in [
+            ("10.9.0.128/25", RouteType::Unicast, main, false, true),
+            ("0.0.0.0/0", RouteType::Unicast, main, false, true),
+            ("10.9.0.0/16", RouteType::BlackHole, main, false, false),
+            ("10.9.0.0/16", RouteType::Unicast, 77, false, false),
+            ("10.9.0.1/32", RouteType::Local, local, false, false),
+            ("fe80::/64", RouteType::Unicast, main, true, true),
+            // The first route of an interface on which IPv6 comes up.
+            ("ff00::/8", RouteType::Multicast, local, true, false),
+        ] {
+            let told =
+                Event::Route { ifindex: 7, is_ipv6, main: is_main.then(|| to.parse().unwrap()) };
+            let route = route(to, kind, table);
+            for message in
+                [RouteNetlinkMessage::NewRoute(route.clone()), RouteNetlinkMessage::DelRoute(route)]
+            {
+                assert_eq!(translate(&message).as_ref(), Some(&told), "{to} {kind:?}");
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ use ipnetwork::IpNetwork;
 
 use super::{Result, SandboxError, sysctl};
 use crate::{
-    model::MacAddr,
+    model::{MacAddr, excludes_gateway},
     netlink::{Link, Netlink, NetlinkError, Route, subnet_of},
     netns::run_in,
 };
@@ -140,12 +140,12 @@ pub fn keep_settings(device: &str) -> Result<Vec<&'static str>> {
 }
 
 /// Brings the gateway device up, gives it its address, and routes the subnet to it. Must be called
-/// after the device's program is attached. Where the host has a route of its own to the subnet, the
-/// device gives way: it keeps neither the address, which a machine there may have, nor a route.
+/// after the device's program is attached. Where the host has a route of its own to the subnet, to
+/// more than the subnet, or to the device's address, the device gives way: it keeps neither the
+/// address, which a machine there may have, nor a route, see [`excludes_gateway`].
 ///
 /// # Errors
-/// The host has a route of its own to the subnet, the interface does not exist, or the kernel
-/// refuses.
+/// The host has such a route, the interface does not exist, or the kernel refuses.
 pub async fn open_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<()> {
     let name = gateway_ifname(spec.vni);
     let link = netlink.link(&name).await?;
@@ -176,24 +176,35 @@ pub async fn open_gateway(netlink: &Netlink, spec: &GatewaySpec) -> Result<()> {
     taken.map_or(Ok(()), Err)
 }
 
-/// The error, if the host has a route of its own to the subnet among `routes`.
+/// The error, if the host has a route of its own among `routes` that the device would take something
+/// from.
 async fn route_taken(
     netlink: &Netlink,
     link: &Link,
     spec: &GatewaySpec,
     routes: &[Route],
 ) -> Result<Option<SandboxError>> {
-    let subnet = spec.subnet();
+    let Some(gateway) = spec.address else { return Ok(None) };
     let is_other = |route: &&Route| {
-        route.is_main() && route.ifindex != link.index && Some(route.destination) == subnet
+        route.is_main()
+            && route.ifindex != link.index
+            && excludes_gateway(route.destination, gateway)
     };
-    let Some(route) = routes.iter().find(is_other) else { return Ok(None) };
-    let device = netlink.link_at(route.ifindex).await?;
-    Ok(Some(SandboxError::RouteTaken {
-        subnet: route.destination,
-        destination: route.destination,
-        device: device.map_or_else(|| format!("#{}", route.ifindex), |link| link.name),
-    }))
+    let subnet = subnet_of(gateway);
+    for route in routes.iter().filter(is_other) {
+        let device = netlink.link_at(route.ifindex).await?;
+        let is_gateway = device.as_ref().is_some_and(|link| gateway_of(link).is_some());
+        if is_gateway && route.destination != subnet {
+            // That of a network that is being removed.
+            continue;
+        }
+        return Ok(Some(SandboxError::RouteTaken {
+            subnet,
+            destination: route.destination,
+            device: device.map_or_else(|| format!("#{}", route.ifindex), |link| link.name),
+        }));
+    }
+    Ok(None)
 }
 
 /// Makes the route of the subnet the only route by the gateway device, and its next hop a permanent

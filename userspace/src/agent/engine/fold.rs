@@ -89,6 +89,8 @@ impl Engine {
         self.prune_maps();
         self.find_strays().await;
         self.revive_sandboxes().await;
+        self.check_uplinks().await;
+        self.check_choice().await;
     }
 
     /// Marks the networks and endpoints that a change concerns.

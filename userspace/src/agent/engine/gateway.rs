@@ -23,6 +23,10 @@ impl Engine {
             gateway_device(network, own)?
         };
         let vni = wanted.vni;
+        match wanted.address {
+            Some(address) => drop(self.subnets.insert(vni, (name.clone(), address))),
+            None => drop(self.subnets.remove(&vni)),
+        }
         let wanted = self.without_conflict(name, wanted);
         let there = self.gateways.contains_key(&vni);
         if there && self.gateway_specs.get(&vni) == Some(&wanted) {

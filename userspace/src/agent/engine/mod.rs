@@ -6,6 +6,8 @@
 //! engine does not poll for changes.
 
 mod announce;
+mod choice;
+mod events;
 mod fold;
 mod gateway;
 mod looks;
@@ -13,6 +15,8 @@ mod own;
 mod queue;
 mod reading;
 mod repair;
+mod routes;
+mod uplink;
 mod work;
 mod wrong;
 
@@ -28,16 +32,13 @@ use ipnetwork::IpNetwork;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use self::{
-    looks::{GATHER, Looks},
+    choice::Choice,
+    looks::Looks,
     queue::{Retry, Work},
     reading::{Read, Reading, finished},
     wrong::Wrong,
 };
-use super::{
-    memory,
-    platform::{HostEvent, Remote},
-    shared::Shared,
-};
+use super::{memory, platform::Remote, shared::Shared};
 use crate::{
     datapath::{DatapathError, Found, PinCheck},
     model::{Name, PublishedPort, View},
@@ -59,6 +60,8 @@ pub(crate) struct Periods {
     pub(crate) anti_entropy: Duration,
     /// Learned entries that are not used any more are removed.
     pub(crate) ageing: Duration,
+    /// Another choice of the uplinks is followed after it has stood for so long.
+    pub(crate) steady: Duration,
 }
 
 impl Default for Periods {
@@ -67,6 +70,7 @@ impl Default for Periods {
             retry: Duration::from_secs(1),
             anti_entropy: Duration::from_secs(60),
             ageing: Duration::from_secs(10),
+            steady: Duration::from_secs(2),
         }
     }
 }
@@ -119,6 +123,8 @@ pub(crate) struct Engine {
     underlay_stale: Option<Instant>,
     /// The uplinks are to be checked as well.
     uplinks_stale: bool,
+    /// The choice of the uplinks.
+    choice: Choice,
     /// Events of the host were lost.
     events_lost: bool,
     /// Map entries that other programs had changed, and that are told when they are put right.
@@ -131,6 +137,13 @@ pub(crate) struct Engine {
     looks: Looks,
     /// A gateway device, its address or its route may have been changed.
     gateways_stale: bool,
+    /// Name of the network, and address of the gateway with the prefix length of the subnet, by VNI
+    /// of the networks that have, or are to have, a gateway device here.
+    subnets: BTreeMap<u32, (Name, IpNetwork)>,
+    /// A route of the host into one of these subnets may have been changed.
+    routes_stale: bool,
+    /// Interfaces on which IPv6 has come up since the last look at settings.
+    ipv6_up: BTreeSet<u32>,
     /// Gateway devices that could not be opened are to be opened in this turn.
     reopens: bool,
     /// The endpoint at which the last look at settings of device pairs ended.
@@ -172,12 +185,16 @@ impl Engine {
             wrong: Wrong::default(),
             looks: Looks::default(),
             gateways_stale: false,
+            subnets: BTreeMap::new(),
+            routes_stale: false,
+            ipv6_up: BTreeSet::new(),
             reopens: false,
             settings_at: String::new(),
             connected: Vec::new(),
             underlay_dirty: true,
             underlay_stale: None,
             uplinks_stale: false,
+            choice: Choice::default(),
             events_lost: false,
             work: BTreeSet::new(),
             retries: BTreeMap::new(),
@@ -208,6 +225,7 @@ impl Engine {
                 // Before the work: a device pair that is plugged again tells nobody what was wrong.
                 () = wait_until(self.underlay_stale) => self.host_changed().await,
                 () = wait_until(self.looks.next()) => self.look_inside().await,
+                () = wait_until(self.choice.due()) => self.check_choice().await,
                 () = std::future::ready(()), if self.informed && !self.work.is_empty() => {
                     self.do_one_work().await;
                 }
@@ -246,64 +264,6 @@ impl Engine {
                 let revision = self.shared.view().revision;
                 self.shared.readiness.turned(revision);
             }
-        }
-    }
-
-    fn host_event(&mut self, event: HostEvent) {
-        match event {
-            HostEvent::Device(ifindex) => self.device_changed(ifindex),
-            HostEvent::Underlay => {
-                self.gateways_stale = true;
-                self.gather();
-            }
-            HostEvent::Uplink => {
-                self.uplinks_stale = true;
-                self.gather();
-            }
-            HostEvent::LinkGone(ifindex) => {
-                self.gateway_gone(ifindex);
-                let gone = self.ifindexes.iter().find(|(_, own)| **own == ifindex);
-                if let Some((id, _)) = gone.map(|(id, port)| (id.clone(), *port)) {
-                    // Another program has removed the device pair or the sandbox.
-                    self.drop_port(&id);
-                    if self.local.contains_key(&id) {
-                        self.work.insert(Work::Plug(id));
-                    }
-                }
-            }
-            HostEvent::Sandbox(endpoints) => {
-                self.looks.note(endpoints, Instant::now(), self.periods.retry);
-            }
-            HostEvent::Lost => {
-                self.events_lost = true;
-                self.uplinks_stale = true;
-                self.gather();
-            }
-        }
-    }
-
-    /// Waits for more changes of the host before they are acted on.
-    fn gather(&mut self) {
-        self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
-    }
-
-    /// Acts on the changes of the host that were gathered. If events were lost, everything may have
-    /// changed.
-    async fn host_changed(&mut self) {
-        self.underlay_stale = None;
-        self.underlay_dirty = true;
-        if std::mem::take(&mut self.uplinks_stale) {
-            self.check_uplinks().await;
-        }
-        let lost = std::mem::take(&mut self.events_lost);
-        if lost {
-            self.all_devices_changed();
-        }
-        if self.informed {
-            self.check_devices().await;
-        }
-        if lost {
-            self.work.extend(self.local.keys().cloned().map(Work::Plug));
         }
     }
 
@@ -486,6 +446,7 @@ impl Engine {
         self.revive_sandboxes().await;
         self.work.extend(self.local.keys().cloned().map(Work::Plug));
         self.check_uplinks().await;
+        self.check_choice().await;
         self.hold_ports(true);
     }
 

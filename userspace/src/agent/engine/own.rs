@@ -23,29 +23,42 @@ impl Engine {
         match moved {
             Moved::No => {
                 shared.shown.problems.set("vtep", None);
+                shared.shown.problems.set("prefixes", untold(&facts));
+                let told = facts.told_prefixes();
                 let Facts { prefixes, mtu, .. } = facts;
                 if self.connected != prefixes {
                     // Other networks than before may now overlap a subnet of the host.
-                    self.connected.clone_from(&prefixes);
+                    self.connected = prefixes;
                     self.dirty.extend(self.vnis.keys().cloned());
                 }
                 shared.record.send_if_modified(|record| {
-                    let now = Node { prefixes, mtu: mtu.or(record.mtu), ..record.clone() };
+                    let mtu = mtu.or(record.mtu);
+                    let now = Node { prefixes: told, mtu, ..record.clone() };
                     let changed = now != *record;
                     *record = now;
                     changed
                 });
             }
             Moved::To(ip) => {
-                tracing::warn!(
-                    "VTEP address {} is no address of this host any more, {ip} is: starting anew with it",
+                shared.ending.start_anew(format!(
+                    "VTEP address {} is no address of this host any more, {ip} is",
                     shared.node.vtep
-                );
-                shared.ending.again.cancel();
+                ));
             }
             Moved::Away(line) => shared.shown.problems.set("vtep", Some(line)),
         }
     }
+}
+
+/// The problem, on one line, that the record of the node has no room for all subnets to which the
+/// host is connected.
+fn untold(facts: &Facts) -> Option<String> {
+    let first = facts.prefixes.get(Node::MOST_PREFIXES)?;
+    Some(format!(
+        "host: it is connected to {} subnets, and other hosts are told {} of them: the subnet that is chosen for an overlay network may overlap one of the others, such as {first}; name subnets with 'network create --subnet', or ranges with 'agent --pool' on all hosts",
+        facts.prefixes.len(),
+        Node::MOST_PREFIXES
+    ))
 }
 
 /// Whether the host has its VTEP address.
@@ -78,6 +91,20 @@ fn moved(facts: &Facts, vtep: Ipv4Addr, given: bool) -> Moved {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn subnets_that_other_hosts_are_not_told_are_a_problem() {
+        let facts = |number: u8| Facts {
+            prefixes: (0..number).map(|n| format!("10.0.{n}.0/24").parse().unwrap()).collect(),
+            ..Facts::default()
+        };
+        let most = u8::try_from(Node::MOST_PREFIXES).unwrap();
+        assert_eq!((untold(&facts(most)), facts(most).told_prefixes().len()), (None, 64));
+        let line = untold(&facts(most + 2)).unwrap();
+        assert!(line.contains("connected to 66 subnets") && line.contains("told 64"), "{line}");
+        assert!(line.contains("such as 10.0.64.0/24"), "{line}");
+        assert_eq!(facts(most + 2).told_prefixes(), facts(most).prefixes);
+    }
 
     #[test]
     fn the_next_address_of_the_uplink_is_taken_unless_one_was_given() {

@@ -6,8 +6,12 @@
 //! it reports nothing, are repaired at the next [`Periods::retry`](super::Periods::retry). Changes of
 //! map entries, of which it reports nothing either, are repaired at the next
 //! [`Periods::anti_entropy`](super::Periods::anti_entropy). That pass also looks at all devices, and
-//! opens the pins to see what they lead to. The settings of more than [`LEAST`] device pairs are
-//! looked at in turn.
+//! opens all pins to see what they lead to.
+//!
+//! The settings of more than [`LEAST`] device pairs are looked at in turn. The one setting of a pair
+//! is that IPv6 is off. If another program turns it on, the kernel reports the IPv6 routes of the
+//! host side, and that host side does not wait for its turn. While a host side has no carrier, the
+//! kernel reports nothing, and IPv6 does not come up either.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -46,6 +50,8 @@ impl Engine {
     pub(super) fn all_devices_changed(&mut self) {
         self.devices_stale.extend(self.ifindexes.values());
         self.gateways_stale = true;
+        self.routes_stale = true;
+        self.ipv6_up.extend(self.ifindexes.values());
     }
 
     /// Compares the devices that were changed with their wanted state.
@@ -120,6 +126,7 @@ impl Engine {
     async fn check_gateways(&mut self) -> Result<(), PlugError> {
         // What was in the way of those that could not be opened may be gone.
         self.reopens = true;
+        self.check_routes().await?;
         let specs: Vec<GatewaySpec> = self.gateway_specs.values().cloned().collect();
         if specs.is_empty() {
             return Ok(());
@@ -156,15 +163,17 @@ impl Engine {
     /// Looks for changes that the kernel does not report, and repairs them.
     pub(super) async fn repair(&mut self) {
         let vnis: Vec<u32> = self.gateway_specs.keys().copied().collect();
-        let endpoints = next_turn(&self.ifindexes, &self.settings_at);
+        let mut endpoints = next_turn(&self.ifindexes, &self.settings_at);
         if let Some(last) = endpoints.last() {
             self.settings_at.clone_from(last);
         }
+        let ipv6_up = std::mem::take(&mut self.ipv6_up);
+        add_by_ifindex(&mut endpoints, &self.ifindexes, &ipv6_up);
         let loopback = self.loopback == Some(true);
         let platform = &self.shared.platform;
         let settings = platform.keep_settings(&vnis, &endpoints, loopback).await;
         self.note_repairs("setting", settings);
-        self.repair_programs(PinCheck::Names).await;
+        self.repair_programs(PinCheck::Files).await;
     }
 
     /// Repairs pins and attachments. A host has thousands of them: a thread of its own looks at
@@ -236,9 +245,38 @@ fn next_turn(ifindexes: &BTreeMap<String, u32>, last: &str) -> Vec<String> {
     after.chain(before).take(number).map(|(id, _)| id.clone()).collect()
 }
 
+/// Adds the endpoints whose host sides have one of these interface indices.
+fn add_by_ifindex(
+    endpoints: &mut Vec<String>,
+    ifindexes: &BTreeMap<String, u32>,
+    wanted: &BTreeSet<u32>,
+) {
+    if wanted.is_empty() {
+        return;
+    }
+    let present: BTreeSet<String> = endpoints.iter().cloned().collect();
+    let found = ifindexes.iter().filter(|(_, ifindex)| wanted.contains(*ifindex));
+    endpoints.extend(found.map(|(id, _)| id).filter(|id| !present.contains(*id)).cloned());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The kernel tells of IPv6 that comes up on a host side: it does not wait for its turn.
+    #[test]
+    fn host_sides_on_which_ipv6_has_come_up_are_looked_at_at_once() {
+        let ifindexes: BTreeMap<String, u32> =
+            (0..2000).map(|n| (format!("{n:04}"), 100 + n)).collect();
+        let mut endpoints = next_turn(&ifindexes, "");
+        assert_eq!(endpoints.len(), 200);
+        add_by_ifindex(&mut endpoints, &ifindexes, &BTreeSet::new());
+        assert_eq!(endpoints.len(), 200);
+        // Of its own turn, of another one, and an interface of the host.
+        add_by_ifindex(&mut endpoints, &ifindexes, &[105, 2099, 2].into());
+        assert_eq!(endpoints.len(), 201);
+        assert_eq!(endpoints.last().map(String::as_str), Some("1999"));
+    }
 
     /// With thousands of containers, a look at all of them each second would cost a few percent of
     /// a processor.

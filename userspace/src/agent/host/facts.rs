@@ -6,7 +6,6 @@ use ipnetwork::IpNetwork;
 
 use crate::{
     agent::platform::Facts,
-    model::Node,
     netlink::{Netlink, NetlinkError, subnet_of},
     sandbox,
 };
@@ -42,7 +41,6 @@ pub(crate) async fn read(netlink: &Netlink, uplinks: &[String]) -> Result<Facts,
     // Sorted, so that the same subnets always give the same record.
     facts.prefixes.sort_unstable();
     facts.prefixes.dedup();
-    facts.prefixes.truncate(Node::MOST_PREFIXES);
     Ok(facts)
 }
 

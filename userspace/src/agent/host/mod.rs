@@ -2,6 +2,7 @@
 //! `agent::platform` is implemented in a file of its own.
 
 mod assist;
+pub(super) mod chosen;
 mod clients;
 mod commands;
 mod devices;

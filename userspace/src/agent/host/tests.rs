@@ -106,12 +106,12 @@ fn a_program_whose_link_cannot_be_pinned_stays_attached() {
         umount2(&host.bpffs, MntFlags::MNT_DETACH).unwrap();
         change().await;
         assert!(
-            host.repair_links(PinCheck::Names).failed.is_some(),
+            host.repair_links(PinCheck::Files).failed.is_some(),
             "the repair tells that they have no pins"
         );
         change().await;
-        assert_eq!(host.repair_pins(PinCheck::Names).failed, None);
-        let repaired = host.repair_links(PinCheck::Names);
+        assert_eq!(host.repair_pins(PinCheck::Files).failed, None);
+        let repaired = host.repair_links(PinCheck::Files);
         assert_eq!(repaired.failed, None);
         assert_eq!(repaired.found.lines().iter().map(|(number, _)| number).sum::<u64>(), 2);
         change().await;
@@ -143,7 +143,7 @@ fn nothing_is_attached_during_a_purge() {
         host.datapath.release().unwrap();
         let errors = host.attach_uplinks().await;
         assert!(errors.is_empty(), "{errors:?}");
-        assert_eq!(host.repair_links(PinCheck::Names), Repaired::default());
+        assert_eq!(host.repair_links(PinCheck::Files), Repaired::default());
         assert!(programs(UPLINK).is_empty(), "{:?}", programs(UPLINK));
     });
 }

@@ -11,21 +11,24 @@ use culvert_common::{
     abi::{UplinkInfo, VXLAN_OVERHEAD},
     wire::EthHdr,
 };
+use ipnetwork::IpNetwork;
 
 use super::{
-    Host,
+    Host, chosen,
     error::{blocking, broken, refused},
     facts, underlay,
 };
 use crate::{
     agent::platform::{
         ClientLinks, Facts, HostEvent, OtherLinks, Paths, PlugError, Remote, Underlay, UplinkCheck,
+        UplinkChoice,
     },
     api::types::ApiError,
     choice::{self, Uplink, device::Device},
     datapath::{DatapathError, Price, Table as _},
-    model::{Driver, HostRoute},
-    netlink::{Event, Link, NetlinkError},
+    doctor,
+    model::{Driver, HostRoute, validate},
+    netlink::{Event, Link, NetlinkError, Route, default_link},
     sandbox,
 };
 
@@ -119,11 +122,30 @@ impl Host {
                 Event::Link { index, .. } => HostEvent::Device(index),
                 Event::Neighbour { ifindex, ip, .. } if !self.is_hop(ifindex, ip) => continue,
                 Event::Address { address, .. } if address.is_ipv6() => continue,
-                Event::Address { .. } | Event::Route | Event::Neighbour { .. } => {
-                    HostEvent::Underlay
+                Event::Address { .. } => HostEvent::Address,
+                // VTEPs, gateways and client links have IPv4 routes.
+                Event::Route { is_ipv6: true, ifindex, .. } => HostEvent::Ipv6(ifindex),
+                Event::Route { main: Some(destination), ifindex, .. } => {
+                    HostEvent::Route { destination, ifindex }
                 }
+                Event::Route { .. } | Event::Neighbour { .. } => HostEvent::Underlay,
             });
         }
+    }
+
+    /// The uplinks that merge VXLAN datagrams of different networks, a line each. An uplink that does
+    /// not exist is another problem.
+    fn merging_uplinks(&self) -> Vec<String> {
+        let finding = |name: &String| {
+            let features = self.netlink.merging(name).unwrap_or_default();
+            doctor::merging_uplink(name, &features)
+        };
+        let findings = self.uplinks.iter().filter_map(finding);
+        findings.map(|finding| format!("{}: {}", finding.detail, finding.advice)).collect()
+    }
+
+    fn host_route(&self, route: &Route) -> HostRoute {
+        HostRoute { destination: route.destination, device: self.ifname(route.ifindex) }
     }
 
     /// Measures the costs of the programs, if an uplink could use XDP.
@@ -178,7 +200,9 @@ impl Underlay for Host {
     async fn check_uplinks(&self) -> UplinkCheck {
         let repaired = self.keep_assistants().await;
         let errors = self.attach_uplinks().await;
-        UplinkCheck { problems: errors.into_iter().map(|error| error.message).collect(), repaired }
+        let mut problems: Vec<String> = errors.into_iter().map(|error| error.message).collect();
+        problems.extend(self.merging_uplinks());
+        UplinkCheck { problems, repaired }
     }
 
     async fn keep_client_links(&self, publishes: bool) -> Vec<String> {
@@ -227,11 +251,32 @@ impl Underlay for Host {
 
     async fn routes(&self) -> Result<Vec<HostRoute>, ApiError> {
         let routes = self.netlink.routes().await.map_err(refused)?;
-        let routes = routes.into_iter().map(|route| HostRoute {
-            destination: route.destination,
-            device: self.ifname(route.ifindex),
-        });
+        let routes = routes.iter().map(|route| self.host_route(route));
         Ok(routes.filter(|route| !sandbox::is_gateway_ifname(&route.device)).collect())
+    }
+
+    async fn routes_into(&self, subnets: &[IpNetwork]) -> Result<Vec<HostRoute>, ApiError> {
+        let routes = self.netlink.routes().await.map_err(refused)?;
+        let leads_into = |route: &&Route| {
+            let overlaps = |subnet: &IpNetwork| validate::overlap(*subnet, route.destination);
+            route.is_main() && subnets.iter().any(overlaps)
+        };
+        let routes = routes.iter().filter(leads_into).map(|route| self.host_route(route));
+        let is_foreign = |route: &HostRoute| !sandbox::is_gateway_ifname(&route.device);
+        Ok(routes.filter(|route| route.is_taken() && is_foreign(route)).collect())
+    }
+
+    async fn choose_uplinks(
+        &self,
+        given: &[String],
+        vtep_ip: Option<Ipv4Addr>,
+    ) -> Result<UplinkChoice, ApiError> {
+        let links = self.netlink.links().await.map_err(refused)?;
+        let routes = self.netlink.routes().await.map_err(refused)?;
+        Ok(UplinkChoice {
+            default: default_link(&links, &routes).map(|link| link.name.clone()),
+            chosen: chosen::find(given, vtep_ip, &links, &routes),
+        })
     }
 
     async fn facts(&self) -> Result<Facts, ApiError> {

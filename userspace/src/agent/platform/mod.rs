@@ -20,7 +20,7 @@ pub(crate) use self::{
     ports::Ports,
     types::{
         Adopted, ClientLinks, Facts, FoundSupervisor, Holder, HostEvent, Launch, Made, OtherLinks,
-        Paths, PlugError, Plugged, PortError, PortHold, Remote, Wanted,
+        Paths, PlugError, Plugged, PortError, PortHold, Remote, UplinkChoice, UplinkFault, Wanted,
     },
     underlay::{Underlay, UplinkCheck},
 };

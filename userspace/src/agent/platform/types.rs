@@ -15,7 +15,7 @@ use crate::datapath::entry::UnderlayPath;
 use crate::{
     agent::containers::{Origin, Process, Record},
     api::types::{ApiError, ErrorKind},
-    model::{Name, NetnsId},
+    model::{Name, NetnsId, Node},
     sandbox::{SuperviseSpec, Surroundings},
 };
 
@@ -178,6 +178,42 @@ pub(crate) struct Facts {
     pub(crate) mtu: Option<u16>,
 }
 
+impl Facts {
+    /// Those of the subnets that the record of the node has room for.
+    pub(crate) fn told_prefixes(&self) -> Vec<IpNetwork> {
+        self.prefixes.iter().take(Node::MOST_PREFIXES).copied().collect()
+    }
+}
+
+/// What the host says about the choice of the uplinks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UplinkChoice {
+    /// Name of the interface of the default route. `None`: there is no default route, or it has
+    /// several interfaces.
+    pub(crate) default: Option<String>,
+    /// The names of the uplinks, and the VTEP address, that an agent would choose that starts now.
+    pub(crate) chosen: Result<(Vec<String>, Ipv4Addr), UplinkFault>,
+}
+
+/// The fault of an uplink or of the VTEP address, on one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum UplinkFault {
+    /// Something is missing that may still appear: a device that a driver has not made yet, or an
+    /// address that DHCP has not got yet.
+    Absent(String),
+    /// The fault does not go away by itself.
+    Wrong(String),
+}
+
+impl UplinkFault {
+    /// The fault on one line.
+    pub(crate) fn line(&self) -> &str {
+        match self {
+            Self::Absent(line) | Self::Wrong(line) => line,
+        }
+    }
+}
+
 /// The interfaces of the host that have an IPv4 address, and are neither uplinks nor Culvert's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ClientLinks {
@@ -212,6 +248,17 @@ pub(crate) struct Paths {
 pub(crate) enum HostEvent {
     /// Routes or neighbours changed: the paths to VTEPs may have changed.
     Underlay,
+    /// As [`Self::Underlay`]: a unicast route of the main table was added, changed or removed.
+    Route {
+        /// Destination.
+        destination: IpNetwork,
+        /// Interface index; 0 if the route has several.
+        ifindex: u32,
+    },
+    /// As [`Self::Underlay`]: an IPv4 address was added or removed, and routes with it.
+    Address,
+    /// IPv6 has come up on the interface with this index, or its IPv6 routes changed.
+    Ipv6(u32),
     /// An uplink was added, changed or removed.
     Uplink,
     /// The interface with this index, which is no uplink, was changed.

@@ -6,8 +6,11 @@ use std::{
 };
 
 use async_trait::async_trait;
+use ipnetwork::IpNetwork;
 
-use super::types::{ClientLinks, Facts, HostEvent, OtherLinks, Paths, PlugError, Remote};
+use super::types::{
+    ClientLinks, Facts, HostEvent, OtherLinks, Paths, PlugError, Remote, UplinkChoice,
+};
 use crate::{
     api::types::ApiError,
     choice::{Uplink, device::Device},
@@ -39,7 +42,8 @@ pub(crate) trait Underlay: Send + Sync + 'static {
     ) -> Result<Paths, PlugError>;
 
     /// Attaches missing programs to the uplinks, and puts the assistant devices right (see
-    /// `sandbox::keep_gro` and `sandbox::keep_room`).
+    /// `sandbox::keep_gro` and `sandbox::keep_room`). Uplinks whose settings cost packets are
+    /// problems as well.
     async fn check_uplinks(&self) -> UplinkCheck;
 
     /// Attaches `from_client` to the client links if `publishes` (this host publishes a port), and
@@ -68,6 +72,18 @@ pub(crate) trait Underlay: Send + Sync + 'static {
 
     /// The host's routes, except the routes through gateway devices.
     async fn routes(&self) -> Result<Vec<HostRoute>, ApiError>;
+
+    /// The host's unicast routes of the main table to addresses of these subnets, except the routes
+    /// through gateway devices, and those that are too wide to count ([`HostRoute::is_taken`]).
+    async fn routes_into(&self, subnets: &[IpNetwork]) -> Result<Vec<HostRoute>, ApiError>;
+
+    /// What the host says about the choice of the uplinks. `given` and `vtep_ip` are the values of
+    /// `--uplink` and `--vtep-ip`.
+    async fn choose_uplinks(
+        &self,
+        given: &[String],
+        vtep_ip: Option<Ipv4Addr>,
+    ) -> Result<UplinkChoice, ApiError>;
 
     /// Addresses and MTU of the host.
     async fn facts(&self) -> Result<Facts, ApiError>;

@@ -141,6 +141,13 @@ impl Problems {
         self.state().lines.contains_key(key)
     }
 
+    /// Whether there is a problem whose key begins with `prefix`.
+    pub(crate) fn has_below(&self, prefix: &str) -> bool {
+        let state = self.state();
+        let mut from = state.lines.range::<str, _>((Included(prefix), Unbounded));
+        from.next().is_some_and(|(key, _)| key.starts_with(prefix))
+    }
+
     /// The problems, a line each: of each kind the first [`MOST`], and the number of the others.
     pub(crate) fn lines(&self) -> Vec<String> {
         let state = self.state();
@@ -173,6 +180,9 @@ mod tests {
         problems.set("b", Some("other".to_owned()));
         problems.set_below("a/", [("a/2".to_owned(), "new".to_owned())].into());
         assert_eq!(problems.lines(), ["new", "other"]);
+        for (prefix, is_there) in [("a/", true), ("b", true), ("a/3", false), ("c", false)] {
+            assert_eq!(problems.has_below(prefix), is_there, "{prefix}");
+        }
         problems.set("b", None);
         problems.set_below("a/", BTreeMap::new());
         assert!(problems.lines().is_empty());

@@ -32,6 +32,11 @@ impl Repairs {
         self.note_several(kind, 1, found);
     }
 
+    /// Counts a repair that the log has already.
+    pub(crate) fn note_logged(&self, kind: &'static str, found: String) {
+        self.count(kind, 1, found);
+    }
+
     /// Counts the objects that were put right, and logs a line for each kind of fault.
     pub(crate) fn note_changes(&self, kind: &'static str, changes: &Changes) {
         for (number, line) in changes.lines() {
@@ -49,6 +54,10 @@ impl Repairs {
     /// Counts `number` repairs, and logs them on one line.
     pub(crate) fn note_several(&self, kind: &'static str, number: u64, found: String) {
         tracing::warn!("repaired: {found}");
+        self.count(kind, number, found);
+    }
+
+    fn count(&self, kind: &'static str, number: u64, found: String) {
         // A thread that panicked with the lock held left a valid map.
         let mut by_kind = self.by_kind.lock().unwrap_or_else(PoisonError::into_inner);
         let count = by_kind.get(kind).map_or(0, |repair| repair.count) + number;
@@ -70,7 +79,7 @@ mod tests {
         let repairs = Repairs::default();
         repairs.note("device", "cvg256 was down".to_owned());
         repairs.note("device", "cvg256 had MTU 9".to_owned());
-        repairs.note("map", "FDB".to_owned());
+        repairs.note_logged("map", "FDB".to_owned());
         let all = repairs.all();
         assert_eq!((all["device"].count, all["map"].count), (2, 1));
         assert_eq!(all["device"].last, "cvg256 had MTU 9");

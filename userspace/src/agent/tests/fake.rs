@@ -34,6 +34,7 @@ const PERIODS: Periods = Periods {
     retry: Duration::from_millis(20),
     anti_entropy: Duration::from_millis(100),
     ageing: Duration::from_millis(20),
+    steady: Duration::from_millis(50),
 };
 
 /// An agent that runs.
@@ -50,13 +51,15 @@ pub(super) struct Running {
 pub(super) struct World {
     pub(super) store: Arc<dyn StateStore>,
     pub(super) dir: tempfile::TempDir,
+    /// The agents have no `--uplink`.
+    pub(super) default_uplink: bool,
 }
 
 impl World {
     pub(super) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = FileStore::open(&dir.path().join("store")).await.unwrap();
-        Self { store: Arc::new(store), dir }
+        Self { store: Arc::new(store), dir, default_uplink: false }
     }
 
     /// Starts agent `number` on a host that may have been used before.
@@ -109,7 +112,7 @@ impl World {
             store: "file:/paper".to_owned(),
             store_access: StoreAccess::default(),
             store_timeout: None,
-            uplinks: vec!["up0".to_owned()],
+            uplinks: if self.default_uplink { Vec::new() } else { vec!["up0".to_owned()] },
             vtep_ip: None,
             pools: Vec::new(),
             services: Vec::new(),

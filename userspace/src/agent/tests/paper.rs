@@ -31,15 +31,15 @@ use crate::{
         platform::{
             Adopted, Audit, ClientLinks, Commands, Devices, Facts, FoundSupervisor, Holder,
             HostEvent, Launch, Made, Maps, OtherLinks, Paths, PlugError, Plugged, Remote, Underlay,
-            UplinkCheck, Wanted,
+            UplinkCheck, UplinkChoice, UplinkFault, Wanted,
         },
     },
     api::types::{ApiError, ErrorKind},
     choice::{Uplink, device::Device},
     datapath::{Changes, DatapathError, FlowTable, Found, PinCheck, Price, Repaired},
-    model::{Driver, HostRoute, Name, NetnsId, SandboxRef},
+    model::{Driver, HostRoute, Name, NetnsId, SandboxRef, excludes_gateway, validate},
     netfilter::Rules,
-    netlink::{Announcement, PairKind},
+    netlink::{Announcement, PairKind, subnet_of},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::{GatewaySpec, RESOLV_CONF, Resolver},
 };
@@ -90,8 +90,12 @@ pub(super) struct State {
     pub(super) gateways: BTreeMap<u32, u32>,
     /// The program is on the loopback device.
     pub(super) loopback: bool,
-    /// Routes of the host.
+    /// Routes of the host, all by `up0`.
     pub(super) routes: Vec<IpNetwork>,
+    /// The interface of the default route. Its first address is the VTEP address of the agent.
+    pub(super) default_link: Option<String>,
+    /// Subnets to which gateway devices have routes, by VNI.
+    pub(super) routed: BTreeMap<u32, IpNetwork>,
     /// Addresses of the host.
     pub(super) facts: Facts,
     pub(super) other_links: OtherLinks,
@@ -181,6 +185,7 @@ impl Paper {
                 },
                 resolv_conf: "nameserver 192.0.2.53\n".to_owned(),
                 routes: ["0.0.0.0/0", "10.0.0.0/24"].map(|route| route.parse().unwrap()).into(),
+                default_link: Some("up0".to_owned()),
                 ..State::default()
             }),
             reads: Gate::default(),
@@ -365,7 +370,20 @@ impl Devices for Paper {
         Ok(*state.gateways.entry(gateway.vni).or_insert(next))
     }
 
-    async fn open_gateway(&self, _gateway: &GatewaySpec, _ifindex: u32) -> Result<(), PlugError> {
+    async fn open_gateway(&self, gateway: &GatewaySpec, _ifindex: u32) -> Result<(), PlugError> {
+        let mut state = self.state();
+        let excluded = |address: &IpNetwork| {
+            state.routes.iter().find(|route| excludes_gateway(**route, *address)).copied()
+        };
+        if let Some(route) = gateway.address.as_ref().and_then(excluded) {
+            state.routed.remove(&gateway.vni);
+            let line = format!("this host has a route to {route} by up0");
+            return Err(PlugError::Refused(ErrorKind::Conflict, line));
+        }
+        match gateway.address {
+            Some(address) => drop(state.routed.insert(gateway.vni, subnet_of(address))),
+            None => drop(state.routed.remove(&gateway.vni)),
+        }
         Ok(())
     }
 
@@ -404,7 +422,7 @@ impl Devices for Paper {
 
     fn repair_pins(&self, check: PinCheck) -> Repaired {
         let found = match check {
-            PinCheck::Names => Changes::default(),
+            PinCheck::Files => Changes::default(),
             PinCheck::Objects => std::mem::take(&mut self.state().exchanged),
         };
         Repaired { found, failed: None }
@@ -662,6 +680,30 @@ impl Underlay for Paper {
     async fn routes(&self) -> Result<Vec<HostRoute>, ApiError> {
         let route = |to: &IpNetwork| HostRoute { destination: *to, device: "up0".to_owned() };
         Ok(self.state().routes.iter().map(route).collect())
+    }
+
+    async fn routes_into(&self, subnets: &[IpNetwork]) -> Result<Vec<HostRoute>, ApiError> {
+        let mut routes = self.routes().await?;
+        let leads_into = |to| subnets.iter().any(|subnet| validate::overlap(*subnet, to));
+        routes.retain(|route| route.is_taken() && leads_into(route.destination));
+        Ok(routes)
+    }
+
+    async fn choose_uplinks(
+        &self,
+        given: &[String],
+        vtep_ip: Option<Ipv4Addr>,
+    ) -> Result<UplinkChoice, ApiError> {
+        let default = self.state().default_link.clone();
+        let uplinks: Vec<String> =
+            if given.is_empty() { default.iter().cloned().collect() } else { given.to_vec() };
+        let vtep = vtep_ip.unwrap_or(Ipv4Addr::new(192, 0, 2, 1));
+        let chosen = if uplinks.is_empty() {
+            Err(UplinkFault::Absent("no default route tells the uplink".to_owned()))
+        } else {
+            Ok((uplinks, vtep))
+        };
+        Ok(UplinkChoice { default, chosen })
     }
 
     async fn facts(&self) -> Result<Facts, ApiError> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     doctor::{Certificate, CertificateFile, Level, Role, Subject, TcxProgram, Translations},
+    model::MacAddr,
     netlink::{Link, sockets::LocalSocket},
     sandbox::{RESOLV_CONF, Resolver},
 };
@@ -31,6 +32,12 @@ fn certificate(days: u64) -> CertificateFile {
 
 fn neighbours(family: &'static str, entries: u64) -> NeighbourTable {
     NeighbourTable { family, entries, limit: 1024, refused: 7 }
+}
+
+/// An interface with an Ethernet header, or without one.
+fn interface(name: &str, ethernet: bool) -> Link {
+    let mac = ethernet.then_some(MacAddr([2, 0, 0, 0, 0, 1]));
+    Link { name: name.to_owned(), mac, ..Link::default() }
 }
 
 fn healthy() -> Facts {
@@ -71,11 +78,13 @@ fn healthy() -> Facts {
             merging: Vec::new(),
             tcx: Some(vec![TcxProgram { name: "from_underlay".to_owned(), id: 1 }]),
         }],
+        default_link: Some(interface("up0", true)),
         leftovers: Vec::new(),
         sockets: Vec::new(),
         vxlan_devices: Vec::new(),
         unserved: Vec::new(),
         shaped: Vec::new(),
+        filtered: Vec::new(),
         firewalls: Vec::new(),
         translations: Translations::default(),
         host_sides: HostSides { all: 1023, without_headroom: 0 },
@@ -141,6 +150,31 @@ fn a_queue_that_frames_go_past_is_named() {
     let break_it =
         |facts: &mut Facts| facts.shaped = vec![("cv0123456789ab".to_owned(), "tbf".to_owned())];
     assert_found(break_it, "shaping", Level::Warning, &["tbf on cv0123456789ab", "own interface"]);
+}
+
+#[test]
+fn filters_that_frames_go_past_are_named() {
+    let break_it = |facts: &mut Facts| facts.filtered = vec!["cv0123456789ab".to_owned()];
+    assert_found(break_it, "shaping", Level::Warning, &["on cv0123456789ab", "own interface"]);
+}
+
+#[test]
+fn a_default_route_by_another_interface_is_named() {
+    let leads_out_of = |name: &'static str, ethernet| {
+        move |facts: &mut Facts| facts.default_link = Some(interface(name, ethernet))
+    };
+    let words = ["leads out of br0", "the uplink is up0", "not_an_uplink", "--uplink br0"];
+    assert_found(leads_out_of("br0", true), "uplink", Level::Warning, &words);
+    let words = ["leads out of wg0", "cannot be an uplink", "ip rule add from SUBNET"];
+    assert_found(leads_out_of("wg0", false), "uplink", Level::Warning, &words);
+    // One of several uplinks, or no default route at all.
+    let mut facts = healthy();
+    leads_out_of("br0", true)(&mut facts);
+    facts.subject.uplinks.push("br0".to_owned());
+    assert!(examine(&facts).iter().all(|finding| finding.level == Level::Ok));
+    let mut facts = healthy();
+    facts.default_link = None;
+    assert!(examine(&facts).iter().all(|finding| finding.level == Level::Ok));
 }
 
 #[test]
@@ -290,10 +324,13 @@ fn uplinks_are_looked_at() {
         &["no IPv4"],
     );
     assert_found(
-        |facts| facts.uplinks[0].merging = vec!["rx-udp-gro-forwarding".to_owned()],
+        |facts| facts.uplinks[0].merging = vec!["rx-udp-gro-forwarding", "rx-gro-list"],
         "offload",
         Level::Error,
-        &["ethtool -K up0 rx-udp-gro-forwarding off"],
+        &[
+            "up0 has rx-udp-gro-forwarding and rx-gro-list on",
+            "ethtool -K up0 rx-udp-gro-forwarding off rx-gro-list off",
+        ],
     );
     assert_found(
         |facts| {

@@ -1,0 +1,139 @@
+//! Changes of the host's default route, of its routes into the subnets of networks, and of the
+//! subnets to which it is connected.
+
+use ipnetwork::IpNetwork;
+
+use super::fake::{Paper, Running, World, eventually, name, stored};
+use crate::agent::platform::HostEvent;
+
+const VNI: u32 = 256;
+
+/// Starts an agent. No full comparison finds a change from here on.
+async fn start(world: &World) -> Running {
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.paper.reads.close(true);
+    one.eventually("the full comparison waits", |_| one.paper.reads.waiting() > 0).await;
+    one
+}
+
+fn has_problem(running: &Running, words: &str) -> bool {
+    running.shared.shown.problems.lines().iter().any(|line| line.contains(words))
+}
+
+/// The kernel tells of a change of a route to `destination`.
+fn tell_route(running: &Running, destination: &str) {
+    let destination = destination.parse().unwrap();
+    running.paper.tell(HostEvent::Route { destination, ifindex: 7 });
+}
+
+fn lead_out_of(running: &Running, link: Option<&str>) {
+    running.paper.state().default_link = link.map(str::to_owned);
+    tell_route(running, "0.0.0.0/0");
+}
+
+/// The uplink's address was moved to a bridge, and the default route with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_default_route_is_followed_to_another_interface() {
+    let mut world = World::new().await;
+    world.default_uplink = true;
+    let one = start(&world).await;
+    // A restarted agent would wait for a default route. This one need not.
+    lead_out_of(&one, None);
+    let words = "no default route tells the uplink";
+    eventually("the problem", || async { has_problem(&one, words) }).await;
+    lead_out_of(&one, Some("up0"));
+    eventually("no problem", || async { !has_problem(&one, words) }).await;
+    assert!(!one.shared.ending.again.is_cancelled());
+
+    lead_out_of(&one, Some("br0"));
+    eventually("the agent starts anew", || async { one.shared.ending.again.is_cancelled() }).await;
+    let reason = one.shared.ending.reason();
+    assert_eq!(reason.as_deref(), Some("the default route leads out of br0 instead of up0"));
+    one.paper.reads.close(false);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_default_route_that_leaves_a_given_uplink_is_told() {
+    let world = World::new().await;
+    let one = start(&world).await;
+    lead_out_of(&one, Some("br0"));
+    let words = "leads out of br0 now";
+    eventually("the problem", || async { has_problem(&one, words) }).await;
+    lead_out_of(&one, Some("up0"));
+    eventually("no problem", || async { !has_problem(&one, words) }).await;
+    assert!(!one.shared.ending.again.is_cancelled());
+    one.paper.reads.close(false);
+}
+
+/// `run` is refused where the host has a route into the subnet. A route that comes later is not
+/// hidden by that of a network that is in use.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_gives_way_to_a_route_that_comes_later() {
+    let world = World::new().await;
+    let one = start(&world).await;
+    one.network("blue").await.unwrap();
+    one.run("web", "blue").await.unwrap();
+    let is_routed = |what: &'static str, wanted: bool| {
+        one.eventually(what, move |state| state.routed.contains_key(&VNI) == wanted)
+    };
+    is_routed("the gateway's route", true).await;
+    let add = |to: &str| {
+        one.paper.state().routes.push(to.parse().unwrap());
+        tell_route(&one, to);
+    };
+    let remove = |to: &str| {
+        let gone: IpNetwork = to.parse().unwrap();
+        one.paper.state().routes.retain(|route| *route != gone);
+        tell_route(&one, to);
+    };
+    for wide in ["10.0.0.0/16", "10.0.1.0/24"] {
+        add(wide);
+        is_routed("no gateway's route", false).await;
+        let line = format!("network 'blue': gateway: this host has a route to {wide} by up0");
+        eventually("the problem", || async { has_problem(&one, &line) }).await;
+        remove(wide);
+        is_routed("the gateway's route again", true).await;
+        eventually("no problem", || async { !has_problem(&one, "has a route to") }).await;
+    }
+    // The kernel prefers this one for a part of the subnet.
+    add("10.0.1.128/25");
+    let words = "network 'blue': this host has a route to 10.0.1.128/25 by up0";
+    eventually("the problem", || async { has_problem(&one, words) }).await;
+    assert!(one.paper.state().routed.contains_key(&VNI));
+    // Its interface is down: the kernel says nothing of the route.
+    one.paper.state().routes.pop();
+    one.paper.tell(HostEvent::Device(7));
+    eventually("no problem", || async { !has_problem(&one, words) }).await;
+    one.paper.reads.close(false);
+}
+
+/// The record of a node has room for 64 subnets. The agent itself goes around all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subnets_beyond_those_of_the_record_are_told() {
+    let world = World::new().await;
+    let one = start(&world).await;
+    one.network("blue").await.unwrap();
+    one.run("web", "blue").await.unwrap();
+    let is_routed = |what: &'static str, wanted: bool| {
+        one.eventually(what, move |state| state.routed.contains_key(&VNI) == wanted)
+    };
+    is_routed("the gateway's route", true).await;
+    let connect = |number: u8| {
+        let subnets = (0..number).map(|n| format!("10.0.{n}.0/26").parse().unwrap());
+        // The record has no room for the one that overlaps the subnet of the network.
+        one.paper.state().facts.prefixes = subnets.rev().collect();
+        one.paper.tell(HostEvent::Address);
+    };
+    connect(66);
+    eventually("the problem", || async { has_problem(&one, "connected to 66 subnets") }).await;
+    eventually("the record", || async {
+        let view = stored(&world).await;
+        view.nodes.get(&name("host1")).is_some_and(|node| node.record.prefixes.len() == 64)
+    })
+    .await;
+    is_routed("no gateway's route", false).await;
+    connect(0);
+    eventually("no problem", || async { !has_problem(&one, "connected to") }).await;
+    is_routed("the gateway's route again", true).await;
+    one.paper.reads.close(false);
+}
