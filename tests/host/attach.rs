@@ -195,8 +195,8 @@ fn what_differs_is_corrected_and_the_pair_is_kept() {
     });
 }
 
-/// What was wrong in the sandbox is named. The route of a subnet, which the kernel does not restore,
-/// is made again before the routes whose gateways are in the subnet.
+/// What was wrong in the sandbox is named. The route of a subnet, which the kernel does not
+/// restore, is made again before the routes whose gateways are in the subnet.
 #[test]
 #[ignore = "needs root"]
 fn what_was_wrong_in_the_sandbox_is_named() {
@@ -245,7 +245,8 @@ fn what_was_wrong_in_the_sandbox_is_named() {
     });
 }
 
-/// One socket in the host's namespace hears what happens in a sandbox, and does not keep it alive.
+/// One netlink socket in the host's namespace receives a sandbox's events. It does not keep the
+/// sandbox alive.
 #[test]
 #[ignore = "needs root"]
 fn changes_in_a_sandbox_are_heard_from_outside() {

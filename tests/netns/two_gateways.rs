@@ -60,9 +60,9 @@ fn an_attached_namespace_answers_by_the_network() {
     assert_eq!(state(), before);
 }
 
-/// A namespace is attached to two networks, and each publishes a port. One of them has the default
-/// route, or neither, as the namespace has its own: clients get their answers by the network that they
-/// came by. Its own connections leave by the default route.
+/// A namespace is attached to two networks, and each publishes a port. The default route leads
+/// through one of the networks or neither. The answer to a client leaves through the network in
+/// which its request came. The namespace's own connections leave by the default route.
 #[test]
 #[ignore = "needs root"]
 fn ports_are_published_through_two_networks() {

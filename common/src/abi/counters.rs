@@ -89,8 +89,9 @@ coded! {
         ArpReply = 4 => "arp_reply",
         /// Neighbour solicitation answered from the neighbour map.
         NdReply = 5 => "nd_reply",
-        /// Announcement or probe of the endpoint's own address, or an IGMP or MLD report, which no
-        /// receiver needs; or an ARP reply to this host, from which the sender's MAC was learned.
+        /// The frame is not forwarded, because no receiver needs it: an announcement or probe of
+        /// the endpoint's own address, or an IGMP or MLD report without a querier. Also an ARP
+        /// reply to this host, after its MAC was learned.
         Absorb = 6 => "absorb",
         /// Handed to the host's own stack.
         ToHost = 7 => "to_host",

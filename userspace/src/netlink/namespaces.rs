@@ -1,8 +1,8 @@
 //! Changes in the namespaces of containers.
 //!
-//! One socket hears of all namespaces that have a number in its own (`NETLINK_LISTEN_ALL_NSID`,
-//! netlink(7)), as that of the other end of each device pair has. A socket inside a namespace would
-//! keep the namespace alive when its user removes it.
+//! One socket receives the events of each namespace that has a number (nsid) in the socket's
+//! namespace (`NETLINK_LISTEN_ALL_NSID`, netlink(7)). The other end of a device pair always has
+//! one. A socket inside a namespace would keep the namespace alive when its user removes it.
 
 use std::{
     io::{self, IoSliceMut},

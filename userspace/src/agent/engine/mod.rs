@@ -81,7 +81,7 @@ pub(crate) struct Engine {
     reading: Option<Reading>,
     /// The first list of the store is in the view.
     listed: bool,
-    /// The last list of the store, until its contents are in the kernel.
+    /// The newest list of the store. `None` when its contents are in the kernel.
     list: Option<Listed>,
     /// Memory is to be given back to the kernel.
     trim: bool,
@@ -119,7 +119,8 @@ pub(crate) struct Engine {
     uplinks_stale: bool,
     /// Events of the host were lost.
     events_lost: bool,
-    /// Map entries that other programs had changed, and that are told when they are put right.
+    /// Map entries that other programs have changed. They are logged and counted when they are
+    /// restored.
     found: Found,
     /// Devices of Culvert that were changed.
     devices_stale: BTreeSet<u32>,
