@@ -195,8 +195,8 @@ fn what_differs_is_corrected_and_the_pair_is_kept() {
     });
 }
 
-/// What was wrong in the sandbox is named. The route of a subnet, which the kernel does not
-/// restore, is made again before the routes whose gateways are in the subnet.
+/// What was wrong in the sandbox is named. The route of a subnet, which the kernel does not restore,
+/// is made again before the routes whose gateways are in the subnet.
 #[test]
 #[ignore = "needs root"]
 fn what_was_wrong_in_the_sandbox_is_named() {

@@ -409,7 +409,7 @@ fn published_ports_serve_a_second_network_card() {
     assert!(told.is_some_and(|line| line.starts_with("warning")), "{text}");
     assert!(text.contains(&format!("tbf on {side} limits nothing")), "{text}");
 
-    // The interface is named as well to those who publish a port, and to those who look.
+    // `culvert run -p`, `status`, `ps` and `ports ls` name the interface as well.
     wait_until(SOON, "the status to name the tunnel", || {
         host.json(&["status"])["datapath"]["unserved_links"] == serde_json::json!(["tun9"])
     });

@@ -260,7 +260,7 @@ coded! {
         NeighbourLimited = 217 => "neighbour_limited",
         /// A flow that was ended because the host has lost its source address.
         SourceLost = 218 => "source_lost",
-        /// An IGMP or MLD report in a network in which nobody asks for the members of groups.
+        /// An IGMP or MLD report in a network without a querier.
         ReportAbsorbed = 219 => "report_absorbed",
     }
 }

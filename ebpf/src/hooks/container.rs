@@ -178,8 +178,8 @@ fn tunnel<'a>(sender: &Sender<'a>) -> Tunnel<'a> {
     Tunnel { ctx: sender.ctx, vni: sender.ep.vni, flags: sender.net.flags }
 }
 
-/// Floods, within the endpoint's rate limit. A report of the groups that it belongs to goes to who
-/// asks for reports.
+/// Floods, within the endpoint's rate limit. An IGMP or MLD report goes only to the queriers of the
+/// network.
 #[inline(always)]
 fn flood_limited(sender: &Sender<'_>, inner: &Inner) -> Outcome {
     let &Sender { ctx, ifindex, ep, net } = sender;

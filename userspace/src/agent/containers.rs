@@ -346,7 +346,7 @@ impl Record {
     }
 
     /// Whether the container is to be removed: its command has ended, or was lost in a reboot, and
-    /// nobody reports the end.
+    /// no supervisor is there to report the end.
     pub(crate) fn abandoned(&self) -> bool {
         let lost = || match self.process {
             Some(process) => !process.lives(),
@@ -358,8 +358,8 @@ impl Record {
     /// Whether the last end of the command was not reported: it may run without the agent's
     /// knowledge.
     ///
-    /// After a report of the last end it runs only if an agent has started it again in another boot.
-    /// The supervisor that has reported may live on, as long as somebody writes to the log.
+    /// After a report of the last end it runs only if an agent has started it again in another
+    /// boot. The supervisor that has reported may live on, as long as a process writes to the log.
     pub(crate) fn unreported(&self) -> bool {
         let again = !self.restart.is_no() && is_past(self.boot);
         self.exit_code.is_none() || self.waiting || again

@@ -66,8 +66,8 @@ impl Default for Flows {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct List {
     sources: BTreeSet<Ipv4Network>,
-    /// Sources of the file for which the map of the programs has no room. These sources deny
-    /// nobody, and stay in the file.
+    /// Sources of the file for which the map of the programs has no room. They stay in the file,
+    /// and are not denied.
     beyond: BTreeSet<Ipv4Network>,
     /// Lines of the file that this version cannot read. These lines stay in the file.
     strange: Vec<String>,

@@ -85,8 +85,7 @@ impl Unfinished {
         self.write(name, None)
     }
 
-    /// Notes that the sandbox `name` is `namespace`: it is going to have its path, or to be
-    /// removed.
+    /// Notes that the sandbox `name` is `namespace`: it is going to have its path, or to be removed.
     ///
     /// # Errors
     ///

@@ -264,7 +264,7 @@ impl Datapath {
         attachment: Attachment,
         ifindex: u32,
     ) -> Result<bool, DatapathError> {
-        // Who needs both locks takes them in this order.
+        // Code that needs both locks takes them in this order.
         let ebpf = self.ebpf();
         let held = self.held();
         let Some(link) = held.get(&(attachment, ifindex)) else { return Ok(false) };

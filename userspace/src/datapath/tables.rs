@@ -206,7 +206,7 @@ pub struct Tables {
     pub learned: KernelTable<FdbLearned>,
     /// (VNI, IP) → MAC.
     pub neighbours: KernelTable<Neighbours>,
-    /// (VNI, IP) → MAC, heard by the programs.
+    /// (VNI, IP) → MAC, learned from ARP by the programs.
     pub heard: KernelTable<WithSeal<NeighKey, HeardEntry>>,
     /// Set of (VNI, VTEP): the VTEPs that may send frames of a VNI.
     pub vteps: KernelTable<Vteps>,

@@ -172,7 +172,7 @@ impl State {
         self.by_id.insert(id, address);
     }
 
-    /// The entries of the map, thousands of them in a system call: who asks for a number waits
+    /// The entries of the map, thousands of them in a system call: callers that need a number wait
     /// meanwhile.
     fn read(&self) -> Result<BTreeMap<MappedAddr, SealedU32>, MapError> {
         let most = self.fd.info()?.max_entries();

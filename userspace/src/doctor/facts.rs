@@ -298,8 +298,8 @@ fn firewalls(root: &Path) -> Vec<&'static str> {
         .collect()
 }
 
-/// Numbers of IPv4 and IPv6 neighbours that do not count towards the limit: the permanent ones of
-/// the host, whoever has entered them, and the gateway of each container.
+/// Numbers of IPv4 and IPv6 neighbours that do not count towards the limit: all permanent ones of
+/// the host, also those of other programs, and the gateway of each container.
 fn exempt(containers: usize, neighbours: &[Neighbour]) -> [u64; 2] {
     let permanent = |is_ipv4: bool| {
         let of_family = neighbours.iter().filter(|neighbour| neighbour.ip.is_ipv4() == is_ipv4);

@@ -72,7 +72,7 @@ pub struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// The change. `None`: it takes nothing from anybody.
+    /// The change. `None`: the message takes nothing from an interface.
     pub fn change(&self) -> Option<Change> {
         match NetlinkMessage::<RouteNetlinkMessage>::deserialize(self.bytes) {
             Ok(message) => match message.payload {
@@ -84,8 +84,8 @@ impl Message<'_> {
     }
 }
 
-/// A socket that hears of changes of interfaces, addresses, routes and rules in all namespaces that
-/// have a number in its own.
+/// A socket that receives the changes of interfaces, addresses, routes and rules in all namespaces
+/// that have a number (nsid) in the socket's namespace.
 #[derive(Debug)]
 pub struct NamespaceMonitor {
     socket: AsyncFd<Socket>,
@@ -93,7 +93,8 @@ pub struct NamespaceMonitor {
 
 impl Netlink {
     /// Opens a [`NamespaceMonitor`]. Changes from before the call are not reported. Must be called
-    /// within a tokio runtime. Without `CAP_NET_BROADCAST` it hears of its own namespace only.
+    /// within a tokio runtime. Without `CAP_NET_BROADCAST` the socket receives only the changes in
+    /// its own namespace.
     ///
     /// # Errors
     /// No socket can be opened.

@@ -64,7 +64,7 @@ impl PlugSpec {
             Change::Link(link) => link.index == ifindex && !self.is_as_wanted(link),
             Change::LinkGone(index) => *index == ifindex,
             Change::AddressGone(index, address) => *index == ifindex && self.has_address(*address),
-            // Who takes the default route over gets it. The endpoint then needs rules.
+            // Another program may have replaced the default route. The endpoint then needs rules.
             Change::Route(route) => self.has_route(ifindex, route) && !self.is_own(ifindex, route),
             Change::RouteGone(route) => self.has_route(ifindex, route),
             Change::RuleGone(rule) => self.sources().any(|source| source == rule.source),
@@ -82,14 +82,14 @@ impl PlugSpec {
             || self.additional.contains(&address)
     }
 
-    /// Whether the endpoint wants a route to this destination in this table.
+    /// Whether the endpoint is to have a route to this destination in this table.
     fn has_route(&self, ifindex: u32, route: &Route) -> bool {
         route.table == source_table(ifindex)
             || (route.is_main()
                 && self.all_routes().any(|(to, _)| subnet_of(to) == subnet_of(route.destination)))
     }
 
-    /// Whether the route is as the endpoint wants it.
+    /// Whether the route is one of the endpoint's own.
     fn is_own(&self, ifindex: u32, route: &Route) -> bool {
         let is_wanted = |(to, gateway): (IpNetwork, Option<IpAddr>)| {
             subnet_of(to) == subnet_of(route.destination) && gateway == route.gateway

@@ -128,8 +128,9 @@ impl Agent {
         Ok(())
     }
 
-    /// Removes the endpoint of a failed attempt if it exists, makes sure that it does not come true
-    /// later, and removes the sandbox that was made for it, if it is noted as unfinished.
+    /// Removes the endpoint of a failed attempt if it exists, makes sure that the store does not
+    /// apply the commit later, and removes the sandbox that was made for the attempt, if it is
+    /// noted as unfinished.
     async fn take_back(&self, attempt: &Attempt) -> Result<(), ApiError> {
         let Attempt { endpoint, network, container, owned, .. } = attempt;
         self.fence(network, endpoint).await?;

@@ -65,7 +65,7 @@ fn row(shared: &Shared, record: &Record) -> ContainerRow {
 }
 
 /// Notes the interfaces through which clients do not reach published ports. The interfaces are read
-/// once, and only if somebody publishes a port.
+/// once, and only if a container publishes a port.
 fn mark_unserved(shared: &Shared, rows: &mut [ContainerRow]) {
     let networks = rows.iter_mut().flat_map(|row| row.networks.iter_mut());
     let mut published = networks.filter(|network| has_clients(network)).peekable();

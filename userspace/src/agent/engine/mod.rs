@@ -203,7 +203,7 @@ impl Engine {
                     Some(event) => self.host_event(event),
                     None => more_events = false,
                 },
-                // Before the work: a device pair that is plugged again tells nobody what was wrong.
+                // Before the work: plugging a device pair again removes what was wrong with it.
                 () = wait_until(self.underlay_stale) => self.host_changed().await,
                 () = wait_until(self.looks.next()) => self.look_inside().await,
                 () = std::future::ready(()), if self.informed && !self.work.is_empty() => {
@@ -503,7 +503,7 @@ impl Engine {
     /// Takes over the contents of the maps that were read, and marks every network. `false`: the
     /// maps cannot be read.
     fn adopt_maps(&mut self, Read { observed, audit }: Read) -> bool {
-        // These have been put back by who has found them.
+        // The pass that has found these entries has restored them already.
         self.shared.shown.repairs.note_entries(&audit.found);
         self.shared.shown.problems.set_list("audit/", audit.problems);
         let line = observed.as_ref().err().map(|error| format!("maps cannot be read: {error}"));

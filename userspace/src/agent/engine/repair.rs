@@ -92,7 +92,7 @@ impl Engine {
     pub(super) async fn look_inside(&mut self) {
         let due = self.looks.take(Instant::now(), self.periods.retry);
         if self.informed {
-            // A pair that is plugged again tells nobody what was wrong with its host side.
+            // Before the pairs are plugged again, which removes what was wrong with a host side.
             self.check_devices().await;
         }
         let here = due.into_iter().filter(|id| self.local.contains_key(id));

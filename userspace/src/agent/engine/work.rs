@@ -104,7 +104,7 @@ impl Engine {
     async fn plug_into(&self, endpoint: &LocalEndpoint) -> Result<Plugged, PlugError> {
         let platform = &self.shared.platform;
         if self.shared.requests.attempts.is_failed(&endpoint.id) {
-            // Its sandbox was removed. A new one would be nobody's.
+            // Its sandbox was removed. A new one would belong to no container.
             return Err(PlugError::Absent(format!(
                 "container '{}': an attempt that has failed: it is taken back when the store answers",
                 endpoint.container

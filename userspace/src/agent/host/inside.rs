@@ -12,17 +12,17 @@ use crate::{
     sandbox::{Inside, PlugSpec},
 };
 
-/// The watched interfaces, and the socket that hears of their changes.
+/// The watched interfaces, and the socket that receives their changes.
 pub(super) struct Insides {
     monitor: NamespaceMonitor,
     state: Mutex<State>,
 }
 
-/// The interfaces, and what was heard of them.
+/// The interfaces, and the changes that were received.
 #[derive(Debug, Default)]
 struct State {
     watched: Watched,
-    /// Endpoints from which something may have been taken, until they are told.
+    /// Endpoints from which something may have been taken, until the engine takes them.
     harmed: BTreeSet<String>,
     /// The socket cannot be read.
     is_deaf: bool,
@@ -135,8 +135,8 @@ struct Watch {
 }
 
 impl Watched {
-    /// Notes what is to be plugged. With another namespace or another specification, nothing that
-    /// differs is anybody's change.
+    /// Notes what is to be plugged. With another namespace or another specification, no difference
+    /// counts as a change by another program.
     fn begin(&mut self, id: &str, netns: NetnsId, spec: &PlugSpec) {
         let is_same = |watch: &Watch| watch.netns == netns && watch.spec == *spec;
         if self.by_id.get(id).is_some_and(is_same) {
@@ -181,8 +181,9 @@ impl Watched {
         (!found.is_empty()).then(|| format!("{} {}", watch.spec.ifname, found.join(", ")))
     }
 
-    /// Forgets an endpoint whose interface is being removed. What the other endpoints in the namespace
-    /// then lack, such as a default route that they take over, is nobody's change.
+    /// Forgets an endpoint whose interface is being removed. What the other endpoints in the
+    /// namespace then lack, such as a default route that they take over, does not count as a change
+    /// by another program.
     fn remove(&mut self, id: &str) {
         let inside = self.by_id.get(id).and_then(|watch| watch.inside);
         let siblings = inside.and_then(|inside| self.by_namespace.get(&inside.namespace));

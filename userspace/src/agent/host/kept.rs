@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(found.lines(), [(3, line.to_owned())]);
     }
 
-    /// A repair that nobody made necessary would be told as one.
+    /// Otherwise the agent would report a repair of its own write.
     #[test]
     fn what_the_agent_writes_is_no_change_by_others() {
         let (table, kept, mut found) = (Memory::new(&[]), kept(), Found::default());

@@ -17,9 +17,9 @@ use crate::{
 /// Whose the neighbour entry of a next hop is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hop {
-    /// The agent's, which has told the kernel to keep it resolved.
+    /// The agent's: the kernel keeps it resolved (`NTF_EXT_MANAGED`).
     Managed,
-    /// The administrator's, who has entered the MAC for good. It is used, and left alone.
+    /// The administrator's: a permanent entry. It is used, and left alone.
     Permanent,
 }
 

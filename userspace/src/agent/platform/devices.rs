@@ -25,8 +25,8 @@ pub(crate) trait Devices: Send + Sync + 'static {
     async fn plugged(&self) -> Result<BTreeMap<String, u32>, PlugError>;
 
     /// Makes the device pair of an endpoint with its addresses and routes, and attaches the
-    /// program. Idempotent. From then on [`HostEvent::Sandbox`](super::HostEvent::Sandbox) tells of
-    /// changes of the interface in the sandbox.
+    /// program. Idempotent. From then on each change of the interface in the sandbox is an event
+    /// [`HostEvent::Sandbox`](super::HostEvent::Sandbox).
     async fn plug(&self, endpoint: &LocalEndpoint) -> Result<Plugged, PlugError>;
 
     /// Removes the device pair of an endpoint, and detaches the program from `ifindex`.
@@ -37,7 +37,7 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// sandbox is gone, or another one is at its path.
     async fn forget_rules(&self, sandbox: &SandboxRef) -> Result<(), PlugError>;
 
-    /// Tells containers the MACs of addresses. Each is told what concerns it, once.
+    /// Announces the MACs of addresses to containers, each announcement once, at its interface.
     async fn announce(&self, announcements: Vec<Announcement>) -> Result<(), PlugError>;
 
     /// Detaches the programs from the host sides of all containers and from all gateway devices

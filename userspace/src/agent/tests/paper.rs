@@ -66,9 +66,9 @@ pub(super) struct State {
     pub(super) foreign: BTreeSet<PathBuf>,
     pub(super) learned: BTreeMap<FdbKey, LearnedEntry>,
     pub(super) heard: BTreeMap<NeighKey, HeardEntry>,
-    /// Containers cannot be told anything.
+    /// Announcements to containers fail.
     pub(super) mute: bool,
-    /// What containers were told.
+    /// Announcements that were sent to containers.
     pub(super) announced: Vec<Announcement>,
     /// The last wanted state of each endpoint that was plugged.
     pub(super) wanted: BTreeMap<String, LocalEndpoint>,

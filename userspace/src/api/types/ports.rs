@@ -32,7 +32,7 @@ pub struct PublishedRow {
     pub network: String,
     /// The port in the form of `ps`: `0.0.0.0:8080->80/tcp`.
     pub port: String,
-    /// Addresses and prefixes of clients that may use it. Empty: everybody.
+    /// Addresses and prefixes of clients that may use it. Empty: all clients.
     #[serde(default)]
     pub from: Vec<String>,
 }

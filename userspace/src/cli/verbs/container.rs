@@ -65,8 +65,8 @@ fn status(row: &ContainerRow) -> String {
     }
 }
 
-/// Published ports, each with the clients that may use it unless everybody may, and with the
-/// interfaces through which they do not reach it.
+/// Published ports, each with the clients that may use it, unless all may, and with the interfaces
+/// through which clients do not reach it.
 fn ports(network: &ContainerNetwork) -> impl Iterator<Item = String> {
     let from = match network.from.as_slice() {
         [] => String::new(),
@@ -161,7 +161,7 @@ pub(crate) async fn attach(
 pub(super) const FROM_UNKNOWN: &str =
     "--from: the agent is of an earlier version and does not know it: restart it with this one";
 
-/// Whether a container has published ports in the network that everybody may use.
+/// Whether a container has published ports in the network that all clients may use.
 pub(super) fn open_to_all(row: &ContainerRow, network: &str) -> bool {
     let mut networks = row.networks.iter().filter(|has| has.name == network);
     networks.any(|network| !network.ports.is_empty() && network.from.is_empty())
