@@ -309,7 +309,8 @@ fn exempt(containers: usize, neighbours: &[Neighbour]) -> [u64; 2] {
 }
 
 /// The kernel's tables of neighbours on the host with the root directory `root`. The kernel's
-/// numbers of entries include those that are `exempt` from the limit (IPv4, IPv6).
+/// numbers of entries include those that are `exempt` from the limit (IPv4, IPv6). Read from text:
+/// rtnetlink has no request for these tables (RTM_GETNEIGHTBL).
 fn neighbour_tables(root: &Path, [ipv4, ipv6]: [u64; 2]) -> Vec<NeighbourTable> {
     [("ipv4", "arp_cache", ipv4), ("ipv6", "ndisc_cache", ipv6)]
         .into_iter()

@@ -122,11 +122,17 @@ impl Up {
     }
 }
 
+/// The fields of process `pid` in proc_pid_stat(5) from field 3, its state. Read by hand: xtask
+/// cannot use the reader of `culvert`, because it installs what `culvert` needs to be built.
+fn fields_of(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Field 2, the program's name, is in parentheses and may hold spaces.
+    Some(stat.rsplit_once(')')?.1.trim_start().to_owned())
+}
+
 /// Start time of process `pid`, field 22 of proc_pid_stat(5).
 fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The program's name is in parentheses and may hold spaces.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    fields_of(pid)?.split_whitespace().nth(19)?.parse().ok()
 }
 
 fn plans(hosts: u8) -> Vec<HostPlan> {
@@ -196,10 +202,9 @@ pub(crate) fn down() -> Result<()> {
     Ok(())
 }
 
-/// Whether process `pid` is a zombie.
+/// Whether process `pid` is a zombie, or gone.
 fn ended(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
+    fields_of(pid).is_none_or(|fields| fields.starts_with('Z'))
 }
 
 fn wait_regardless(deadline: Duration, done: impl Fn() -> Result<Option<()>>) -> Result<()> {
