@@ -249,7 +249,7 @@ fn what_was_wrong_in_the_sandbox_is_named() {
 /// sandbox alive.
 #[test]
 #[ignore = "needs root"]
-fn changes_in_a_sandbox_are_heard_from_outside() {
+fn the_events_of_a_sandbox_are_received_in_the_hosts_namespace() {
     block_on(async {
         let setup = Setup::new();
         let monitor = setup.netlink.monitor_namespaces().unwrap();

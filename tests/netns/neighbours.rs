@@ -195,8 +195,8 @@ fn a_container_reaches_a_service() {
     let host = world.host();
     let (iptables, docker) = docker_on(host);
     let (name, ip) = world.run("bridge", &[]);
-    let outside = &world.outside.host;
-    let far = culvert_tests::outside::Outside::IP;
+    let external = &world.external.host;
+    let far = culvert_tests::external::External::IP;
     for (service, proto, to) in [
         ("10.96.0.10", "tcp", "172.17.0.2:80".to_owned()),
         ("10.96.0.10", "udp", "172.17.0.2:80".to_owned()),
@@ -212,7 +212,7 @@ fn a_container_reaches_a_service() {
     host.netns.run(&format!("{iptables} -w -t nat -A POSTROUTING -s {ip} -o up0 -j MASQUERADE"));
     let near = echoes(docker.path(), 80);
     let own = echo(host.netns.path(), "tcp", 6443);
-    let remote = echo(outside.path(), "tcp", 80);
+    let remote = echo(external.path(), "tcp", 80);
     let at = |service: &str, proto: &str, len| {
         exchange_at(&container(&name), proto, service.parse().unwrap(), 443, len)
     };
@@ -260,8 +260,8 @@ impl Speaker {
 /// first packets. Netfilter must keep the source ports of `other`.
 fn check_same_ports(world: &World, other: &Netns) {
     let host = world.host();
-    let far = SocketAddrV4::new(culvert_tests::outside::Outside::IP, 7);
-    let servers = echoes(world.outside.host.path(), 7);
+    let far = SocketAddrV4::new(culvert_tests::external::External::IP, 7);
+    let servers = echoes(world.external.host.path(), 7);
     let (name, _) = world.run("bridge", &[]);
     let own = container(&name);
     // The agent finds netfilter's conntrack after its first connection.
@@ -389,7 +389,7 @@ fn published_ports_serve_a_second_network_card() {
         assert!(clients.iter().all(|client| client == "10.77.0.2"), "{clients:?}");
     }
     // The clients on the uplink are still served.
-    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10), "ok 10");
+    assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), 8080, 10), "ok 10");
 
     // A source that the host does not reach through this card is not served.
     lan.run("ip addr add 198.51.100.200/32 dev lo; ip route replace default via 10.77.0.1 src 198.51.100.200");

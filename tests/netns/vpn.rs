@@ -12,8 +12,8 @@ use std::{
 
 use culvert_tests::{
     cluster::SOON,
+    external::External,
     netns::{Netns, wait_until},
-    outside::Outside,
     sock::{self, container},
     tun::Tunnel,
 };
@@ -99,9 +99,9 @@ fn a_vpn_that_covers_everything_takes_the_way_out() {
     let (_peer, _tunnel) = connect_vpn(&world);
     let (name, _) = world.run("bridge", &["-p", "8080:80"]);
     let _server = echo(&container(&name), "tcp", 80);
-    let beyond = echo(world.outside.host.path(), "tcp", 90);
-    let out = || exchange_at(&container(&name), "tcp", Outside::IP, 90, 10);
-    let into = || exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10);
+    let beyond = echo(world.external.host.path(), "tcp", 90);
+    let out = || exchange_at(&container(&name), "tcp", External::IP, 90, 10);
+    let into = || exchange(&world.external.host, "tcp", host.vtep(), 8080, 10);
     assert_eq!((out(), into()), ("ok 10".to_owned(), "ok 10".to_owned()));
     beyond.take_clients();
 

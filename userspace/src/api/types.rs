@@ -18,7 +18,7 @@ pub use self::{
     life::{ContainerState, Rerun, Supervised},
     nat::{ConntrackStatus, FlowProtocol, NatQuery, NatRow},
     node::NodeRow,
-    ports::{Allowed, PublishedPorts, PublishedRow, Sources, is_outside},
+    ports::{Allowed, PublishedPorts, PublishedRow, Sources, may_have_clients},
 };
 use crate::{
     choice::Uplink,

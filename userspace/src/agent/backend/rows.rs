@@ -7,7 +7,7 @@ use crate::{
         etc,
         shared::Shared,
     },
-    api::types::{ContainerNetwork, ContainerRow, is_outside},
+    api::types::{ContainerNetwork, ContainerRow, may_have_clients},
     model::{Endpoint, Name, View, spell_source},
 };
 
@@ -80,7 +80,7 @@ fn mark_unserved(shared: &Shared, rows: &mut [ContainerRow]) {
 
 /// Whether other machines can be clients of a port that is published in a network.
 fn has_clients(network: &ContainerNetwork) -> bool {
-    network.ports.iter().any(|port| is_outside(port))
+    network.ports.iter().any(|port| may_have_clients(port))
 }
 
 /// The warning of a new container whose ports are not reached through some interfaces, on one line.

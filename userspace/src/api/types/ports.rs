@@ -19,7 +19,7 @@ pub struct PublishedPorts {
 
 /// Whether other machines can be clients of a port, which has the form of [`PublishedRow::port`]:
 /// one on a loopback address is for the host alone.
-pub fn is_outside(port: &str) -> bool {
+pub fn may_have_clients(port: &str) -> bool {
     !port.starts_with("127.")
 }
 

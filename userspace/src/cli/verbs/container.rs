@@ -6,7 +6,9 @@ use super::each::for_all;
 use crate::{
     api::{
         Backend,
-        types::{ApiError, ContainerCreate, ContainerNetwork, ContainerRow, ErrorKind, is_outside},
+        types::{
+            ApiError, ContainerCreate, ContainerNetwork, ContainerRow, ErrorKind, may_have_clients,
+        },
     },
     cli::{
         args::{AttachArgs, DetachArgs, Format, RmArgs},
@@ -77,7 +79,7 @@ fn ports(network: &ContainerNetwork) -> impl Iterator<Item = String> {
         names => format!(" not through {}", some(names)),
     };
     network.ports.iter().map(move |port| {
-        let unserved = if is_outside(port) { unserved.as_str() } else { "" };
+        let unserved = if may_have_clients(port) { unserved.as_str() } else { "" };
         format!("{port}{from}{unserved}")
     })
 }
