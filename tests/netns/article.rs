@@ -314,8 +314,8 @@ fn overlay_containers_reach_each_other() {
         let vxlan: Value =
             serde_json::from_str(&host.netns.run("ip -s -j link show type vxlan")).unwrap();
         assert_eq!(vxlan.as_array().map(Vec::len), Some(1), "{vxlan}");
-        for way in ["rx", "tx"] {
-            assert_eq!(vxlan[0]["stats64"][way]["packets"], 0, "{vxlan}");
+        for direction in ["rx", "tx"] {
+            assert_eq!(vxlan[0]["stats64"][direction]["packets"], 0, "{vxlan}");
         }
     }
 }

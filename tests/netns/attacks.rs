@@ -114,7 +114,7 @@ fn switching_forwarding_off_is_made_good() {
     let _server = Server::udp(world.external.host.path(), any(53));
     host.netns.run("sysctl -qw net.ipv4.ip_forward=1; sysctl -qw net.ipv4.ip_forward=0");
     let server = SocketAddrV4::new(External::IP, 53);
-    wait_until(Duration::from_secs(5), "the way out", || {
+    wait_until(Duration::from_secs(5), "external access", || {
         sock::udp(&container(&name), server, 0, 1) == "ok 1"
     });
 }

@@ -193,7 +193,7 @@ fn the_gateway_the_host_and_other_networks() {
 /// In a network with `--internal` a container reaches the network and the gateway only.
 #[test]
 #[ignore = "needs root"]
-fn an_internal_network_has_no_way_out() {
+fn an_internal_network_has_no_external_access() {
     let world = World::new(1);
     let host = world.host();
     let server = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
@@ -365,7 +365,7 @@ fn flows_die_with_their_container() {
 /// route is in the first network, and then moves to the network that remains.
 #[test]
 #[ignore = "needs root"]
-fn the_way_out_moves_to_the_network_that_is_left() {
+fn the_default_route_moves_to_the_network_that_is_left() {
     let world = World::new(1);
     let host = world.host();
     host.ok(&["network", "create", "-d", "bridge", "br"]);
@@ -377,7 +377,7 @@ fn the_way_out_moves_to_the_network_that_is_left() {
     assert!(default().contains("via 172.17.0.1 dev eth0"), "{}", default());
     assert_eq!(sock::tcp(&container(&name), external(80), 0, Use::Echo(10)), "ok 10");
     host.ok(&["network", "disconnect", "bridge", &name]);
-    wait_until(SOON, "the other way out", || default().contains("via 172.18.0.1 dev eth1"));
+    wait_until(SOON, "the other default route", || default().contains("via 172.18.0.1 dev eth1"));
     assert_eq!(sock::tcp(&container(&name), external(80), 0, Use::Echo(10)), "ok 10");
     assert_eq!(server.take_clients(), [host.vtep().to_string()]);
 }

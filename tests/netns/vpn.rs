@@ -93,7 +93,7 @@ fn a_vpn_is_the_hosts_alone() {
 /// address leads to the uplink.
 #[test]
 #[ignore = "needs root"]
-fn a_vpn_that_covers_everything_takes_the_way_out() {
+fn a_vpn_that_covers_everything_ends_external_access() {
     let world = World::new(1);
     let host = world.host();
     let (_peer, _tunnel) = connect_vpn(&world);
@@ -108,7 +108,7 @@ fn a_vpn_that_covers_everything_takes_the_way_out() {
     host.netns.run(&format!(
         "ip route add 0.0.0.0/1 via {PEER} dev wg0 && ip route add 128.0.0.0/1 via {PEER} dev wg0"
     ));
-    wait_until(SOON, "the way out to be gone", || out() == "timeout");
+    wait_until(SOON, "external access to end", || out() == "timeout");
     assert!(host.counter("from_container", "not_an_uplink") > 0);
     assert_ne!(into(), "ok 10");
     // A container reaches its gateway, and the host at its address.
@@ -119,7 +119,7 @@ fn a_vpn_that_covers_everything_takes_the_way_out() {
     beyond.take_clients();
     let main = "ip route | sed -n 's/^default.*/& table 77/p' | xargs ip route add";
     host.netns.run(&format!("{main} && ip rule add from 172.17.0.0/16 lookup 77"));
-    wait_until(SOON, "the way out again", || out() == "ok 10");
+    wait_until(SOON, "external access again", || out() == "ok 10");
     assert_eq!(beyond.take_clients(), [host.vtep().to_string()]);
     // An answer of a published port has the address of the host that the client uses.
     host.netns.run(&format!("ip rule add from {} lookup 77", host.vtep()));

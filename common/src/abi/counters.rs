@@ -132,8 +132,9 @@ coded! {
         NoReceiver = 74 => "no_receiver",
         /// The packet is larger than the path MTU.
         PacketTooBig = 75 => "packet_too_big",
-        /// The destination is the endpoint that the frame came from.
-        SamePort = 76 => "same_port",
+        /// The destination is behind the interface that the frame came from. The name in counters
+        /// was given when an interface was called a port.
+        SameInterface = 76 => "same_port",
         /// The FDB names a VTEP that has no entry in `UNDERLAY`.
         NoUnderlayPath = 77 => "no_underlay_path",
         /// The kernel has no MAC for the next hop to the VTEP.

@@ -156,7 +156,7 @@ fn forward(sender: &Sender<'_>, inner: &Inner) -> Outcome {
     let Place { ifindex: local, vtep } = place;
     let outcome = if local != 0 {
         if local == ifindex {
-            return Err(DropReason::SamePort);
+            return Err(DropReason::SameInterface);
         }
         redirect::peer(ctx, local).map(|()| Action::Deliver)
     } else {

@@ -180,13 +180,13 @@ impl Planner {
     fn more(&mut self) {
         let container = From::Container(self.random.container());
         match self.random.below(100) {
-            0..34 => self.way_out(container),
+            0..34 => self.outgoing(container),
             34..48 => self.same_port(),
-            48..70 => self.way_in(From::External, HOST),
-            70..80 => self.way_in(container, HOST),
+            48..70 => self.incoming(From::External, HOST),
+            70..80 => self.incoming(container, HOST),
             80..85 => {
                 let to = self.random.of(&[HOST, Ipv4Addr::LOCALHOST]);
-                self.way_in(From::Host, to);
+                self.incoming(From::Host, to);
             }
             85..95 => self.direct(container),
             _ => {
@@ -207,7 +207,7 @@ impl Planner {
         }
     }
 
-    fn way_out(&mut self, from: From) {
+    fn outgoing(&mut self, from: From) {
         let to_port = self.random.of(&[ECHO, ECHO, ECHO, COUNT, RESET, CLOSED]);
         let udp_port = self.random.of(&[DATAGRAMS, DATAGRAMS, DATAGRAMS, CLOSED]);
         let port = self.maybe_own_port();
@@ -242,7 +242,7 @@ impl Planner {
     }
 
     /// A connection to a published port, or to another port of the host.
-    fn way_in(&mut self, from: From, to: Ipv4Addr) {
+    fn incoming(&mut self, from: From, to: Ipv4Addr) {
         // Each connection has its own source port, because the container may see the client's port.
         let port = self.own_port();
         let choice = self.random.below(PUBLISHED.len() + 1);

@@ -83,12 +83,12 @@ pub async fn free_ifname(sandbox: &Netns, reserved: &[String]) -> Result<String>
 /// The name is taken in the sandbox, the MTU is out of range, or the kernel refuses.
 pub async fn plug(netlink: &Netlink, spec: &PlugSpec, sandbox: &Netns) -> Result<Plugged> {
     let plugged = plug_closed(netlink, spec, sandbox, |_| {}, &mut Vec::new()).await?;
-    let opened = open_port(netlink, &spec.host_ifname).await?;
+    let opened = open_host_side(netlink, &spec.host_ifname).await?;
     Ok(Plugged { changed: plugged.changed || opened, ..plugged })
 }
 
 /// As [`plug`], but a host side that is down stays down: nothing that the sandbox sends leaves it
-/// before [`open_port`]. Before that call the caller attaches the BPF programs.
+/// before [`open_host_side`]. Before that call the caller attaches the BPF programs.
 ///
 /// `watch` is called before the interface in the sandbox is looked at. If `watch` begins to receive
 /// the interface's events, no later change is missed. What was wrong in the sandbox is added to
@@ -235,7 +235,7 @@ async fn rename(inside: &Netlink, peer: &Link, spec: &PlugSpec, sandbox: &Netns)
 ///
 /// # Errors
 /// The interface does not exist, or the kernel refuses.
-pub async fn open_port(netlink: &Netlink, host_ifname: &str) -> Result<bool> {
+pub async fn open_host_side(netlink: &Netlink, host_ifname: &str) -> Result<bool> {
     let host = pending(netlink.link(host_ifname).await?, host_ifname)?;
     if host.up {
         return Ok(false);

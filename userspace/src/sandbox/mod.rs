@@ -29,8 +29,8 @@ pub use assist::{
     keep_lender, keep_room, lender_ifname, open_gro, remove_assistants, room_ifname,
 };
 pub use attach::{
-    Inside, Plugged, alias_of, endpoint_of, free_ifname, host_ifname, keep_quiet, open_port, plug,
-    plug_closed, unplug,
+    Inside, Plugged, alias_of, endpoint_of, free_ifname, host_ifname, keep_quiet, open_host_side,
+    plug, plug_closed, unplug,
 };
 pub use detach::{Life, Surroundings, spawn_detached, supervise_detached};
 pub use error::SandboxError;

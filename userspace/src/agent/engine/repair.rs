@@ -78,7 +78,7 @@ impl Engine {
         if wanted.is_empty() {
             return Ok(());
         }
-        let found = self.shared.platform.ports_differ(&wanted).await?;
+        let found = self.shared.platform.host_sides_differ(&wanted).await?;
         for (ifindex, line) in found {
             if let Some(id) = ids.get(&ifindex) {
                 self.wrong.interfaces.insert(id.clone(), line);
@@ -100,8 +100,14 @@ impl Engine {
     }
 
     /// Counts the repair of a device pair that was plugged again, unless there is a problem left.
-    pub(super) fn note_port(&mut self, id: &str, ifindex: u32, container: &Name, network: &Name) {
-        let problem = self.shared.platform.port_problem(ifindex);
+    pub(super) fn note_host_side(
+        &mut self,
+        id: &str,
+        ifindex: u32,
+        container: &Name,
+        network: &Name,
+    ) {
+        let problem = self.shared.platform.host_side_problem(ifindex);
         if let Some(found) = self.wrong.interfaces.remove(id).filter(|_| problem.is_none()) {
             self.shared.shown.repairs.note("container device", found);
         }
@@ -111,7 +117,7 @@ impl Engine {
     }
 
     /// Forgets what was wrong with a device pair that is removed.
-    pub(super) fn forget_port(&mut self, id: &str) {
+    pub(super) fn forget_host_side(&mut self, id: &str) {
         self.wrong.interfaces.remove(id);
         self.shared.shown.problems.set(&format!("device/{id}"), None);
     }

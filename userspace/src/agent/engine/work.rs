@@ -53,7 +53,7 @@ impl Engine {
         match plugged {
             Ok(Plugged { ifindex, found }) => {
                 self.retries.remove(&id);
-                self.note_port(&id, ifindex, &endpoint.container, &endpoint.network);
+                self.note_host_side(&id, ifindex, &endpoint.container, &endpoint.network);
                 if let Some(found) = found {
                     let line = format!("container '{}': {found}", endpoint.container);
                     self.shared.shown.repairs.note("container interface", line);
@@ -167,7 +167,7 @@ impl Engine {
         match self.shared.platform.unplug(&id, ifindex).await {
             Ok(()) => {
                 self.ifindexes.remove(&id);
-                self.forget_port(&id);
+                self.forget_host_side(&id);
                 self.retries.remove(&id);
                 self.shared.plugs.set(&id, None);
                 self.replug_siblings(&id);

@@ -58,7 +58,7 @@ impl Host {
         self.datapath.attach_container(plugged.ifindex, plugged.kind).map_err(broken)?;
         let port = (spec.host_ifname.as_str(), plugged.ifindex);
         self.assistants.settle(&self.netlink, port, plugged.master).await;
-        sandbox::open_port(&self.netlink, &spec.host_ifname).await.map_err(sandbox_refused)?;
+        sandbox::open_host_side(&self.netlink, &spec.host_ifname).await.map_err(sandbox_refused)?;
         Ok(plugged.ifindex)
     }
 }
@@ -189,14 +189,14 @@ impl Devices for Host {
         Ok(found.map_err(sandbox_refused)?.into_iter().map(line).collect())
     }
 
-    async fn ports_differ(
+    async fn host_sides_differ(
         &self,
-        ports: &BTreeMap<u32, u16>,
+        mtus: &BTreeMap<u32, u16>,
     ) -> Result<BTreeMap<u32, String>, PlugError> {
-        Ok(self.compare_ports(ports).await.map_err(refused)?)
+        Ok(self.compare_host_sides(mtus).await.map_err(refused)?)
     }
 
-    fn port_problem(&self, ifindex: u32) -> Option<String> {
+    fn host_side_problem(&self, ifindex: u32) -> Option<String> {
         self.assistants.problem(ifindex)
     }
 

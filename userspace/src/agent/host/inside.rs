@@ -24,8 +24,8 @@ struct State {
     watched: Watched,
     /// Endpoints from which something may have been taken, until the engine takes them.
     harmed: BTreeSet<String>,
-    /// The socket cannot be read.
-    is_deaf: bool,
+    /// Reading the socket has failed: there are no more events.
+    has_failed: bool,
 }
 
 impl Insides {
@@ -44,11 +44,11 @@ impl Insides {
             if !harmed.is_empty() {
                 return harmed;
             }
-            if self.state().is_deaf {
+            if self.state().has_failed {
                 std::future::pending::<()>().await;
             }
             if let Err(error) = self.monitor.wait(|heard| self.state().hear(heard)).await {
-                self.state().is_deaf = true;
+                self.state().has_failed = true;
                 tracing::error!(
                     "events of network namespaces: {error}: changes in sandboxes are found within a minute"
                 );

@@ -68,16 +68,16 @@ pub(crate) trait Devices: Send + Sync + 'static {
     ) -> Result<BTreeMap<u32, String>, PlugError>;
 
     /// What differs between the host sides of containers' pairs and their wanted state, on one line
-    /// each, by interface index. `ports` has the wanted MTU of each interface, in bytes. Interfaces
+    /// each, by interface index. `mtus` has the wanted MTU of each interface, in bytes. Interfaces
     /// as wanted, and those that are gone, are left out.
-    async fn ports_differ(
+    async fn host_sides_differ(
         &self,
-        ports: &BTreeMap<u32, u16>,
+        mtus: &BTreeMap<u32, u16>,
     ) -> Result<BTreeMap<u32, String>, PlugError>;
 
     /// What is wrong with the host side of a container's pair and could not be put right when it was
     /// last plugged, on one line. The container works nevertheless.
-    fn port_problem(&self, ifindex: u32) -> Option<String>;
+    fn host_side_problem(&self, ifindex: u32) -> Option<String>;
 
     /// Puts pins of maps and programs back that another program has removed or replaced.
     fn repair_pins(&self, check: PinCheck) -> Repaired;

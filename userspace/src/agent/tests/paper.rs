@@ -372,20 +372,20 @@ impl Devices for Paper {
         Ok(BTreeMap::new())
     }
 
-    async fn ports_differ(
+    async fn host_sides_differ(
         &self,
-        ports: &BTreeMap<u32, u16>,
+        mtus: &BTreeMap<u32, u16>,
     ) -> Result<BTreeMap<u32, String>, PlugError> {
         let mut state = self.state();
         state.looks += 1;
         if let Some(error) = &state.refuse_looks {
             return Err(error.clone());
         }
-        let found = ports.keys().filter_map(|ifindex| state.changed.remove_entry(ifindex));
+        let found = mtus.keys().filter_map(|ifindex| state.changed.remove_entry(ifindex));
         Ok(found.collect())
     }
 
-    fn port_problem(&self, ifindex: u32) -> Option<String> {
+    fn host_side_problem(&self, ifindex: u32) -> Option<String> {
         self.state().stuck.get(&ifindex).cloned()
     }
 
