@@ -277,12 +277,12 @@ pub(crate) struct Record {
     /// Its networks as the store last had them, for the time until an agent has read the store.
     /// `None`: not known, as in a record of an earlier version.
     #[serde(default)]
-    pub(crate) known: Option<Known>,
+    pub(crate) known: Option<KnownNetworks>,
 }
 
 /// Mode and networks of a container, as in `ps`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Known {
+pub(crate) struct KnownNetworks {
     /// Mode.
     pub(crate) mode: String,
     /// Networks.
@@ -447,7 +447,7 @@ impl Containers {
     }
 
     /// Notes the networks of a container, if they are others than those in its record.
-    pub(crate) fn note(&mut self, name: &Name, known: Known) -> io::Result<()> {
+    pub(crate) fn note(&mut self, name: &Name, known: KnownNetworks) -> io::Result<()> {
         match self.records.get(name) {
             Some(record) if record.known.as_ref() != Some(&known) => {
                 let record = Record { known: Some(known), ..record.clone() };

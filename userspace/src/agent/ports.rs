@@ -27,7 +27,7 @@ const MOST: usize = 1024;
 const MOST_CLIENTS: usize = 256;
 
 /// A single port of an endpoint, by the endpoint's identifier.
-type Key = (String, PublishedPort);
+type PortKey = (String, PublishedPort);
 
 /// The ports that this agent holds. Ranges are held port by port.
 #[derive(Default)]
@@ -38,11 +38,11 @@ pub(crate) struct Reservations {
 #[derive(Default)]
 struct State {
     /// Ports of endpoints.
-    held: BTreeMap<Key, PortHold>,
+    held: BTreeMap<PortKey, PortHold>,
     /// Ports whose endpoint is being made, with the name of its container.
     pending: BTreeMap<PublishedPort, (Name, PortHold)>,
     /// Ports of endpoints that could not be held, and the reason on one line.
-    failed: BTreeMap<Key, String>,
+    failed: BTreeMap<PortKey, String>,
     /// Ports of endpoints for which no open file was left. They are tried again at the next
     /// [`Reservations::sync`].
     starved: Option<Starved>,
@@ -268,7 +268,7 @@ impl Reservations {
     pub(crate) fn sync(
         &self,
         platform: &dyn Ports,
-        wanted: &BTreeMap<Key, Name>,
+        wanted: &BTreeMap<PortKey, Name>,
         again: bool,
     ) -> BTreeMap<String, String> {
         let refused = self.hold(platform, wanted, again);
@@ -277,7 +277,7 @@ impl Reservations {
         }
         // The holder of a port is found by a search of all processes: requests for other ports and
         // other tasks do not wait for it.
-        let explain = |(key, container, error): (Key, Name, PortError)| {
+        let explain = |(key, container, error): (PortKey, Name, PortError)| {
             let why = refusal(platform, &key.1, &error).message;
             (key, format!("container '{container}': {why}"))
         };
@@ -296,7 +296,7 @@ impl Reservations {
     fn failures(&self) -> BTreeMap<String, String> {
         let state = self.state();
         let line =
-            |((id, port), line): (&Key, &String)| (format!("port/{id}/{port}"), line.clone());
+            |((id, port), line): (&PortKey, &String)| (format!("port/{id}/{port}"), line.clone());
         let starved = state.starved.iter().map(|starved| ("port/files".to_owned(), starved.line()));
         state.failed.iter().map(line).chain(starved).collect()
     }
@@ -306,9 +306,9 @@ impl Reservations {
     fn hold(
         &self,
         platform: &dyn Ports,
-        wanted: &BTreeMap<Key, Name>,
+        wanted: &BTreeMap<PortKey, Name>,
         again: bool,
-    ) -> Vec<(Key, Name, PortError)> {
+    ) -> Vec<(PortKey, Name, PortError)> {
         let mut refused = Vec::new();
         let mut starved: Option<Starved> = None;
         let mut freed = BTreeSet::new();

@@ -15,7 +15,7 @@ use super::{
     Datapath, LINKS, bpffs,
     error::DatapathError,
     found::Changes,
-    links::{self, Attachment, Held, Pinned},
+    links::{self, Attachment, HeldLinks, Pinned},
     loopback_ifindex, pins,
 };
 use crate::netlink::PairKind;
@@ -310,7 +310,7 @@ impl Datapath {
     // A thread that panicked with one of these locks held left a valid value: each changes in one
     // step.
 
-    pub(super) fn held(&self) -> MutexGuard<'_, Held> {
+    pub(super) fn held(&self) -> MutexGuard<'_, HeldLinks> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -31,7 +31,7 @@ pub use invalid::Invalid;
 pub use keys::*;
 pub use name::Name;
 pub use ports::{Exposed, PortRequest, Publish, overlapping};
-pub use record::{Decoded, Record, decode, encode};
+pub use record::{Decoded, StoreRecord, decode, encode};
 pub use resolver::{Domain, HostAddress, HostEntry, NameOptions, ResolverOption};
 pub use restart::{Pauses, RestartPolicy, SETTLED};
 pub use routes::{HostRoute, not_routed, routed};

@@ -296,7 +296,7 @@ fn torn(before: &Tables, after: &Tables, coins: &[bool]) -> Tables {
 /// Asserts that the counts are the numbers of entries in the maps.
 fn assert_counted(reconciler: &Reconciler, maps: &Maps) {
     let held = maps.tables.borrow();
-    let counts = Counts { fdb: held.fdb.len(), neighbours: held.neighbours.len() };
+    let counts = EntryCounts { fdb: held.fdb.len(), neighbours: held.neighbours.len() };
     assert_eq!(reconciler.counts(), counts);
 }
 

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// An attempt to start a supervisor. A supervisor that runs has pauses of its own for its command.
-struct Attempt {
+struct StartAttempt {
     /// Ends when the command runs or could not be started.
     task: JoinHandle<Result<(), String>>,
     /// When it began.
@@ -231,7 +231,7 @@ impl Agent {
     }
 
     /// Starts supervisors for commands that are to run and have none.
-    async fn start_orphaned(&self, attempts: &mut BTreeMap<Name, Attempt>) {
+    async fn start_orphaned(&self, attempts: &mut BTreeMap<Name, StartAttempt>) {
         // 'purge' has it while it removes the containers.
         let Ok(_starting) = self.shared.requests.starting.try_lock() else { return };
         let ready = self.orphans_to_start(attempts).await;
@@ -258,14 +258,14 @@ impl Agent {
                 let _launching = launching;
                 platform.supervise(&launch?).await
             });
-            attempts.insert(name, Attempt { task, began: Instant::now(), pauses, next: None });
+            attempts.insert(name, StartAttempt { task, began: Instant::now(), pauses, next: None });
         }
     }
 
     /// The containers whose supervisor is to be started now, each with its turn.
     async fn orphans_to_start(
         &self,
-        attempts: &mut BTreeMap<Name, Attempt>,
+        attempts: &mut BTreeMap<Name, StartAttempt>,
     ) -> Vec<(OwnedMutexGuard<()>, Record)> {
         let candidates = self.records_with(|record| !record.restart.is_no()).into_iter();
         let orphaned: BTreeSet<Name> =
@@ -299,7 +299,7 @@ impl Agent {
     }
 
     /// Whether an attempt has ended long enough ago.
-    async fn may_try_again(&self, name: &Name, attempt: &mut Attempt) -> bool {
+    async fn may_try_again(&self, name: &Name, attempt: &mut StartAttempt) -> bool {
         if let Some(next) = attempt.next {
             return Instant::now() >= next;
         }

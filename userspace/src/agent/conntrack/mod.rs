@@ -30,7 +30,7 @@ pub(crate) use self::{collector::Summary, expiry::are_one_flow};
 use self::{
     collector::{Collector, Limits},
     expiry::{Criteria, Incarnations},
-    ports::{APART, Ports, Writer},
+    ports::{APART, PortSet, Writer},
 };
 use super::{
     platform::Platform,
@@ -129,7 +129,7 @@ struct Keeper {
     audited: Option<Instant>,
     /// The ports that masquerading leaves to the host's netfilter. `None`: netfilter has not tracked a
     /// connection since the agent has started.
-    left: Option<Ports>,
+    left: Option<PortSet>,
     refused: [Recent; REFUSALS.len()],
 }
 
@@ -190,7 +190,7 @@ impl Keeper {
         let maps = context.platform.as_ref();
         let begins = self.left.is_none() && context.platform.netfilter_is_active();
         if begins {
-            self.left = Some(Ports::left_to_netfilter(context.options.nat_ports));
+            self.left = Some(PortSet::left_to_netfilter(context.options.nat_ports));
         }
         let mut ports = self.left.clone().unwrap_or_default();
         // No socket is bound to the VXLAN port: the programs take its packets.
@@ -208,7 +208,7 @@ impl Keeper {
         let audited = self.audit(context, at);
         let written = self.ports.write(maps.flows(), &ports);
         audited.and(written).map_err(|error| format!("conntrack: {error}"))?;
-        if begins && self.left != Some(Ports::default()) {
+        if begins && self.left != Some(PortSet::default()) {
             tracing::info!(
                 "conntrack: the host's netfilter tracks connections, and may masquerade, too: \
                  new masqueraded flows take ports {} to {}",

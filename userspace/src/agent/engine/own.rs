@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, sync::Arc};
 
 use super::Engine;
-use crate::{agent::platform::Facts, model::Node};
+use crate::{agent::platform::NodeFacts, model::Node};
 
 impl Engine {
     /// Compares the host with this node's record. Changed subnets or a changed MTU are written to
@@ -23,7 +23,7 @@ impl Engine {
         match moved {
             Moved::No => {
                 shared.shown.problems.set("vtep", None);
-                let Facts { prefixes, mtu, .. } = facts;
+                let NodeFacts { prefixes, mtu, .. } = facts;
                 if self.connected != prefixes {
                     // Other networks than before may now overlap a subnet of the host.
                     self.connected.clone_from(&prefixes);
@@ -59,7 +59,7 @@ enum Moved {
 }
 
 /// Checks whether the host has the address `vtep`. `given`: `vtep` is the value of `--vtep-ip`.
-fn moved(facts: &Facts, vtep: Ipv4Addr, given: bool) -> Moved {
+fn moved(facts: &NodeFacts, vtep: Ipv4Addr, given: bool) -> Moved {
     if facts.ips.contains(&vtep) {
         return Moved::No;
     }
@@ -83,10 +83,10 @@ mod tests {
     fn the_next_address_of_the_uplink_is_taken_unless_one_was_given() {
         let vtep = Ipv4Addr::new(192, 0, 2, 1);
         let next = Ipv4Addr::new(192, 0, 2, 9);
-        let facts = |uplink: &[Ipv4Addr], other: &[Ipv4Addr]| Facts {
+        let facts = |uplink: &[Ipv4Addr], other: &[Ipv4Addr]| NodeFacts {
             uplink_ips: uplink.to_vec(),
             ips: uplink.iter().chain(other).copied().collect(),
-            ..Facts::default()
+            ..NodeFacts::default()
         };
         assert_eq!(moved(&facts(&[next, vtep], &[]), vtep, false), Moved::No);
         assert_eq!(moved(&facts(&[next], &[vtep]), vtep, true), Moved::No);

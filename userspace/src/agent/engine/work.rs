@@ -11,7 +11,7 @@ use super::{
 use crate::{
     agent::{
         containers::Origin,
-        platform::{PlugError, Plugged},
+        platform::{PlugError, PluggedPair},
         state::PlugState,
     },
     api::types::ErrorKind,
@@ -51,7 +51,7 @@ impl Engine {
         };
         let problem = format!("endpoint/{id}");
         match plugged {
-            Ok(Plugged { ifindex, found }) => {
+            Ok(PluggedPair { ifindex, found }) => {
                 self.retries.remove(&id);
                 self.note_host_side(&id, ifindex, &endpoint.container, &endpoint.network);
                 if let Some(found) = found {
@@ -101,7 +101,7 @@ impl Engine {
         }
     }
 
-    async fn plug_into(&self, endpoint: &LocalEndpoint) -> Result<Plugged, PlugError> {
+    async fn plug_into(&self, endpoint: &LocalEndpoint) -> Result<PluggedPair, PlugError> {
         let platform = &self.shared.platform;
         if self.shared.requests.attempts.is_failed(&endpoint.id) {
             // Its sandbox was removed. A new one would belong to no container.

@@ -13,7 +13,7 @@ use super::{
     error::{blocking, broken, netns_refused, refused, sandbox_refused},
 };
 use crate::{
-    agent::platform::{Adopted, Devices, Made, PlugError, Plugged, Underlay as _},
+    agent::platform::{Adopted, Devices, Made, PlugError, PluggedPair, Underlay as _},
     api::types::{ApiError, ErrorKind},
     datapath::{self, Datapath, DatapathError, Owner, PinCheck, Repaired},
     model::{self, Name, NetnsId, SandboxRef, validate},
@@ -71,7 +71,7 @@ impl Devices for Host {
         Ok(ours.map(|(id, ifindex)| (id.to_owned(), ifindex)).collect())
     }
 
-    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<Plugged, PlugError> {
+    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<PluggedPair, PlugError> {
         let opened = open_sandbox(endpoint).await;
         let sandbox = opened.inspect_err(|error| {
             if matches!(error, PlugError::Absent(_)) {
@@ -95,7 +95,7 @@ impl Devices for Host {
         let mut found = Vec::new();
         let plugged = self.plug_pair(&spec, &sandbox, &mut found).await;
         let found = self.inside.end(&endpoint.id, found, plugged.is_ok());
-        Ok(Plugged { ifindex: plugged?, found })
+        Ok(PluggedPair { ifindex: plugged?, found })
     }
 
     async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError> {

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     model::NetnsId,
-    netlink::{Change, Heard, NamespaceMonitor, Netlink, NetlinkError},
+    netlink::{Heard, NamespaceChange, NamespaceMonitor, Netlink, NetlinkError},
     sandbox::{Inside, PlugSpec},
 };
 
@@ -114,7 +114,7 @@ impl State {
 /// The watched interfaces.
 #[derive(Debug, Default)]
 struct Watched {
-    by_id: BTreeMap<String, Watch>,
+    by_id: BTreeMap<String, WatchedInterface>,
     /// Endpoints by the number of the sandbox's namespace. The kernel gives the number of a
     /// namespace that has ended to another one, so that an endpoint may have a number that was its
     /// own: at worst it is looked at in vain.
@@ -123,7 +123,7 @@ struct Watched {
 
 /// A watched interface.
 #[derive(Debug)]
-struct Watch {
+struct WatchedInterface {
     netns: NetnsId,
     spec: PlugSpec,
     /// Where the interface is, if that is known.
@@ -138,13 +138,18 @@ impl Watched {
     /// Notes what is to be plugged. With another namespace or another specification, no difference
     /// counts as a change by another program.
     fn begin(&mut self, id: &str, netns: NetnsId, spec: &PlugSpec) {
-        let is_same = |watch: &Watch| watch.netns == netns && watch.spec == *spec;
+        let is_same = |watch: &WatchedInterface| watch.netns == netns && watch.spec == *spec;
         if self.by_id.get(id).is_some_and(is_same) {
             return;
         }
         self.forget(id);
-        let watch =
-            Watch { netns, spec: spec.clone(), inside: None, is_settled: false, found: Vec::new() };
+        let watch = WatchedInterface {
+            netns,
+            spec: spec.clone(),
+            inside: None,
+            is_settled: false,
+            found: Vec::new(),
+        };
         self.by_id.insert(id.to_owned(), watch);
     }
 
@@ -205,7 +210,7 @@ impl Watched {
     fn harmed_by<'a>(
         &'a self,
         ids: &'a BTreeSet<String>,
-        change: &'a Change,
+        change: &'a NamespaceChange,
     ) -> impl Iterator<Item = String> + 'a {
         let is_harmed = move |id: &&String| {
             self.by_id.get(*id).is_some_and(|watch| {
@@ -302,7 +307,7 @@ mod tests {
     fn changes_concern_the_endpoints_of_the_namespace() {
         let mut watched = Watched::default();
         plug(&mut watched, &spec("eth0"), &[], true);
-        let down = Change::Link(Link { index: INSIDE.ifindex, ..Link::default() });
+        let down = NamespaceChange::Link(Link { index: INSIDE.ifindex, ..Link::default() });
         let harmed = |watched: &Watched, namespace: Option<i32>| -> Vec<String> {
             let ids = watched.by_namespace.get(&namespace);
             ids.map(|ids| watched.harmed_by(ids, &down).collect()).unwrap_or_default()

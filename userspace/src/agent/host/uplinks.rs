@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     agent::platform::{
-        ClientLinks, Facts, HostEvent, Paths, PlugError, Remote, Underlay, UplinkCheck,
+        ClientLinks, HostEvent, NodeFacts, Paths, PlugError, Remote, Underlay, UplinkCheck,
     },
     api::types::ApiError,
     choice::{self, Uplink, device::Device},
@@ -155,7 +155,7 @@ impl Underlay for Host {
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError> {
         self.note_addresses().await?;
-        let mut neighbours = underlay::Underlay::read(&self.netlink).await.map_err(refused)?;
+        let mut neighbours = underlay::UnderlayFacts::read(&self.netlink).await.map_err(refused)?;
         let resolved = neighbours.resolve(&self.netlink, &self.uplinks, vteps, used).await;
         let (paths, hops) = resolved.map_err(refused)?;
         // The hops are stored before the calls to the kernel: `event` needs them to recognise the
@@ -230,7 +230,7 @@ impl Underlay for Host {
         Ok(routes.filter(|route| !sandbox::is_gateway_ifname(&route.device)).collect())
     }
 
-    async fn facts(&self) -> Result<Facts, ApiError> {
+    async fn facts(&self) -> Result<NodeFacts, ApiError> {
         facts::read(&self.netlink, &self.uplinks).await.map_err(refused)
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::types::{Adopted, Made, PlugError, Plugged};
+use super::types::{Adopted, Made, PlugError, PluggedPair};
 use crate::{
     api::types::ApiError,
     datapath::{DatapathError, PinCheck, Repaired},
@@ -27,7 +27,7 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// Makes the device pair of an endpoint with its addresses and routes, and attaches the
     /// program. Idempotent. From then on each change of the interface in the sandbox is an event
     /// [`HostEvent::Sandbox`](super::HostEvent::Sandbox).
-    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<Plugged, PlugError>;
+    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<PluggedPair, PlugError>;
 
     /// Removes the device pair of an endpoint, and detaches the program from `ifindex`.
     /// Idempotent.

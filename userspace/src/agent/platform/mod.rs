@@ -19,8 +19,8 @@ pub(crate) use self::{
     maps::{Audit, Maps},
     ports::Ports,
     types::{
-        Adopted, ClientLinks, Facts, FoundSupervisor, Holder, HostEvent, Launch, Made, Paths,
-        PlugError, Plugged, PortError, PortHold, Remote, Wanted,
+        Adopted, ClientLinks, FoundSupervisor, Holder, HostEvent, Launch, Made, NodeFacts, Paths,
+        PlugError, PluggedPair, PortError, PortHold, Remote, Wanted,
     },
     underlay::{Underlay, UplinkCheck},
 };

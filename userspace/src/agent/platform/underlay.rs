@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::types::{ClientLinks, Facts, HostEvent, Paths, PlugError, Remote};
+use super::types::{ClientLinks, HostEvent, NodeFacts, Paths, PlugError, Remote};
 use crate::{
     api::types::ApiError,
     choice::{Uplink, device::Device},
@@ -67,7 +67,7 @@ pub(crate) trait Underlay: Send + Sync + 'static {
     async fn routes(&self) -> Result<Vec<HostRoute>, ApiError>;
 
     /// Addresses and MTU of the host.
-    async fn facts(&self) -> Result<Facts, ApiError>;
+    async fn facts(&self) -> Result<NodeFacts, ApiError>;
 
     /// The name of an interface.
     fn ifname(&self, ifindex: u32) -> String;

@@ -29,8 +29,8 @@ use crate::{
         conntrack::testing::MemoryFlows,
         containers::Process,
         platform::{
-            Adopted, Audit, ClientLinks, Commands, Devices, Facts, FoundSupervisor, Holder,
-            HostEvent, Launch, Made, Maps, Paths, PlugError, Plugged, Remote, Underlay,
+            Adopted, Audit, ClientLinks, Commands, Devices, FoundSupervisor, Holder, HostEvent,
+            Launch, Made, Maps, NodeFacts, Paths, PlugError, PluggedPair, Remote, Underlay,
             UplinkCheck, Wanted,
         },
     },
@@ -92,7 +92,7 @@ pub(super) struct State {
     /// Routes of the host.
     pub(super) routes: Vec<IpNetwork>,
     /// Addresses of the host.
-    pub(super) facts: Facts,
+    pub(super) facts: NodeFacts,
     pub(super) client_links: ClientLinks,
     /// Number of reads of them.
     pub(super) client_links_read: usize,
@@ -168,10 +168,10 @@ impl Paper {
         Arc::new(Self {
             state: Mutex::new(State {
                 next_ifindex: 100,
-                facts: Facts {
+                facts: NodeFacts {
                     ips: (1..=254).map(|last| Ipv4Addr::new(192, 0, 2, last)).collect(),
                     mtu: Some(1500),
-                    ..Facts::default()
+                    ..NodeFacts::default()
                 },
                 resolv_conf: "nameserver 192.0.2.53\n".to_owned(),
                 routes: ["0.0.0.0/0", "10.0.0.0/24"].map(|route| route.parse().unwrap()).into(),
@@ -285,7 +285,7 @@ impl Devices for Paper {
         Ok(self.state().veths.clone())
     }
 
-    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<Plugged, PlugError> {
+    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<PluggedPair, PlugError> {
         tokio::task::block_in_place(|| self.plugging.pass());
         let mut state = self.state();
         if let Some(error) = &state.refuse_plug {
@@ -308,7 +308,7 @@ impl Devices for Paper {
         if found.is_some() {
             self.tell(HostEvent::Sandbox([endpoint.id.clone()].into()));
         }
-        Ok(Plugged { ifindex, found })
+        Ok(PluggedPair { ifindex, found })
     }
 
     async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError> {
@@ -647,7 +647,7 @@ impl Underlay for Paper {
         Ok(self.state().routes.iter().map(route).collect())
     }
 
-    async fn facts(&self) -> Result<Facts, ApiError> {
+    async fn facts(&self) -> Result<NodeFacts, ApiError> {
         Ok(self.state().facts.clone())
     }
 

@@ -18,12 +18,12 @@ fn seen_from(log: &str, ip: &str) -> bool {
 
 /// A web server on the external host. It ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct External {
+pub(super) struct ExternalServer {
     plan: HostPlan,
     server: Background,
 }
 
-impl External {
+impl ExternalServer {
     /// Shows the external host and starts its web server.
     pub(super) fn start(stage: &mut Stage) -> Result<Self> {
         let plan = external::host();

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::modes::External;
+use super::modes::ExternalServer;
 use super::stage::{LISTENING, Stage, wait_until};
 use crate::lab::{Etcd, Host, HostPlan, Underlay};
 use crate::process::{self, Background};
@@ -38,7 +38,7 @@ pub(super) fn play() -> Result<()> {
     two.wait_ready()?;
     stage.type_on(&one.plan, "culvert status")?;
 
-    let external = External::start(&mut stage)?;
+    let external = ExternalServer::start(&mut stage)?;
     external.bridge(&mut stage, &one.plan, &two.plan)?;
     external.other_modes(&mut stage, &one.plan)?;
     let mut play = Play { stage, one: one.plan.clone(), two: two.plan.clone() };
