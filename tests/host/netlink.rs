@@ -269,7 +269,13 @@ fn events_tell_what_changed() {
             }
         };
         timeout(DEADLINE, read).await.expect("the deletion is not reported");
-        let up = Event::Link { index, name: "cv01".to_owned(), up: true, master: None, vxlan_port: None };
+        let up = Event::Link {
+            index,
+            name: "cv01".to_owned(),
+            up: true,
+            master: None,
+            vxlan_port: None,
+        };
         assert!(seen.contains(&up));
         assert!(seen.contains(&Event::Route), "{seen:?}");
         let address = net("10.0.0.1/24");
