@@ -290,7 +290,8 @@ mod tests {
             };
             let key = FlowKey { protocol, ..FlowKey::default() };
             let status = criteria.examine(&key, &orig, Some(&reply), Findings::default());
-            prop_assert_eq!(status, criteria.examine(&key, &reply, Some(&orig), Findings::default()));
+            let other = criteria.examine(&key, &reply, Some(&orig), Findings::default());
+            prop_assert_eq!(status, other);
             if orig_ns.max(reply_ns) >= NOW {
                 prop_assert!(matches!(status, FlowStatus::Keep(_)));
             }
