@@ -1,5 +1,6 @@
 //! Builds the BPF programs from source and leaves the object at `OUT_DIR/culvert.bpf.o`,
 //! from where it is embedded in the binary.
+#![warn(clippy::indexing_slicing)]
 
 use std::env;
 use std::fs;

@@ -72,7 +72,7 @@ pub(crate) struct ColdStart {
 /// Times to add and to remove an endpoint of another host: from etcd's answer to the transaction
 /// until the maps of this host have the change, in ms.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Change {
+pub(crate) struct ChangeTimes {
     /// Endpoints of other hosts.
     pub(crate) endpoints: u32,
     /// Endpoints added and removed.
@@ -151,7 +151,7 @@ pub(crate) fn bytes_per_endpoint(starts: &[ColdStart]) -> Option<f64> {
 }
 
 /// Adds and removes single endpoints of another host beside `count` others.
-pub(crate) fn change(count: u32, rounds: u32) -> anyhow::Result<Change> {
+pub(crate) fn change(count: u32, rounds: u32) -> anyhow::Result<ChangeTimes> {
     ensure!(rounds > 0, "--rounds 0 measures nothing: 1 or more is valid");
     let (world, maps) = World::started(count)?;
     let (mut added, mut removed) = (Vec::new(), Vec::new());
@@ -161,7 +161,7 @@ pub(crate) fn change(count: u32, rounds: u32) -> anyhow::Result<Change> {
     }
     added.sort_unstable();
     removed.sort_unstable();
-    Ok(Change {
+    Ok(ChangeTimes {
         endpoints: count,
         rounds,
         added_p50_ms: ms(percentile(&added, 0.5)),

@@ -1,7 +1,8 @@
 //! What one packet's decisions cost on this machine's processor: `cargo bench -p culvert-common`.
 //!
 //! The programs in the kernel are the same functions compiled for another machine, so these
-//! figures tell which way a change goes, not what a packet costs: that is `cargo xtask bench`.
+//! figures show whether a change is faster or slower, not what a packet costs: that is
+//! `cargo xtask bench`.
 
 use std::hint::black_box;
 

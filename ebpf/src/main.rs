@@ -4,17 +4,19 @@
 //! `Result<Action, DropReason>` into a verdict. The decisions are in
 //! `culvert_common::datapath`, where they are tested without a kernel.
 //!
-//! Imports point downward only; `cargo xtask check` fails on any other.
+//! A room imports only from lower floors, and not from its own; `cargo xtask check` fails on any
+//! other import.
 //!
 //! | floor | room | what is there |
 //! |---|---|---|
-//! | 7 | `hooks` | entry points: read, decide, verdict |
-//! | 6 | `pairs` | the flow cache |
-//! | 6 | `routed` | packets that are routed or translated |
-//! | 5 | `act` | a packet changed and sent |
-//! | 4 | `state` | the maps that programs write |
-//! | 3 | `facts` | what a packet and its sender are; reads only |
-//! | 2 | `verdict`, `count` | the one exit of every hook, and the counters |
+//! | 8 | `hooks` | entry points: read, decide, verdict |
+//! | 7 | `pairs` | the flow cache |
+//! | 7 | `routed` | packets that are routed or translated |
+//! | 6 | `act` | a packet changed and sent |
+//! | 5 | `state` | the maps that programs write |
+//! | 4 | `facts` | what a packet and its sender are; reads only |
+//! | 3 | `verdict` | the one exit of every hook |
+//! | 2 | `count` | the counters |
 //! | 1 | `maps`, `globals` | the maps, and the constants set at load time |
 //! | 0 | `kernel` | helpers and context fields; nearly all `unsafe` |
 #![warn(clippy::indexing_slicing)]

@@ -7,8 +7,8 @@ use culvert_tests::{
     chaos::{Random, each, rounds},
     cluster::{Cluster, Host, unique_name},
     etcd::EtcdServer,
+    external::External,
     netns::wait_until,
-    outside::Outside,
     sock::container,
 };
 use nix::sys::signal::Signal;
@@ -39,7 +39,7 @@ const RECOVERY: Duration = Duration::from_secs(60);
 struct World {
     traffic: Traffic,
     cluster: Cluster,
-    _outside: Outside,
+    _external: External,
     /// Start of the names of all containers.
     tag: String,
     empty: Empty,
@@ -49,7 +49,7 @@ struct World {
 impl World {
     /// Starts the agents of two hosts, the containers and the traffic.
     fn new(mut cluster: Cluster) -> Self {
-        let outside = Outside::of(&cluster);
+        let external = External::of(&cluster);
         for host in &mut cluster.hosts {
             host.start_agent(&OPTIONS);
         }
@@ -73,9 +73,9 @@ impl World {
 
         let [a, b, c, d] = [a, b, c, d].map(|name| container(&name));
         let at = |ip: &str, port| SocketAddrV4::new(ip.parse().unwrap(), port);
-        let out = SocketAddrV4::new(Outside::IP, 7001);
+        let out = SocketAddrV4::new(External::IP, 7001);
         let published = SocketAddrV4::new(two.vtep(), 8000);
-        let beyond = outside.host.path();
+        let beyond = external.host.path();
         let ways = [
             Way { what: "overlay", from: &a, to: &b, at: at("10.0.0.3", 7000), port: 7000 },
             Way { what: "masqueraded", from: &a, to: beyond, at: out, port: 7001 },
@@ -85,7 +85,7 @@ impl World {
         let mut traffic = Traffic::start(&ways);
         traffic.moves();
         let used = cluster.hosts.iter().map(Usage::of).collect();
-        Self { traffic, cluster, _outside: outside, tag, empty, used }
+        Self { traffic, cluster, _external: external, tag, empty, used }
     }
 
     /// Makes a container on a host, and removes it.
@@ -110,7 +110,7 @@ impl World {
         for (host, before) in self.cluster.hosts.iter().zip(&self.used) {
             Usage::of(host).has_bounds(*before);
         }
-        let Self { traffic, cluster, _outside: outside, tag, empty, .. } = self;
+        let Self { traffic, cluster, _external: external, tag, empty, .. } = self;
         let [one, two] = &cluster.hosts[..] else { unreachable!() };
         let [a, b, c, d, late] =
             ["a", "b", "c", "d", "late"].map(|letter| format!("{tag}-{letter}"));
@@ -124,7 +124,7 @@ impl World {
             one.ok(&["network", "rm", network]);
         }
         empty.comes_back(&cluster, &format!("{tag}-"));
-        drop((cluster, outside));
+        drop((cluster, external));
     }
 }
 

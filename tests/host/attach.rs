@@ -245,10 +245,11 @@ fn what_was_wrong_in_the_sandbox_is_named() {
     });
 }
 
-/// One socket in the host's namespace hears what happens in a sandbox, and does not keep it alive.
+/// One netlink socket in the host's namespace receives a sandbox's events. It does not keep the
+/// sandbox alive.
 #[test]
 #[ignore = "needs root"]
-fn changes_in_a_sandbox_are_heard_from_outside() {
+fn the_events_of_a_sandbox_are_received_in_the_hosts_namespace() {
     block_on(async {
         let setup = Setup::new();
         let monitor = setup.netlink.monitor_namespaces().unwrap();

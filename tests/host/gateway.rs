@@ -138,7 +138,7 @@ fn a_gateway_has_one_neighbour() {
 }
 
 /// A setting that is on already is left alone. One that Culvert has turned on is turned off, unless
-/// somebody else has turned it on since.
+/// another program has turned it on since.
 #[test]
 #[ignore = "needs root"]
 fn settings_of_the_loopback_device_are_put_back() {

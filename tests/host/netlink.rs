@@ -51,9 +51,9 @@ async fn pair(
 fn a_pair_is_made_with_its_peer_in_place() {
     let (host, sandbox) = (Netns::new("host"), Netns::new("box"));
     block_on(async {
-        let outside = inside(&host);
-        let index = pair(&outside, "cv01", "eth0", &sandbox).await.unwrap();
-        let links = outside.links().await.unwrap();
+        let of_host = inside(&host);
+        let index = pair(&of_host, "cv01", "eth0", &sandbox).await.unwrap();
+        let links = of_host.links().await.unwrap();
         assert_eq!(links.iter().map(|link| link.name.as_str()).collect::<Vec<_>>(), ["lo", "cv01"]);
         assert_eq!(links[1].index, index);
         assert_eq!((links[1].mtu, links[1].up), (1450, false));
@@ -65,16 +65,16 @@ fn a_pair_is_made_with_its_peer_in_place() {
         assert_eq!((peer.mac, peer.mtu), (Some(MAC), 1450));
         assert_eq!(peer.peer_index, Some(index));
         assert_eq!(links[1].peer_index, Some(peer.index));
-        let id = outside.netns_id(sandbox.fd().as_fd()).await.unwrap();
+        let id = of_host.netns_id(sandbox.fd().as_fd()).await.unwrap();
         assert!(id.is_some());
         assert_eq!(links[1].peer_netns_id, id);
 
         // The error says which of the two names is taken, and no device is left.
-        let error = pair(&outside, "cv01", "eth1", &sandbox).await.unwrap_err();
+        let error = pair(&of_host, "cv01", "eth1", &sandbox).await.unwrap_err();
         assert!(matches!(&error, NetlinkError::NameTaken(name) if name == "cv01"), "{error}");
-        let error = pair(&outside, "cv02", "eth0", &sandbox).await.unwrap_err();
+        let error = pair(&of_host, "cv02", "eth0", &sandbox).await.unwrap_err();
         assert!(matches!(&error, NetlinkError::NameTaken(name) if name == "eth0"), "{error}");
-        assert_eq!(outside.links().await.unwrap().len(), 2);
+        assert_eq!(of_host.links().await.unwrap().len(), 2);
         assert_eq!(within.links().await.unwrap().len(), 2);
     });
 }

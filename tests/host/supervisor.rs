@@ -3,6 +3,7 @@
 //! `SuperviseSpec` in JSON. Callbacks are noted in the file `CULVERT_TEST_NOTES`.
 //! `record FILE` is a program to supervise: it writes down each signal and
 //! whether the kernel or a process sent it, and ends with 7 on TERM.
+#![warn(clippy::indexing_slicing)]
 
 use std::{fs::OpenOptions, io::Write, process::exit};
 

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use culvert_tests::{
     cluster::{Host, SOON, unique_name},
+    external::External,
     netns::{Underlay, wait_for, wait_until},
-    outside::Outside,
     sock::{self, Behaviour, Server, Use, container},
 };
 use serde_json::Value;
@@ -72,23 +72,23 @@ fn bridge_is_the_default() {
 /// a server on the external host show it.
 #[test]
 #[ignore = "needs root"]
-fn bridge_snat_as_the_outside_sees_it() {
+fn bridge_snat_as_an_external_host_sees_it() {
     let world = World::new(1);
     let host = world.host();
     let web = run(host, "web", &[]);
-    let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
-    let dump = world.outside.host.spawn("tcpdump", &["-nl", "-c", "2", "-i", "eth0", "icmp"]);
+    let server = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
+    let dump = world.external.host.spawn("tcpdump", &["-nl", "-c", "2", "-i", "eth0", "icmp"]);
     wait_until(SOON, "tcpdump to listen", || dump.stderr().contains("listening"));
     exec(host, &web, &["ping", "-c1", "-W9", "198.51.100.9"]);
     let vtep = host.vtep();
     for expected in [
-        format!("IP {vtep} > {}: ICMP echo request", Outside::IP),
-        format!("IP {} > {vtep}: ICMP echo reply", Outside::IP),
+        format!("IP {vtep} > {}: ICMP echo request", External::IP),
+        format!("IP {} > {vtep}: ICMP echo reply", External::IP),
     ] {
         wait_until(SOON, &expected, || dump.stdout().contains(&expected));
     }
     assert!(!dump.stdout().contains("172.17."), "{}", dump.stdout());
-    let echo = sock::tcp(&container(&web), at(Outside::IP, 80), 0, Use::Echo(1000));
+    let echo = sock::tcp(&container(&web), at(External::IP, 80), 0, Use::Echo(1000));
     assert_eq!(echo, "ok 1000");
     assert_eq!(server.take_clients(), [vtep.to_string()]);
     let flows = host.json(&["nat", "ls"]);
@@ -110,7 +110,7 @@ fn published_port_without_a_proxy() {
     let web = run(host, "web", &["-p", "5001:5001"]);
     let server = Server::tcp(&container(&web), any(PORT), Behaviour::Echo);
     for (from, to) in [
-        (world.outside.host.path(), host.vtep()),
+        (world.external.host.path(), host.vtep()),
         (other.netns.path(), host.vtep()),
         (host.netns.path(), Ipv4Addr::LOCALHOST),
         (host.netns.path(), host.vtep()),
@@ -119,7 +119,7 @@ fn published_port_without_a_proxy() {
         assert_eq!(answer, "ok 1000", "{} to {to}", from.display());
     }
     let clients = server.take_clients();
-    assert!(clients.contains(&Outside::IP.to_string()), "the real client: {clients:?}");
+    assert!(clients.contains(&External::IP.to_string()), "the real client: {clients:?}");
     assert!(clients.contains(&other.vtep().to_string()), "the real client: {clients:?}");
     assert_eq!(host.netns.run("ss -Hltn"), "", "nobody listens on the host");
     let row = &host.json(&["ps"])[0]["networks"][0]["ports"];
@@ -184,7 +184,7 @@ fn none_mode_has_only_lo() {
     assert!(address.contains("127.0.0.1/8"), "{address}");
     assert_eq!(host.in_container(&hostn1, "ip route"), "");
     exec(host, &hostn1, &["ping", "-c1", "-W9", "127.0.0.1"]);
-    let out = sock::tcp(&container(&hostn1), at(Outside::IP, 80), 0, Use::Echo(1));
+    let out = sock::tcp(&container(&hostn1), at(External::IP, 80), 0, Use::Echo(1));
     assert_eq!(out, "unreachable");
 }
 
@@ -314,8 +314,8 @@ fn overlay_containers_reach_each_other() {
         let vxlan: Value =
             serde_json::from_str(&host.netns.run("ip -s -j link show type vxlan")).unwrap();
         assert_eq!(vxlan.as_array().map(Vec::len), Some(1), "{vxlan}");
-        for way in ["rx", "tx"] {
-            assert_eq!(vxlan[0]["stats64"][way]["packets"], 0, "{vxlan}");
+        for direction in ["rx", "tx"] {
+            assert_eq!(vxlan[0]["stats64"][direction]["packets"], 0, "{vxlan}");
         }
     }
 }
@@ -323,11 +323,11 @@ fn overlay_containers_reach_each_other() {
 /// External packets of an overlay container are masqueraded like those of a bridge container.
 #[test]
 #[ignore = "needs root"]
-fn overlay_container_reaches_the_outside() {
+fn overlay_container_reaches_an_external_host() {
     let over = Over::new();
-    let server = Server::tcp(over.world.outside.host.path(), any(80), Behaviour::Echo);
+    let server = Server::tcp(over.world.external.host.path(), any(80), Behaviour::Echo);
     for (host, name) in [(over.one(), &over.over1), (over.two(), &over.over2)] {
-        let echo = sock::tcp(&container(name), at(Outside::IP, 80), 0, Use::Echo(100_000));
+        let echo = sock::tcp(&container(name), at(External::IP, 80), 0, Use::Echo(100_000));
         assert_eq!(echo, "ok 100000", "{name}");
         assert_eq!(server.take_clients(), [host.vtep().to_string()]);
     }

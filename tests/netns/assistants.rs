@@ -71,7 +71,7 @@ fn all_are_ports(netns: &Netns) -> bool {
 /// Number of frames that a device has sent and received.
 fn frames(netns: &Netns, ifname: &str) -> u64 {
     let link = link(netns, ifname);
-    let of = |way: &str| link["stats64"][way]["packets"].as_u64().unwrap();
+    let of = |direction: &str| link["stats64"][direction]["packets"].as_u64().unwrap();
     of("rx") + of("tx")
 }
 

@@ -11,8 +11,8 @@ use std::{
 
 use culvert_tests::{
     cluster::{SOON, unique_name},
+    external::External,
     netns::wait_until,
-    outside::Outside,
     sock::{self, Behaviour, PATIENCE, Server, Use, container},
 };
 use etherparse::PacketBuilder;
@@ -53,11 +53,11 @@ fn datagram(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
 fn a_container_cannot_take_the_hosts_answers() {
     let world = World::new(1);
     let (name, ip) = world.run("bridge", &[]);
-    let server = SocketAddrV4::new(Outside::IP, 53);
-    let _udp = Server::udp(world.outside.host.path(), any(53));
+    let server = SocketAddrV4::new(External::IP, 53);
+    let _udp = Server::udp(world.external.host.path(), any(53));
     let packets: Vec<_> =
         (32_768..61_000).map(|port| datagram(SocketAddrV4::new(ip, port), server)).collect();
-    send_raw(&container(&name), Outside::IP, &packets);
+    send_raw(&container(&name), External::IP, &packets);
     assert!(world.host().counter("from_container", "flow_created") > 20_000);
     for _ in 0..10 {
         assert_eq!(sock::udp(world.host().netns.path(), server, 0, 5), "ok 5");
@@ -93,9 +93,9 @@ fn a_router_does_not_open_the_networks() {
     let (name, ip) = world.run("bridge", &[]);
     let server = Server::udp(&container(&name), any(7000));
     host.netns.run("sysctl -qw net.ipv4.ip_forward=1");
-    world.outside.router.run(&format!("ip route add 172.17.0.0/16 via {}", host.vtep()));
+    world.external.router.run(&format!("ip route add 172.17.0.0/16 via {}", host.vtep()));
     let to = SocketAddrV4::new(ip, 7000);
-    assert_eq!(sock::udp(world.outside.host.path(), to, 0, 1), "timeout");
+    assert_eq!(sock::udp(world.external.host.path(), to, 0, 1), "timeout");
     assert_eq!(server.seen().len(), 0);
     assert!(host.counter("from_host", "isolated") > 0);
     // The host itself reaches the container, and gets its ICMP errors.
@@ -111,10 +111,10 @@ fn switching_forwarding_off_is_made_good() {
     let world = World::new(1);
     let host = world.host();
     let (name, _) = world.run("bridge", &[]);
-    let _server = Server::udp(world.outside.host.path(), any(53));
+    let _server = Server::udp(world.external.host.path(), any(53));
     host.netns.run("sysctl -qw net.ipv4.ip_forward=1; sysctl -qw net.ipv4.ip_forward=0");
-    let server = SocketAddrV4::new(Outside::IP, 53);
-    wait_until(Duration::from_secs(5), "the way out", || {
+    let server = SocketAddrV4::new(External::IP, 53);
+    wait_until(Duration::from_secs(5), "external access", || {
         sock::udp(&container(&name), server, 0, 1) == "ok 1"
     });
 }
@@ -133,14 +133,14 @@ fn a_neighbour_speaks_for_itself_only() {
     let spoofed = [ip, [172, 17, 0, 1].into(), [172, 17, 0, 77].into(), host.vtep()];
     let packets: Vec<_> =
         spoofed.iter().map(|from| datagram(SocketAddrV4::new(*from, 5000), to)).collect();
-    send_raw(world.outside.router.path(), host.vtep(), &packets);
+    send_raw(world.external.router.path(), host.vtep(), &packets);
     let mut buffer = [0; 16];
     assert!(server.recv_from(&mut buffer).is_err(), "a spoofed datagram came through");
     server.set_read_timeout(Some(PATIENCE)).unwrap();
-    let own = datagram(SocketAddrV4::new(Outside::IP, 5000), to);
-    send_raw(world.outside.host.path(), host.vtep(), &[own]);
+    let own = datagram(SocketAddrV4::new(External::IP, 5000), to);
+    send_raw(world.external.host.path(), host.vtep(), &[own]);
     let (_, from) = server.recv_from(&mut buffer).unwrap();
-    assert_eq!(from.ip(), Outside::IP);
+    assert_eq!(from.ip(), External::IP);
 }
 
 /// An internal network's gateway does not lead to published ports of other networks.

@@ -14,8 +14,8 @@ use culvert_common::abi::DEFAULT_FLOWS;
 use culvert_tests::{
     chaos::{is_full, rounds, say},
     cluster::SOON,
+    external::External,
     netns::{on_this_machine, wait_until},
-    outside::Outside,
     sock::{self, Behaviour, Server, container},
 };
 use nix::{
@@ -37,7 +37,7 @@ fn flood(netns: &std::path::Path, first: u16, count: u16) {
         for port in first..first + count {
             // Each datagram has its own socket: an ICMP error does not affect the next datagram.
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            let _ = socket.send_to(b"flood", SocketAddrV4::new(Outside::IP, port));
+            let _ = socket.send_to(b"flood", SocketAddrV4::new(External::IP, port));
         }
     });
 }
@@ -53,15 +53,15 @@ fn a_flood_costs_no_connection() {
     assert_eq!(host.json(&["status"])["conntrack"]["max"], 64);
     let (flooder, _) = world.run("bridge", &[]);
     let (victim, _) = world.run("bridge", &["-p", "8080:80"]);
-    let _far = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
+    let _far = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
     let _published = echo(&container(&victim), "tcp", 80);
-    let beyond = SocketAddrV4::new(Outside::IP, 80);
+    let beyond = SocketAddrV4::new(External::IP, 80);
     let published = SocketAddrV4::new(host.vtep(), 8080);
     let open = |netns: &std::path::Path, to| sock::within(netns, || sock::open(to, 0)).unwrap();
     let mut streams = [
         open(&container(&flooder), beyond),
         open(&container(&victim), beyond),
-        open(world.outside.host.path(), published),
+        open(world.external.host.path(), published),
         open(host.netns.path(), published),
     ];
     streams.iter_mut().for_each(talk);
@@ -69,7 +69,7 @@ fn a_flood_costs_no_connection() {
     for round in 0..5 {
         flood(&netns, 20_000 + round * 300, 300);
         streams.iter_mut().for_each(talk);
-        let (out, into) = (container(&victim), world.outside.host.path());
+        let (out, into) = (container(&victim), world.external.host.path());
         assert_eq!(sock::tcp(&out, beyond, 0, sock::Use::Echo(10)), "ok 10", "round {round}");
         assert_eq!(sock::tcp(into, published, 0, sock::Use::Echo(10)), "ok 10", "round {round}");
         let status = host.json(&["status"])["conntrack"].clone();
@@ -106,7 +106,8 @@ fn flows_expire_while_no_agent_runs() {
     let (name, _) = world.run("bridge", &[]);
     let netns = container(&name);
     world.cluster.hosts[0].stop_agent(Signal::SIGKILL);
-    let server = sock::within(world.outside.host.path(), || UdpSocket::bind("0.0.0.0:53")).unwrap();
+    let server =
+        sock::within(world.external.host.path(), || UdpSocket::bind("0.0.0.0:53")).unwrap();
     server.set_nonblocking(true).unwrap();
     let arrived = || {
         let arrives = || server.recv(&mut [0; 16]).ok();
@@ -116,7 +117,7 @@ fn flows_expire_while_no_agent_runs() {
         sock::within(&netns, || {
             for _ in 0..count {
                 let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-                let _ = socket.send_to(b"question", SocketAddrV4::new(Outside::IP, 53));
+                let _ = socket.send_to(b"question", SocketAddrV4::new(External::IP, 53));
             }
         });
     };
@@ -135,17 +136,17 @@ fn flows_expire_while_no_agent_runs() {
 /// An external flood: a published UDP port and many clients.
 #[test]
 #[ignore = "needs root"]
-fn a_flood_from_outside_costs_no_connection() {
+fn an_external_flood_costs_no_connection() {
     let world = World::with_agent(&["--conntrack-max", "64"]);
     let host = world.host();
     let (name, _) = world.run("bridge", &["-p", "8080:80", "-p", "8053:53/udp"]);
     let _server = echo(&container(&name), "tcp", 80);
     let sink = sock::within(&container(&name), || UdpSocket::bind("0.0.0.0:53")).unwrap();
     let published = SocketAddrV4::new(host.vtep(), 8080);
-    let mut stream = sock::within(world.outside.host.path(), || sock::open(published, 0)).unwrap();
+    let mut stream = sock::within(world.external.host.path(), || sock::open(published, 0)).unwrap();
     talk(&mut stream);
     let flood = || {
-        sock::within(world.outside.host.path(), || {
+        sock::within(world.external.host.path(), || {
             for _ in 0..500 {
                 let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
                 let _ = socket.send_to(b"flood", SocketAddrV4::new(host.vtep(), 8053));
@@ -155,7 +156,7 @@ fn a_flood_from_outside_costs_no_connection() {
     let count = |reason: &str| host.counter("from_underlay", reason);
     for round in 0..10 {
         flood();
-        let client = world.outside.host.path();
+        let client = world.external.host.path();
         assert_eq!(sock::tcp(client, published, 0, sock::Use::Echo(10)), "ok 10", "round {round}");
     }
     talk(&mut stream);
@@ -217,16 +218,16 @@ fn connections_are_made_during_a_flood() {
     let host = world.host();
     let (name, _) = world.run("bridge", &["-p", "8080:80", "-p", "8053:53/udp"]);
     let _published = echo(&container(&name), "tcp", 80);
-    let _far = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
+    let _far = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
     // This socket receives and does not answer.
     let _sink = sock::within(&container(&name), || UdpSocket::bind("0.0.0.0:53")).unwrap();
     let published = SocketAddrV4::new(host.vtep(), 8080);
     let victim = SocketAddrV4::new(host.vtep(), 8053);
     for last in SOURCES {
-        world.outside.host.run(&format!("ip addr add 198.51.100.{last}/24 dev eth0"));
+        world.external.host.run(&format!("ip addr add 198.51.100.{last}/24 dev eth0"));
     }
     let (sent, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let client = world.outside.host.path();
+    let client = world.external.host.path();
     let evicted = || host.counter("from_underlay", "flow_evicted");
     let (seconds, offered, made_room) = std::thread::scope(|scope| {
         for sender in 0..senders {
@@ -247,7 +248,7 @@ fn connections_are_made_during_a_flood() {
             let into = sock::tcp(client, published, 0, sock::Use::Echo(10));
             let out = sock::tcp(
                 &container(&name),
-                SocketAddrV4::new(Outside::IP, 80),
+                SocketAddrV4::new(External::IP, 80),
                 0,
                 sock::Use::Echo(10),
             );

@@ -12,8 +12,8 @@ use std::{
 use culvert_tests::{
     cluster::SOON,
     docker,
+    external::External,
     netns::{on_this_machine, wait_until},
-    outside::Outside,
     sock::{self, container},
 };
 use nix::sys::signal::Signal;
@@ -60,22 +60,22 @@ fn a_denied_client_is_kept_out_until_it_is_allowed() {
         "{iptables} -w -I INPUT -p tcp --dport 8080 -j DROP; {iptables} -w -P FORWARD DROP"
     ));
     let to = SocketAddrV4::new(vtep, 8080);
-    let mut stream = sock::within(world.outside.host.path(), || sock::open(to, 0)).unwrap();
+    let mut stream = sock::within(world.external.host.path(), || sock::open(to, 0)).unwrap();
     talk(&mut stream);
-    let datagrams = sock::within(world.outside.host.path(), || {
+    let datagrams = sock::within(world.external.host.path(), || {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.connect(to).map(|()| socket)
     });
     let datagrams = datagrams.unwrap();
     wait_until(SOON, "the server to answer datagrams", || is_answered(&datagrams));
 
-    let outside = Outside::IP.to_string();
-    world.host().ok(&["ports", "deny", &outside, "198.18.0.0/15"]);
+    let external = External::IP.to_string();
+    world.host().ok(&["ports", "deny", &external, "198.18.0.0/15"]);
     assert!(is_dead(&mut stream), "the connection of a denied client goes on");
     assert!(!is_answered(&datagrams), "the datagrams of a denied client are answered");
     let refused = |world: &World| {
         for proto in ["tcp", "udp"] {
-            let outcome = exchange(&world.outside.host, proto, vtep, 8080, 10);
+            let outcome = exchange(&world.external.host, proto, vtep, 8080, 10);
             assert_eq!(outcome, "timeout", "{proto}");
         }
     };
@@ -89,12 +89,12 @@ fn a_denied_client_is_kept_out_until_it_is_allowed() {
         assert_eq!(exchange_at(&container(&other), proto, vtep, 8080, 10), "ok 10", "{proto}");
     }
     let ports = world.host().json(&["ports", "ls"]);
-    assert_eq!(ports["denied"], serde_json::json!(["198.18.0.0/15", outside]));
+    assert_eq!(ports["denied"], serde_json::json!(["198.18.0.0/15", external]));
     assert_eq!(ports["published"][0]["port"], "0.0.0.0:8080->80/tcp");
     assert!(ports["dropped"].as_u64() > Some(0), "{ports}");
     // A connection that a container begins is not affected.
-    let far = echo(world.outside.host.path(), "tcp", 90);
-    assert_eq!(exchange_at(&container(&other), "tcp", Outside::IP, 90, 10), "ok 10");
+    let far = echo(world.external.host.path(), "tcp", 90);
+    assert_eq!(exchange_at(&container(&other), "tcp", External::IP, 90, 10), "ok 10");
     drop(far);
     // A container of this host is a client as well.
     world.host().ok(&["ports", "deny", &other_ip.to_string()]);
@@ -111,13 +111,13 @@ fn a_denied_client_is_kept_out_until_it_is_allowed() {
     refused(&world);
     assert!(!is_answered(&datagrams), "the restart has let the denied client in");
 
-    world.host().ok(&["ports", "allow", &outside]);
+    world.host().ok(&["ports", "allow", &external]);
     for proto in ["tcp", "udp"] {
-        assert_eq!(exchange(&world.outside.host, proto, vtep, 8080, 10), "ok 10", "{proto}");
+        assert_eq!(exchange(&world.external.host, proto, vtep, 8080, 10), "ok 10", "{proto}");
     }
     assert!(is_answered(&datagrams), "the socket gets no answers any more");
     // Idempotent, because fail2ban may repeat it.
-    world.host().ok(&["ports", "allow", &outside]);
+    world.host().ok(&["ports", "allow", &external]);
     let line = world.host().refused(1, &["ports", "allow", "198.18.0.1"]);
     assert!(line.contains("is denied as part of 198.18.0.0/15"), "{line}");
     let line = world.host().refused(1, &["ports", "deny", "2001:db8::1"]);
@@ -130,7 +130,7 @@ fn a_denied_client_is_kept_out_until_it_is_allowed() {
 #[ignore = "needs root"]
 fn a_port_is_for_its_clients_alone() {
     let mut world = World::new(1);
-    let net = format!("{}/24", Ipv4Addr::from(u32::from(Outside::IP) & !0xff));
+    let net = format!("{}/24", Ipv4Addr::from(u32::from(External::IP) & !0xff));
     let (mine, _) = world.run("bridge", &["-p", "8080:80", "--from", &net]);
     let (others, _) =
         world.run("bridge", &["-p", "8081:80", "--from", "198.18.0.1", "--from", "198.18.1.0/24"]);
@@ -138,8 +138,8 @@ fn a_port_is_for_its_clients_alone() {
     let vtep = world.host().vtep();
     let servers = [&mine, &others].map(|name| echo(&container(name), "tcp", 80));
     let check = |world: &World| {
-        assert_eq!(exchange(&world.outside.host, "tcp", vtep, 8080, 10), "ok 10");
-        assert_eq!(exchange(&world.outside.host, "tcp", vtep, 8081, 10), "timeout");
+        assert_eq!(exchange(&world.external.host, "tcp", vtep, 8080, 10), "ok 10");
+        assert_eq!(exchange(&world.external.host, "tcp", vtep, 8081, 10), "timeout");
         for port in [8080, 8081] {
             assert_eq!(exchange(&world.host().netns, "tcp", vtep, port, 10), "ok 10", "{port}");
             let outcome = exchange_at(&container(&third), "tcp", vtep, port, 10);
@@ -167,6 +167,6 @@ fn a_port_is_for_its_clients_alone() {
     wait_until(SOON, "the third container to be served", || {
         exchange_at(&container(&third), "tcp", vtep, 8081, 10) == "ok 10"
     });
-    assert_eq!(exchange(&world.outside.host, "tcp", vtep, 8081, 10), "timeout");
+    assert_eq!(exchange(&world.external.host, "tcp", vtep, 8081, 10), "timeout");
     drop((servers, server));
 }

@@ -16,8 +16,8 @@ use std::{
 use culvert_tests::{
     cluster::{SOON, unique_name},
     docker::{self, Docker},
+    external::External,
     netns::Netns,
-    outside::Outside,
     probe::{self, Watch},
     sock::{self, Behaviour, Server, container},
 };
@@ -36,7 +36,7 @@ const SEED: u64 = 0x0c01_5e57;
 struct Side<'a> {
     iptables: &'static str,
     host: &'a Netns,
-    outside: &'a Outside,
+    external: &'a External,
     containers: Vec<PathBuf>,
 }
 
@@ -61,10 +61,11 @@ fn the_same_becomes_of_a_thousand_connections() {
     let plan = plan::draw(seed);
     let world = World::new(1);
     let containers = (0..CONTAINERS).map(|index| run(&world, index)).collect();
-    let culvert = Side { host: &world.host().netns, outside: &world.outside, containers, iptables };
+    let culvert =
+        Side { host: &world.host().netns, external: &world.external, containers, iptables };
     let docker = Docker::new(iptables, CONTAINERS, PUBLISHED);
     let containers = docker.containers.iter().map(|netns| netns.path().to_owned()).collect();
-    let linux = Side { host: &docker.host, outside: &docker.outside, containers, iptables };
+    let linux = Side { host: &docker.host, external: &docker.external, containers, iptables };
 
     let (culvert, linux) = thread::scope(|scope| {
         let culvert = scope.spawn(|| culvert.go(&plan));
@@ -90,7 +91,7 @@ fn the_same_becomes_of_a_thousand_connections() {
     }
     if culvert.headers != linux.headers {
         let (culvert, linux) = (culvert.headers.join("\n  "), linux.headers.join("\n  "));
-        different.push(format!("headers outside\n  {culvert}\nLinux:\n  {linux}"));
+        different.push(format!("headers at the external host\n  {culvert}\nLinux:\n  {linux}"));
     }
     let count = different.len();
     let stats = world.host().ok(&["stats"]);
@@ -128,7 +129,7 @@ impl Side<'_> {
     /// Makes the connections of a plan.
     fn go(&self, plan: &[Connection]) -> Told {
         self.prepare();
-        let watch = Watch::new(self.outside.host.path());
+        let watch = Watch::new(self.external.host.path());
         let servers = self.serve();
         let mut results = vec![String::new(); plan.len()];
         let parts: Vec<Vec<(usize, String)>> = thread::scope(|scope| {
@@ -167,7 +168,7 @@ impl Side<'_> {
 
     /// Settings that both sides have in common.
     fn prepare(&self) {
-        let router = &self.outside.router;
+        let router = &self.external.router;
         // These rules act like an unreachable route. The kernel limits the errors of a route for
         // the whole machine.
         router.run("ip route add 203.0.113.0/24 dev out0");
@@ -184,7 +185,7 @@ impl Side<'_> {
                     [ ! -e $limit ] || echo 100000 > $limit; done; \
                     echo '0 2147483647' > ping_group_range";
         let all = self.containers.iter().map(PathBuf::as_path);
-        for netns in all.chain([self.host.path(), router.path(), self.outside.host.path()]) {
+        for netns in all.chain([self.host.path(), router.path(), self.external.host.path()]) {
             sock::within(netns, || {
                 let status = std::process::Command::new("sh").args(["-c", open]).status();
                 assert!(status.expect("sh").success(), "{open}");
@@ -207,7 +208,7 @@ impl Side<'_> {
             }
             servers.push((format!("{place} udp"), false, Server::udp(netns, any(DATAGRAMS))));
         };
-        at("outside", self.outside.host.path(), 0);
+        at("external", self.external.host.path(), 0);
         at("host", self.host.path(), DIRECT);
         for (index, netns) in self.containers.iter().enumerate() {
             at(&format!("container {index} published"), netns, 0);
@@ -221,7 +222,7 @@ impl Side<'_> {
         let netns = match from {
             From::Container(index) => self.containers[usize::from(index)].as_path(),
             From::Host => self.host.path(),
-            From::Outside => self.outside.host.path(),
+            From::External => self.external.host.path(),
         };
         match what {
             What::Tcp(how) => sock::tcp(netns, to, port, how),
@@ -238,7 +239,7 @@ fn sock_addr(port: u16) -> std::net::SocketAddrV4 {
 /// The part of a client's address that must be equal on both sides. For an external client: address
 /// and port. For another client of a published port: nothing. For any other client: the address.
 fn whom(server: &str, peer: &SocketAddr) -> String {
-    if peer.ip() == Outside::IP {
+    if peer.ip() == External::IP {
         return peer.to_string();
     }
     if server.contains("published") { "somebody here".to_owned() } else { peer.ip().to_string() }

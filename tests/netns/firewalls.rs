@@ -8,7 +8,7 @@ use std::{fs, net::Ipv4Addr, process::Command};
 use culvert_tests::{
     cluster::{Host, unique_name},
     docker,
-    outside::Outside,
+    external::External,
     sock::container,
 };
 
@@ -130,7 +130,7 @@ fn finding(host: &Host, firewall: &Firewall) -> (String, String) {
 fn check(firewall: &Firewall) {
     let world = World::new(2);
     let host = world.host();
-    let (client, vtep) = (&world.outside.host, host.vtep());
+    let (client, vtep) = (&world.external.host, host.vtep());
     let (web, web_ip) = world.run("bridge", &["-p", "8080:80", "-p", "8080:80/udp"]);
     let (private, _) = world.run("bridge", &["-p", "8081:80", "--from", "198.18.0.0/15"]);
     host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "over"]);
@@ -142,11 +142,11 @@ fn check(firewall: &Firewall) {
     let own = echo(host.netns.path(), "tcp", OWN);
     let beyond = echo(client.path(), "tcp", 90);
     assert_eq!(exchange(client, "tcp", vtep, OWN, 10), "ok 10");
-    assert_eq!(own.take_clients(), [Outside::IP.to_string()]);
+    assert_eq!(own.take_clients(), [External::IP.to_string()]);
 
     let iptables = docker::iptables().unwrap();
     for rule in firewall.rules {
-        let rule = rule.replace("CLIENT", &Outside::IP.to_string());
+        let rule = rule.replace("CLIENT", &External::IP.to_string());
         host.netns.run(&format!("{iptables} -w {rule}"));
     }
     assert_eq!(exchange(client, "tcp", vtep, OWN, 10), "timeout");
@@ -159,9 +159,9 @@ fn check(firewall: &Firewall) {
 
     for (proto, server) in ["tcp", "udp"].into_iter().zip(&servers) {
         assert_eq!(exchange(client, proto, vtep, 8080, 10), "ok 10", "{proto}");
-        assert_eq!(server.take_clients(), [Outside::IP.to_string()], "{proto}");
+        assert_eq!(server.take_clients(), [External::IP.to_string()], "{proto}");
     }
-    assert_eq!(from_container(Outside::IP, 90), "ok 10");
+    assert_eq!(from_container(External::IP, 90), "ok 10");
     assert_eq!(beyond.take_clients(), [vtep.to_string()]);
     assert_eq!(exchange(&host.netns, "tcp", web_ip, 80, 10), "ok 10");
     host.wait_ping(&near, "10.9.0.3");
@@ -176,11 +176,11 @@ fn check(firewall: &Firewall) {
     assert_eq!(exchange(client, "tcp", vtep, 8081, 10), "timeout");
     assert_eq!(exchange(&host.netns, "tcp", vtep, 8081, 10), "ok 10");
     assert_eq!(in_private.seen().len(), 1, "the client got in");
-    host.ok(&["ports", "deny", &Outside::IP.to_string()]);
+    host.ok(&["ports", "deny", &External::IP.to_string()]);
     for proto in ["tcp", "udp"] {
         assert_eq!(exchange(client, proto, vtep, 8080, 10), "timeout", "{proto}");
     }
-    host.ok(&["ports", "allow", &Outside::IP.to_string()]);
+    host.ok(&["ports", "allow", &External::IP.to_string()]);
     assert_eq!(exchange(client, "tcp", vtep, 8080, 10), "ok 10");
 }
 

@@ -11,8 +11,8 @@ use culvert_common::abi::ABI_VERSION;
 use culvert_tests::{
     bpf::detach_link,
     cluster::{Cluster, Host, SOON, unique_name},
+    external::External,
     netns::{Netns, Process, wait_until},
-    outside::Outside,
 };
 use nix::sys::signal::{Signal, kill};
 
@@ -182,14 +182,14 @@ fn uplink_warnings(host: &Host) -> String {
 #[ignore = "needs root"]
 fn an_uplink_is_followed_with_the_default_route() {
     let mut cluster = Cluster::without_agents(1, 1500);
-    let _outside = Outside::of(&cluster);
+    let _external = External::of(&cluster);
     let host = &mut cluster.hosts[0];
     start_on(host, None);
     host.wait_ready();
     assert_eq!(uplinks_of(host), serde_json::json!(["up0"]));
     let name = unique_name("follow");
     host.run_idle(&name, "bridge", &[]);
-    host.wait_ping(&name, &Outside::IP.to_string());
+    host.wait_ping(&name, &External::IP.to_string());
 
     let vtep = host.vtep();
     host.netns.run(&format!(
@@ -199,7 +199,7 @@ fn an_uplink_is_followed_with_the_default_route() {
          && ip route replace $way dev br0"
     ));
     wait_until(SOON, "the bridge as the uplink", || uplinks_of(host) == serde_json::json!(["br0"]));
-    host.wait_ping(&name, &Outside::IP.to_string());
+    host.wait_ping(&name, &External::IP.to_string());
     assert_eq!(host.json(&["status"])["agent"]["vtep_ip"], vtep.to_string());
     assert!(!has_problem(host, "default route"), "{}", host.ok(&["status"]));
     assert_eq!(uplink_warnings(host), "");
@@ -218,7 +218,7 @@ fn an_uplink_is_followed_with_the_default_route() {
 #[ignore = "needs root"]
 fn a_given_uplink_without_the_default_route_is_told() {
     let mut cluster = Cluster::without_agents(1, 1500);
-    let _outside = Outside::of(&cluster);
+    let _external = External::of(&cluster);
     let host = &mut cluster.hosts[0];
     start_on(host, Some("up0"));
     host.wait_ready();

@@ -58,7 +58,7 @@ fn host_with_a_gateway() -> Cluster {
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "net"]);
-    host.run_idle(&unique_name("way"), "net", &["--ip", "10.9.0.9"]);
+    host.run_idle(&unique_name("routed"), "net", &["--ip", "10.9.0.9"]);
     wait_until(SOON, "the gateway's route", || device_to(host, "10.9.0.9").starts_with("cvg"));
     cluster
 }

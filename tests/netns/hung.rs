@@ -107,8 +107,8 @@ fn a_hung_store_is_named_and_ps_tells_modes_without_it() {
     assert_eq!(cluster.hosts[0].json(&["ps"]), before);
 }
 
-/// A `run` that has failed while the store hung does not come true later: address, name and port are
-/// free, also if the agent is killed before the store is back.
+/// The store does not apply the commit of a `run` that has failed while the store hung: address,
+/// name and port are free, also if the agent is killed before the store is back.
 #[test]
 #[ignore = "needs root"]
 fn a_run_that_failed_in_doubt_does_not_come_true_later() {

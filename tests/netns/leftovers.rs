@@ -13,8 +13,8 @@ use aya::programs::TcAttachType;
 use culvert_common::abi::ABI_VERSION;
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
+    external::External,
     netns::{Process, programs, wait_until},
-    outside::Outside,
     sock::{self, Behaviour, Server, container},
 };
 use nix::sys::signal::Signal;
@@ -60,9 +60,9 @@ fn findings(host: &Host, bpffs: &Path) -> Vec<Value> {
 fn an_agent_with_another_bpffs_takes_over() {
     let mut world = World::new(2);
     let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 80);
-    let _server = Server::tcp(world.outside.host.path(), any, Behaviour::Echo);
+    let _server = Server::tcp(world.external.host.path(), any, Behaviour::Echo);
     let (name, _) = world.run("bridge", &[]);
-    let to = SocketAddrV4::new(Outside::IP, 80);
+    let to = SocketAddrV4::new(External::IP, 80);
     let stream = sock::within(&container(&name), || sock::open(to, 0));
     let mut stream = stream.unwrap_or_else(|error| unreachable!("{error}"));
     let mut talk = || {

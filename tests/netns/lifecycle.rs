@@ -204,7 +204,8 @@ fn forget_command(host: &Host, name: &str) -> Option<i64> {
     pid
 }
 
-/// A purge without an agent ends commands that no agent was told of, with their supervisors.
+/// A purge without an agent ends commands that were not reported to an agent, with their
+/// supervisors.
 #[test]
 #[ignore = "needs root"]
 fn a_purge_without_an_agent_ends_commands_that_were_not_told() {

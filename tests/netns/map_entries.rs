@@ -1,4 +1,4 @@
-//! Entries of the maps that somebody removes by hand.
+//! Map entries that another program removes or changes.
 
 #![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 

@@ -92,17 +92,17 @@ fn a_container_shares_anothers_network() {
     let server = Server::tcp(std::path::Path::new(&path), any(80), Behaviour::Echo);
     let localhost = "127.0.0.1".parse().unwrap();
     assert_eq!(exchange_at(&container(&owner), "tcp", localhost, 80, 10), "ok 10");
-    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10), "ok 10");
+    assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), 8080, 10), "ok 10");
     assert_eq!(server.take_clients(), ["127.0.0.1", "198.51.100.9"]);
     let output = host.ok(&["exec", &side, "--", "ip", "-o", "-4", "addr", "show", "eth0"]);
     assert!(output.contains(&ip.to_string()), "{output}");
 
     let line = host.refused(1, &["rm", &owner]);
     assert!(line.contains(&side) && line.contains("-f"), "{line}");
-    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10), "ok 10");
+    assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), 8080, 10), "ok 10");
     drop(server);
     host.ok(&["rm", "-f", &owner]);
-    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10), "refused");
+    assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), 8080, 10), "refused");
     assert!(row(host, &side)["pid"].is_i64(), "it runs on, without a network");
     host.ok(&["rm", "-f", &side]);
     assert_eq!(host.json(&["ps"]), serde_json::json!([]));
@@ -247,7 +247,7 @@ fn a_bridge_network_is_repaired() {
         let host = world.host();
         let server = echo(&container(&name), "tcp", 80);
         wait_until(SOON, "the port to be reached", || {
-            exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10) == "ok 10"
+            exchange(&world.external.host, "tcp", host.vtep(), 8080, 10) == "ok 10"
         });
         assert_eq!(exchange(&host.netns, "tcp", host.vtep(), 8080, 10), "ok 10");
         drop(server);
@@ -294,7 +294,7 @@ fn purge_takes_ports_and_gateways_along() {
     let (name, _) = world.run("bridge", &["-p", "8080:80"]);
     world.run("over", &["-p", "8081:80"]);
     let server = echo(&container(&name), "tcp", 80);
-    assert_eq!(exchange(&world.outside.host, "tcp", world.host().vtep(), 8080, 10), "ok 10");
+    assert_eq!(exchange(&world.external.host, "tcp", world.host().vtep(), 8080, 10), "ok 10");
     drop(server);
     let pins =
         |host: &Host| std::fs::read_dir(host.bpffs()).map(Iterator::count).unwrap_or_default();
@@ -316,6 +316,6 @@ fn purge_takes_ports_and_gateways_along() {
     assert!(!container(&name).exists());
     let own = Server::tcp(host.netns.path(), any(8080), Behaviour::Echo);
     let to = std::net::SocketAddrV4::new(host.vtep(), 8080);
-    assert_eq!(sock::tcp(world.outside.host.path(), to, 0, Use::Echo(10)), "ok 10");
+    assert_eq!(sock::tcp(world.external.host.path(), to, 0, Use::Echo(10)), "ok 10");
     assert_eq!(own.seen().len(), 1);
 }

@@ -8,8 +8,8 @@ use std::{
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
+    external::External,
     netns::{on_this_machine, wait_for, wait_until},
-    outside::Outside,
     sock::{self, Behaviour, Server, Use, container},
 };
 use nix::sys::signal::Signal;
@@ -17,14 +17,14 @@ use nix::sys::signal::Signal;
 /// A cluster and an external host.
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
-    pub(crate) outside: Outside,
+    pub(crate) external: External,
 }
 
 impl World {
     pub(crate) fn new(hosts: u8) -> Self {
         let cluster = Cluster::new(hosts);
-        let outside = Outside::of(&cluster);
-        Self { cluster, outside }
+        let external = External::of(&cluster);
+        Self { cluster, external }
     }
 
     /// Makes one host, whose agent has `extra` arguments, and an external host.
@@ -32,8 +32,8 @@ impl World {
         let mut cluster = Cluster::without_agents(1, 1500);
         cluster.hosts[0].start_agent(extra);
         cluster.hosts[0].wait_ready();
-        let outside = Outside::of(&cluster);
-        Self { cluster, outside }
+        let external = External::of(&cluster);
+        Self { cluster, external }
     }
 
     pub(crate) fn host(&self) -> &Host {
@@ -50,8 +50,8 @@ impl World {
     }
 }
 
-fn outside(port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(Outside::IP, port)
+fn external(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(External::IP, port)
 }
 
 fn any(port: u16) -> SocketAddrV4 {
@@ -73,13 +73,13 @@ fn a_route_by_source_holds_for_the_whole_flow() {
          && ip rule add from {ip} lookup 77 && ip route replace default via {nowhere} dev up0 \
          && ip neigh replace {nowhere} lladdr 02:00:00:00:00:fe dev up0 nud permanent"
     ));
-    let tcp = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
-    let answer = sock::tcp(&container(&name), outside(80), 0, Use::Echo(300_000));
+    let tcp = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
+    let answer = sock::tcp(&container(&name), external(80), 0, Use::Echo(300_000));
     assert_eq!(answer, "ok 300000");
     assert_eq!(tcp.take_clients(), [host.vtep().to_string()]);
-    let udp = Server::udp(world.outside.host.path(), any(53));
+    let udp = Server::udp(world.external.host.path(), any(53));
     for _ in 0..3 {
-        assert_eq!(sock::udp(&container(&name), outside(53), 4001, 100), "ok 100");
+        assert_eq!(sock::udp(&container(&name), external(53), 4001, 100), "ok 100");
     }
     drop(udp);
 }
@@ -91,9 +91,9 @@ fn a_route_by_source_holds_for_the_whole_flow() {
 fn a_flow_leaves_by_no_address_that_the_host_has_lost() {
     let mut world = World::new(1);
     let (name, _) = world.run("bridge", &[]);
-    let server = Server::udp(world.outside.host.path(), any(53));
+    let server = Server::udp(world.external.host.path(), any(53));
     let socket = sock::within(&container(&name), || UdpSocket::bind(any(4001))).unwrap();
-    socket.connect(outside(53)).unwrap();
+    socket.connect(external(53)).unwrap();
     // The addresses from which datagrams arrive, one each 20 ms.
     let sources = || {
         server.take_clients();
@@ -122,22 +122,26 @@ fn a_flow_leaves_by_no_address_that_the_host_has_lost() {
 /// of the host. The container has one interface and one default route.
 #[test]
 #[ignore = "needs root"]
-fn the_outside_sees_the_host() {
+fn an_external_host_sees_the_host() {
     let world = World::new(1);
     let host = world.host();
     host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "over"]);
     host.ok(&["network", "create", "-d", "bridge", "br"]);
-    let tcp = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
-    let udp = Server::udp(world.outside.host.path(), any(53));
+    let tcp = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
+    let udp = Server::udp(world.external.host.path(), any(53));
     for network in ["over", "br", "bridge"] {
         let (name, _) = world.run(network, &[]);
         let netns = container(&name);
-        assert_eq!(sock::tcp(&netns, outside(80), 0, Use::Echo(100_000)), "ok 100000", "{network}");
+        assert_eq!(
+            sock::tcp(&netns, external(80), 0, Use::Echo(100_000)),
+            "ok 100000",
+            "{network}"
+        );
         for len in [0, 1, 1400, 9000] {
             let expected = format!("ok {len}");
-            assert_eq!(sock::udp(&netns, outside(53), 0, len), expected, "{network}");
+            assert_eq!(sock::udp(&netns, external(53), 0, len), expected, "{network}");
         }
-        host.in_container(&name, &format!("ping -c1 -W9 {}", Outside::IP));
+        host.in_container(&name, &format!("ping -c1 -W9 {}", External::IP));
         assert_eq!(tcp.take_clients(), [host.vtep().to_string()], "{network}");
         assert_eq!(udp.take_clients(), [host.vtep().to_string()], "{network}");
         let links = host.in_container(&name, "ip -o link show");
@@ -189,23 +193,23 @@ fn the_gateway_the_host_and_other_networks() {
 /// In a network with `--internal` a container reaches the network and the gateway only.
 #[test]
 #[ignore = "needs root"]
-fn an_internal_network_has_no_way_out() {
+fn an_internal_network_has_no_external_access() {
     let world = World::new(1);
     let host = world.host();
-    let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
+    let server = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
     for (driver, name) in [("bridge", "inbr"), ("overlay", "inov")] {
         host.ok(&["network", "create", "-d", driver, "--internal", name]);
         let (one, _) = world.run(name, &[]);
         let (_, two_ip) = world.run(name, &[]);
         host.in_container(&one, &format!("ping -c1 -W9 {two_ip}"));
-        assert_eq!(sock::tcp(&container(&one), outside(80), 0, Use::Echo(1)), "unreachable");
+        assert_eq!(sock::tcp(&container(&one), external(80), 0, Use::Echo(1)), "unreachable");
         // The same result with a route that the container adds.
         let gateway = host.json(&["network", "inspect", name])[0]["IPAM"]["Config"][0]["Gateway"]
             .as_str()
             .unwrap()
             .to_owned();
         host.in_container(&one, &format!("ip route add default via {gateway}"));
-        assert_eq!(sock::tcp(&container(&one), outside(80), 0, Use::Echo(1)), "timeout");
+        assert_eq!(sock::tcp(&container(&one), external(80), 0, Use::Echo(1)), "timeout");
         assert!(host.counter("from_container", "internal_network") > 0);
         host.in_container(&one, &format!("ping -c1 -W9 {gateway}"));
     }
@@ -219,7 +223,7 @@ fn traceroute_shows_the_gateway_and_the_path() {
     let world = World::new(1);
     let (name, _) = world.run("bridge", &[]);
     let hop = |ttl: u32| {
-        let ping = format!("ping -n -c1 -W9 -t {ttl} {}", Outside::IP);
+        let ping = format!("ping -n -c1 -W9 -t {ttl} {}", External::IP);
         let output = world.host().try_in_container(&name, &ping);
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
@@ -237,21 +241,21 @@ fn icmp_errors_find_their_container() {
     let world = World::new(1);
     let (name, _) = world.run("bridge", &[]);
     let netns = container(&name);
-    assert_eq!(sock::udp(&netns, outside(9), 0, 10), "refused", "port unreachable");
-    assert_eq!(sock::tcp(&netns, outside(9), 0, Use::Echo(1)), "refused");
+    assert_eq!(sock::udp(&netns, external(9), 0, 10), "refused", "port unreachable");
+    assert_eq!(sock::tcp(&netns, external(9), 0, Use::Echo(1)), "refused");
 
-    let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
-    world.outside.router.run("ip link set out0 mtu 1200");
+    let server = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
+    world.external.router.run("ip link set out0 mtu 1200");
     // The far end keeps to the link's MTU, which veth demands of single segments, and announces the
     // MSS of a larger one: the container must learn the MTU from the router.
-    let far = &world.outside.host;
+    let far = &world.external.host;
     far.run("ip route change $(ip -4 route show default) mtu lock 1200 advmss 1460");
-    let ping = format!("ping -c1 -W9 -M do -s 1400 {}", Outside::IP);
+    let ping = format!("ping -c1 -W9 -M do -s 1400 {}", External::IP);
     let told = world.host().try_in_container(&name, &ping);
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
     assert!(told.contains("mtu = 1200") || told.contains("mtu=1200"), "{told}");
-    assert_eq!(sock::tcp(&netns, outside(80), 0, Use::Echo(500_000)), "ok 500000");
-    let cached = world.host().in_container(&name, &format!("ip route get {}", Outside::IP));
+    assert_eq!(sock::tcp(&netns, external(80), 0, Use::Echo(500_000)), "ok 500000");
+    let cached = world.host().in_container(&name, &format!("ip route get {}", External::IP));
     assert!(cached.contains("mtu 1200"), "{cached}");
     drop(server);
 }
@@ -264,12 +268,12 @@ fn ports_are_kept_where_they_are_free() {
     let world = World::new(1);
     let host = world.host();
     let (one, two) = (world.run("bridge", &[]).0, world.run("bridge", &[]).0);
-    let server = Server::udp(world.outside.host.path(), any(53));
+    let server = Server::udp(world.external.host.path(), any(53));
     let ports = |server: &Server| -> Vec<u16> {
         server.seen().iter().map(std::net::SocketAddr::port).collect()
     };
-    assert_eq!(sock::udp(&container(&one), outside(53), 4000, 1), "ok 1");
-    assert_eq!(sock::udp(&container(&two), outside(53), 4000, 1), "ok 1");
+    assert_eq!(sock::udp(&container(&one), external(53), 4000, 1), "ok 1");
+    assert_eq!(sock::udp(&container(&two), external(53), 4000, 1), "ok 1");
     let seen = ports(&server);
     assert_eq!(seen[0], 4000);
     assert_ne!(seen[1], 4000);
@@ -278,21 +282,21 @@ fn ports_are_kept_where_they_are_free() {
     // The host has a bound UDP socket, a TCP listener, and a TCP connection to the same peer.
     let _bound = Server::udp(host.netns.path(), any(4001));
     let _listening = Server::tcp(host.netns.path(), any(4002), Behaviour::Echo);
-    let tcp = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
-    let connected = sock::within(host.netns.path(), || sock::open(outside(80), 4003)).unwrap();
-    assert_eq!(sock::udp(&container(&one), outside(53), 4001, 1), "ok 1");
+    let tcp = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
+    let connected = sock::within(host.netns.path(), || sock::open(external(80), 4003)).unwrap();
+    assert_eq!(sock::udp(&container(&one), external(53), 4001, 1), "ok 1");
     assert_ne!(ports(&server)[2], 4001);
     for port in [4002, 4003] {
-        assert_eq!(sock::tcp(&container(&one), outside(80), port, Use::Echo(5)), "ok 5");
+        assert_eq!(sock::tcp(&container(&one), external(80), port, Use::Echo(5)), "ok 5");
         assert_ne!(tcp.seen().last().map(std::net::SocketAddr::port), Some(port));
     }
     drop(connected);
     // A port of the host that is connected to another peer is not taken either.
-    let other = Server::tcp(world.outside.host.path(), any(81), Behaviour::Echo);
-    let connected = sock::within(host.netns.path(), || sock::open(outside(81), 4004)).unwrap();
+    let other = Server::tcp(world.external.host.path(), any(81), Behaviour::Echo);
+    let connected = sock::within(host.netns.path(), || sock::open(external(81), 4004)).unwrap();
     // The agent reads the host's sockets once a second.
     std::thread::sleep(Duration::from_secs(3));
-    assert_eq!(sock::tcp(&container(&two), outside(80), 4004, Use::Echo(5)), "ok 5");
+    assert_eq!(sock::tcp(&container(&two), external(80), 4004, Use::Echo(5)), "ok 5");
     assert_ne!(tcp.seen().last().map(std::net::SocketAddr::port), Some(4004));
     drop((connected, other));
 }
@@ -302,10 +306,10 @@ fn ports_are_kept_where_they_are_free() {
 #[ignore = "needs root"]
 fn flows_outlive_the_agent() {
     let mut world = World::new(1);
-    let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
+    let server = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
     let (name, _) = world.run("bridge", &[]);
     let netns = container(&name);
-    let mut stream = sock::within(&netns, || sock::open(outside(80), 0)).unwrap();
+    let mut stream = sock::within(&netns, || sock::open(external(80), 0)).unwrap();
     let mut talk = || {
         use std::io::{Read as _, Write as _};
         stream.set_read_timeout(Some(on_this_machine(Duration::from_secs(3)))).unwrap();
@@ -318,7 +322,7 @@ fn flows_outlive_the_agent() {
         world.cluster.hosts[0].stop_agent(signal);
         talk();
         // A new connection works, too: the programs need no running agent.
-        assert_eq!(sock::tcp(&netns, outside(80), 0, Use::Echo(10)), "ok 10");
+        assert_eq!(sock::tcp(&netns, external(80), 0, Use::Echo(10)), "ok 10");
         world.cluster.hosts[0].start_agent(&[]);
         world.cluster.hosts[0].wait_ready();
         talk();
@@ -332,9 +336,9 @@ fn flows_outlive_the_agent() {
 fn flows_die_with_their_container() {
     let world = World::new(1);
     let host = world.host();
-    let server = Server::udp(world.outside.host.path(), any(53));
+    let server = Server::udp(world.external.host.path(), any(53));
     let (old, ip) = world.run("bridge", &["--ip", "172.17.0.9"]);
-    assert_eq!(sock::udp(&container(&old), outside(53), 4000, 1), "ok 1");
+    assert_eq!(sock::udp(&container(&old), external(53), 4000, 1), "ok 1");
     let client = server.seen()[0];
     host.ok(&["rm", "-f", &old]);
     let (new, again) = world.run("bridge", &["--ip", "172.17.0.9"]);
@@ -344,7 +348,7 @@ fn flows_die_with_their_container() {
     let listener = listener.unwrap();
     listener.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     drop(server);
-    sock::within(world.outside.host.path(), || {
+    sock::within(world.external.host.path(), || {
         // A child process that another test forks at this moment holds the server's socket until it
         // executes its program.
         let bind = || UdpSocket::bind("0.0.0.0:53").ok();
@@ -361,20 +365,20 @@ fn flows_die_with_their_container() {
 /// route is in the first network, and then moves to the network that remains.
 #[test]
 #[ignore = "needs root"]
-fn the_way_out_moves_to_the_network_that_is_left() {
+fn the_default_route_moves_to_the_network_that_is_left() {
     let world = World::new(1);
     let host = world.host();
     host.ok(&["network", "create", "-d", "bridge", "br"]);
-    let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
+    let server = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
     let (name, _) = world.run("bridge", &[]);
     host.ok(&["network", "connect", "br", &name]);
     assert!(host.in_container(&name, "ip -o -4 addr show eth1").contains("172.18.0.2/16"));
     let default = || host.in_container(&name, "ip route show default");
     assert!(default().contains("via 172.17.0.1 dev eth0"), "{}", default());
-    assert_eq!(sock::tcp(&container(&name), outside(80), 0, Use::Echo(10)), "ok 10");
+    assert_eq!(sock::tcp(&container(&name), external(80), 0, Use::Echo(10)), "ok 10");
     host.ok(&["network", "disconnect", "bridge", &name]);
-    wait_until(SOON, "the other way out", || default().contains("via 172.18.0.1 dev eth1"));
-    assert_eq!(sock::tcp(&container(&name), outside(80), 0, Use::Echo(10)), "ok 10");
+    wait_until(SOON, "the other default route", || default().contains("via 172.18.0.1 dev eth1"));
+    assert_eq!(sock::tcp(&container(&name), external(80), 0, Use::Echo(10)), "ok 10");
     assert_eq!(server.take_clients(), [host.vtep().to_string()]);
 }
 
@@ -384,14 +388,14 @@ fn the_way_out_moves_to_the_network_that_is_left() {
 fn exhaustion_refuses_new_flows_only() {
     let world = World::with_agent(&["--nat-ports", "40000-40003"]);
     let host = world.host();
-    let server = Server::udp(world.outside.host.path(), any(53));
+    let server = Server::udp(world.external.host.path(), any(53));
     let (name, _) = world.run("bridge", &[]);
     let netns = container(&name);
     for port in 5000..5004 {
-        assert_eq!(sock::udp(&netns, outside(53), port, 1), "ok 1", "{port}");
+        assert_eq!(sock::udp(&netns, external(53), port, 1), "ok 1", "{port}");
     }
-    assert_eq!(sock::udp(&netns, outside(53), 5004, 1), "timeout");
-    assert_eq!(sock::udp(&netns, outside(53), 5000, 1), "ok 1", "an existing flow");
+    assert_eq!(sock::udp(&netns, external(53), 5004, 1), "timeout");
+    assert_eq!(sock::udp(&netns, external(53), 5000, 1), "ok 1", "an existing flow");
     let used: Vec<u16> = server.seen().iter().map(std::net::SocketAddr::port).collect();
     assert!(used.iter().all(|port| (40000..40004).contains(port)), "{used:?}");
     assert!(host.counter("from_container", "nat_ports_exhausted") >= 1);
@@ -399,6 +403,6 @@ fn exhaustion_refuses_new_flows_only() {
         host.json(&["status"])["conntrack"]["refused"].as_u64() >= Some(1)
     });
     // The same ports are free for another server.
-    let _other = Server::udp(world.outside.host.path(), any(54));
-    assert_eq!(sock::udp(&netns, outside(54), 5004, 1), "ok 1");
+    let _other = Server::udp(world.external.host.path(), any(54));
+    assert_eq!(sock::udp(&netns, external(54), 5004, 1), "ok 1");
 }

@@ -12,8 +12,8 @@ use std::{
 
 use culvert_tests::{
     cluster::{Cluster, SOON},
+    external::External,
     netns::{Netns, Underlay, wait_until},
-    outside::Outside,
     sock::{self, Behaviour, PATIENCE, Server, Use, container},
 };
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header};
@@ -23,8 +23,8 @@ use nix::sys::socket::{
 
 use crate::nat::World;
 
-fn outside(port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(Outside::IP, port)
+fn external(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(External::IP, port)
 }
 
 fn any(port: u16) -> SocketAddrV4 {
@@ -83,16 +83,16 @@ fn fragments_arrive_in_any_order() {
     let host = world.host();
     let (name, ip) = world.run("bridge", &["-p", "5300:53/udp"]);
     let netns = container(&name);
-    let outside_netns = world.outside.host.path();
+    let external_netns = world.external.host.path();
     let data: Vec<u8> = (0..3500_u16).map(|i| (i % 239) as u8).collect();
     let orders: [&[usize]; 4] = [&[0, 1, 2, 3], &[3, 2, 1, 0], &[1, 0, 3, 2], &[2, 3, 1, 0]];
 
-    let server = Server::udp(outside_netns, any(53));
+    let server = Server::udp(external_netns, any(53));
     let client = sock::within(&netns, || UdpSocket::bind("0.0.0.0:4000")).unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut buffer = vec![0; 65_536];
     for order in orders {
-        send_fragments(&netns, SocketAddrV4::new(ip, 4000), outside(53), &data, order);
+        send_fragments(&netns, SocketAddrV4::new(ip, 4000), external(53), &data, order);
         let len = client.recv(&mut buffer).unwrap_or(0);
         assert_eq!(buffer[..len], data, "out in the order {order:?}");
     }
@@ -100,21 +100,21 @@ fn fragments_arrive_in_any_order() {
     drop(server);
 
     let inside = Server::udp(&netns, any(53));
-    let client = sock::within(outside_netns, || UdpSocket::bind("0.0.0.0:4001")).unwrap();
+    let client = sock::within(external_netns, || UdpSocket::bind("0.0.0.0:4001")).unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     let to = SocketAddrV4::new(host.vtep(), 5300);
     for order in orders {
-        send_fragments(outside_netns, SocketAddrV4::new(Outside::IP, 4001), to, &data, order);
+        send_fragments(external_netns, SocketAddrV4::new(External::IP, 4001), to, &data, order);
         let len = client.recv(&mut buffer).unwrap_or(0);
         assert_eq!(buffer[..len], data, "in, in the order {order:?}");
     }
-    assert_eq!(inside.take_clients(), [Outside::IP.to_string()]);
+    assert_eq!(inside.take_clients(), [External::IP.to_string()]);
 
     // Fragments of the host itself pass to the host.
     let on_host = Server::udp(host.netns.path(), any(5400));
     let to = SocketAddrV4::new(host.vtep(), 5400);
     for order in orders {
-        send_fragments(outside_netns, SocketAddrV4::new(Outside::IP, 4001), to, &data, order);
+        send_fragments(external_netns, SocketAddrV4::new(External::IP, 4001), to, &data, order);
         let len = client.recv(&mut buffer).unwrap_or(0);
         assert_eq!(buffer[..len], data, "to the host, in the order {order:?}");
     }
@@ -133,15 +133,18 @@ fn every_combination_of_offloads() {
     let host = world.host();
     let (name, _) = world.run("bridge", &["-p", "8000:80", "-p", "5300:53/udp"]);
     let netns = container(&name);
-    let out_tcp = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
-    let out_udp = Server::udp(world.outside.host.path(), any(53));
+    let out_tcp = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
+    let out_udp = Server::udp(world.external.host.path(), any(53));
     let in_tcp = Server::tcp(&netns, any(80), Behaviour::Echo);
     let in_udp = Server::udp(&netns, any(53));
     let set = |features: &str| {
         host.in_container(&name, &format!("ethtool -K eth0 {features}"));
         host.netns.run(&format!("ethtool -K up0 {features}"));
-        world.outside.router.run(&format!("ethtool -K up0 {features}; ethtool -K out0 {features}"));
-        world.outside.host.run(&format!("ethtool -K eth0 {features}"));
+        world
+            .external
+            .router
+            .run(&format!("ethtool -K up0 {features}; ethtool -K out0 {features}"));
+        world.external.host.run(&format!("ethtool -K eth0 {features}"));
     };
     for features in [
         "tx on rx on tso on gso on gro on",
@@ -153,8 +156,8 @@ fn every_combination_of_offloads() {
         set(features);
         let published = SocketAddrV4::new(host.vtep(), 8000);
         for (from, to) in [
-            (netns.as_path(), outside(80)),
-            (world.outside.host.path(), published),
+            (netns.as_path(), external(80)),
+            (world.external.host.path(), published),
             (host.netns.path(), published),
             (host.netns.path(), SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8000)),
             (netns.as_path(), published),
@@ -164,8 +167,8 @@ fn every_combination_of_offloads() {
         }
         let published = SocketAddrV4::new(host.vtep(), 5300);
         for (from, to) in [
-            (netns.as_path(), outside(53)),
-            (world.outside.host.path(), published),
+            (netns.as_path(), external(53)),
+            (world.external.host.path(), published),
             (host.netns.path(), published),
             (netns.as_path(), published),
         ] {
@@ -176,7 +179,8 @@ fn every_combination_of_offloads() {
         }
     }
     // No packet was dropped for its checksum.
-    for (netns, what) in [(world.outside.host.path(), "outside"), (netns.as_path(), "container")] {
+    for (netns, what) in [(world.external.host.path(), "external"), (netns.as_path(), "container")]
+    {
         let snmp = sock::within(netns, || std::fs::read_to_string("/proc/thread-self/net/snmp"));
         let errors = checksum_errors(&snmp.unwrap());
         assert_eq!(errors, 0, "{what}");
@@ -208,14 +212,14 @@ fn the_mtu_of_a_route_is_told() {
     let host = world.host();
     let (name, _) = world.run("bridge", &[]);
     let router = Underlay::address(100);
-    host.netns.run(&format!("ip route add {}/32 via {router} mtu lock 1300", Outside::IP));
-    let ping = format!("ping -c1 -W9 -M do -s 1400 {}", Outside::IP);
+    host.netns.run(&format!("ip route add {}/32 via {router} mtu lock 1300", External::IP));
+    let ping = format!("ping -c1 -W9 -M do -s 1400 {}", External::IP);
     let told = host.try_in_container(&name, &ping);
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
     assert!(told.contains("From 172.17.0.1") && told.contains("mtu = 1300"), "{told}");
-    host.in_container(&name, &format!("ping -c1 -W2 -M do -s 1272 {}", Outside::IP));
-    let server = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
-    let answer = sock::tcp(&container(&name), outside(80), 0, Use::Echo(200_000));
+    host.in_container(&name, &format!("ping -c1 -W2 -M do -s 1272 {}", External::IP));
+    let server = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
+    let answer = sock::tcp(&container(&name), external(80), 0, Use::Echo(200_000));
     assert_eq!(answer, "ok 200000");
     drop(server);
 }
@@ -235,14 +239,14 @@ fn the_route_chooses_the_source_address() {
     }
     cluster.hosts[0].start_agent(&["--uplink", "up1"]);
     cluster.hosts[0].wait_ready();
-    let beyond = Outside::of(&cluster);
-    let world = World { cluster, outside: beyond };
+    let beyond = External::of(&cluster);
+    let world = World { cluster, external: beyond };
     let host = world.host();
     let (name, _) = world.run("bridge", &[]);
     let netns = container(&name);
-    let first = Server::tcp(world.outside.host.path(), any(80), Behaviour::Echo);
+    let first = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
     let other = Server::tcp(second.path(), any(80), Behaviour::Echo);
-    assert_eq!(sock::tcp(&netns, outside(80), 0, Use::Echo(10)), "ok 10");
+    assert_eq!(sock::tcp(&netns, external(80), 0, Use::Echo(10)), "ok 10");
     let to = SocketAddrV4::new([203, 0, 113, 2].into(), 80);
     assert_eq!(sock::tcp(&netns, to, 0, Use::Echo(10)), "ok 10");
     assert_eq!(first.take_clients(), [host.vtep().to_string()]);

@@ -196,8 +196,8 @@ fn a_container_reaches_a_service() {
     let host = world.host();
     let (iptables, docker) = docker_on(host);
     let (name, ip) = world.run("bridge", &[]);
-    let outside = &world.outside.host;
-    let far = culvert_tests::outside::Outside::IP;
+    let external = &world.external.host;
+    let far = culvert_tests::external::External::IP;
     for (service, proto, to) in [
         ("10.96.0.10", "tcp", "172.17.0.2:80".to_owned()),
         ("10.96.0.10", "udp", "172.17.0.2:80".to_owned()),
@@ -213,7 +213,7 @@ fn a_container_reaches_a_service() {
     host.netns.run(&format!("{iptables} -w -t nat -A POSTROUTING -s {ip} -o up0 -j MASQUERADE"));
     let near = echoes(docker.path(), 80);
     let own = echo(host.netns.path(), "tcp", 6443);
-    let remote = echo(outside.path(), "tcp", 80);
+    let remote = echo(external.path(), "tcp", 80);
     let at = |service: &str, proto: &str, len| {
         exchange_at(&container(&name), proto, service.parse().unwrap(), 443, len)
     };
@@ -261,8 +261,8 @@ impl Speaker {
 /// first packets. Netfilter must keep the source ports of `other`.
 fn check_same_ports(world: &World, other: &Netns) {
     let host = world.host();
-    let far = SocketAddrV4::new(culvert_tests::outside::Outside::IP, 7);
-    let servers = echoes(world.outside.host.path(), 7);
+    let far = SocketAddrV4::new(culvert_tests::external::External::IP, 7);
+    let servers = echoes(world.external.host.path(), 7);
     let (name, _) = world.run("bridge", &[]);
     let own = container(&name);
     // The agent finds netfilter's conntrack after its first connection.
@@ -341,7 +341,7 @@ fn a_port_that_docker_translates_is_left_to_it() {
     let (iptables, docker) = docker_on(host);
     let _servers = echoes(docker.path(), 80);
     host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "over"]);
-    let reached = |proto: &str, port| exchange(&world.outside.host, proto, host.vtep(), port, 10);
+    let reached = |proto: &str, port| exchange(&world.external.host, proto, host.vtep(), port, 10);
     let name = unique_name("x");
     for port in ["8081:80", "8081:80/udp", "8080-8082:80-82"] {
         let head = ["run", "-d", "--name", &name, "--network", "over", "-p", port];
@@ -358,7 +358,7 @@ fn a_port_that_docker_translates_is_left_to_it() {
     let (own, _) = world.run("over", &["-p", "8082:80"]);
     let server = echo(&container(&own), "tcp", 80);
     assert_eq!(reached("tcp", 8082), "ok 10");
-    assert_eq!(server.take_clients(), [culvert_tests::outside::Outside::IP.to_string()]);
+    assert_eq!(server.take_clients(), [culvert_tests::external::External::IP.to_string()]);
     let found = findings(host, "translation");
     let [(level, text)] = found.as_slice() else { unreachable!("{found:?}") };
     assert_eq!(level, "ok", "{text}");
@@ -514,7 +514,7 @@ fn published_ports_serve_a_second_network_card() {
         assert!(clients.iter().all(|client| client == "10.77.0.2"), "{clients:?}");
     }
     // The clients on the uplink are still served.
-    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10), "ok 10");
+    assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), 8080, 10), "ok 10");
 
     // A source that the host does not reach through this card is not served.
     lan.run("ip addr add 198.51.100.200/32 dev lo; ip route replace default via 10.77.0.1 src 198.51.100.200");
@@ -537,7 +537,7 @@ fn published_ports_serve_a_second_network_card() {
     assert!(text.contains(&format!("tbf on {side} limits nothing")), "{text}");
     assert!(text.contains(&format!("'tc filter' on {side} have no effect")), "{text}");
 
-    // The interface is named as well to those who publish a port, and to those who look.
+    // `culvert run -p`, `status`, `ps` and `ports ls` name the interface as well.
     wait_until(SOON, "the status to name the tunnel", || {
         host.json(&["status"])["datapath"]["unserved_links"] == serde_json::json!(["tun9"])
     });

@@ -14,8 +14,8 @@ use std::{
 use culvert::config::DEFAULT_STATE_DIR;
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, culvert_binary, unique_name},
+    external::External,
     netns::{Process, wait_until},
-    outside::Outside,
     sock::container,
 };
 use nix::sys::signal::Signal;
@@ -250,8 +250,8 @@ fn the_action_of_fail2ban_bans_and_unbans() {
         assert!(output.status.success(), "{line}: {output:?}");
     };
     let denied = || host.json(&["ports", "ls"])["denied"].clone();
-    let served = || exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10);
-    let client = Outside::IP.to_string();
+    let served = || exchange(&world.external.host, "tcp", host.vtep(), 8080, 10);
+    let client = External::IP.to_string();
     assert_eq!(served(), "ok 10");
     for _ in 0..2 {
         run("Definition/actionban", "inet4", &client);

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use aya::programs::TcAttachType;
 use culvert_tests::{
     cluster::{Host, SOON, unique_name},
+    external::External,
     netns::{programs, wait_until},
-    outside::Outside,
     sock::{self, Behaviour, Server, Use, container},
 };
 use nix::sys::signal::Signal;
@@ -71,8 +71,8 @@ fn a_port_is_taken_once() {
     // The port is free again when the container is gone: for a process and for a container.
     host.ok(&["rm", "-f", &second]);
     let again = Server::tcp(host.netns.path(), any(9000), Behaviour::Echo);
-    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 9000, 10), "ok 10");
-    assert_eq!(again.take_clients(), [Outside::IP.to_string()]);
+    assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), 9000, 10), "ok 10");
+    assert_eq!(again.take_clients(), [External::IP.to_string()]);
     drop(again);
     host.ok(&["rm", "-f", &first]);
     world.run("bridge", &["-p", "8080:80", "-p", "8080:80/udp"]);
@@ -88,14 +88,14 @@ fn publishing_outlives_the_agent() {
     let _servers = [echo(&netns, "tcp", 80), echo(&netns, "udp", 80)];
     let open = |netns| sock::within(netns, || sock::open(SocketAddrV4::new(vtep, 8080), 0));
     let mut streams = [
-        open(world.outside.host.path()).unwrap(),
+        open(world.external.host.path()).unwrap(),
         open(world.cluster.hosts[0].netns.path()).unwrap(),
         open(&netns).unwrap(),
     ];
     let mut everything = |world: &World| {
         streams.iter_mut().for_each(talk);
         for proto in ["tcp", "udp"] {
-            for netns in [world.outside.host.path(), world.host().netns.path(), &netns] {
+            for netns in [world.external.host.path(), world.host().netns.path(), &netns] {
                 assert_eq!(exchange_at(netns, proto, vtep, 8080, 1000), "ok 1000", "{proto}");
             }
             let outcome = exchange(&world.host().netns, proto, Ipv4Addr::LOCALHOST, 8080, 10);
@@ -136,14 +136,14 @@ fn the_last_port_leaves_nothing() {
     assert_eq!(loopback(host), (true, "67 67 ".to_owned()));
     let server = echo(&container(&name), "tcp", 80);
     let to = SocketAddrV4::new(host.vtep(), 8080);
-    let mut stream = sock::within(world.outside.host.path(), || sock::open(to, 0)).unwrap();
+    let mut stream = sock::within(world.external.host.path(), || sock::open(to, 0)).unwrap();
     talk(&mut stream);
     assert_eq!(exchange(&host.netns, "tcp", host.vtep(), 8080, 10), "ok 10");
     drop(server);
     host.ok(&["rm", "-f", &name]);
     assert_eq!(loopback(host), (true, "67 67 ".to_owned()), "another container has a port");
     for proto in ["tcp", "udp"] {
-        for netns in [&world.outside.host, &host.netns] {
+        for netns in [&world.external.host, &host.netns] {
             assert_eq!(exchange(netns, proto, host.vtep(), 8080, 1), "refused", "{proto}");
         }
     }
@@ -155,7 +155,7 @@ fn the_last_port_leaves_nothing() {
         assert!(!matches!(answer, Ok(1..)), "somebody answered for a container that is gone");
     }
     let own = Server::tcp(host.netns.path(), any(8080), Behaviour::Echo);
-    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10), "ok 10");
+    assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), 8080, 10), "ok 10");
     assert_eq!(own.seen().len(), 1);
     host.ok(&["rm", "-f", &other]);
     wait_until(SOON, "the loopback device to be as before", || loopback(host) == none);
@@ -203,22 +203,22 @@ fn nat_ls_tells_the_flows() {
     let (web, web_ip) = world.run("bridge", &["-p", "8080:80", "-p", "8053:53/udp"]);
     let (db, db_ip) = world.run("bridge", &[]);
     let _servers = [echo(&container(&web), "tcp", 80), echo(&container(&web), "udp", 53)];
-    let _far = Server::tcp(world.outside.host.path(), any(443), Behaviour::Echo);
+    let _far = Server::tcp(world.external.host.path(), any(443), Behaviour::Echo);
     let vtep = host.vtep();
     let published = SocketAddrV4::new(vtep, 8080);
-    let beyond = SocketAddrV4::new(Outside::IP, 443);
+    let beyond = SocketAddrV4::new(External::IP, 443);
     let open = |netns: &std::path::Path, to, port| {
         let mut stream = sock::within(netns, || sock::open(to, port)).unwrap();
         talk(&mut stream);
         stream
     };
     let _streams = [
-        open(world.outside.host.path(), published, 4001),
+        open(world.external.host.path(), published, 4001),
         open(host.netns.path(), published, 4002),
         open(&container(&db), published, 4003),
         open(&container(&db), beyond, 4004),
     ];
-    let datagram = sock::udp(world.outside.host.path(), SocketAddrV4::new(vtep, 8053), 4005, 10);
+    let datagram = sock::udp(world.external.host.path(), SocketAddrV4::new(vtep, 8053), 4005, 10);
     assert_eq!(datagram, "ok 10");
 
     let list = |options: &[&str]| -> Vec<Value> {
@@ -227,7 +227,7 @@ fn nat_ls_tells_the_flows() {
     };
     let all = list(&[]);
     assert_eq!(all.len(), 5, "{all:?}");
-    let far = Outside::IP.to_string();
+    let far = External::IP.to_string();
     let (gateway, vtep) = ("172.17.0.1".to_owned(), vtep.to_string());
     let (web_ip, db_ip) = (web_ip.to_string(), db_ip.to_string());
     for (port, kind, proto, container, from, [src, dst, nat_src, nat_dst], [to, nat_to]) in [
@@ -281,7 +281,7 @@ fn nat_ls_tells_the_flows() {
     });
     // The flow of a closed connection has the state of a closed connection.
     assert_eq!(
-        sock::tcp(world.outside.host.path(), published, 4006, Use::HalfClose(1)),
+        sock::tcp(world.external.host.path(), published, 4006, Use::HalfClose(1)),
         "ok \u{7}"
     );
     let row = list(&[]).into_iter().find(|row| row["src_port"] == 4006).unwrap();

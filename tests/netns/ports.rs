@@ -11,8 +11,8 @@ use std::{
 
 use culvert_tests::{
     cluster::{SOON, unique_name},
+    external::External,
     netns::{Netns, on_this_machine, wait_until},
-    outside::Outside,
     sock::{self, Behaviour, Server, Use, container},
 };
 
@@ -90,7 +90,7 @@ fn everybody_reaches_a_published_port() {
                 }
                 assert_eq!(server.take_clients(), [client.to_string()], "{who} by {ip}, {proto}");
             };
-            check(world.outside.host.path(), host.vtep(), Outside::IP, "the outside");
+            check(world.external.host.path(), host.vtep(), External::IP, "an external host");
             for ip in [host.vtep(), LOCALHOST, gateway] {
                 check(host.netns.path(), ip, gateway, "the host");
             }
@@ -105,8 +105,8 @@ fn everybody_reaches_a_published_port() {
         }
     }
     // A port without a listener is refused by the container, not by the host.
-    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 1), "refused");
-    assert_eq!(exchange(&world.outside.host, "udp", host.vtep(), 8080, 1), "refused");
+    assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), 8080, 1), "refused");
+    assert_eq!(exchange(&world.external.host, "udp", host.vtep(), 8080, 1), "refused");
 }
 
 /// A port of 127.0.0.1 is the host's own. A container does not reach it. A host on the underlay
@@ -136,7 +136,7 @@ fn a_port_of_loopback_is_the_hosts_alone() {
         assert_eq!(exchange(&host.netns, proto, LOCALHOST, 8080, 100), "ok 100", "{proto}");
         assert_eq!(exchange(&host.netns, proto, LOCALHOST, 8081, 100), "ok 100", "{proto}");
         assert_eq!(servers[0].take_clients(), ["172.17.0.1"]);
-        for client in [&world.outside.host, &attacker] {
+        for client in [&world.external.host, &attacker] {
             assert_eq!(exchange(client, proto, host.vtep(), 8081, 100), "ok 100", "{proto}");
             let refused = exchange(client, proto, host.vtep(), 8080, 1);
             assert_eq!(refused, "refused", "{proto}");
@@ -173,16 +173,16 @@ fn a_port_of_one_address_is_of_that_one() {
     host.run_idle(&name, "bridge", &["-p", &publish]);
     let in_container = echo(&container(&name), "tcp", 80);
     wait_until(SOON, "the new address to be served", || {
-        exchange(&world.outside.host, "tcp", second, 8080, 10) == "ok 10"
+        exchange(&world.external.host, "tcp", second, 8080, 10) == "ok 10"
     });
     assert_eq!(exchange(&host.netns, "tcp", second, 8080, 10), "ok 10");
     assert_eq!(in_container.take_clients(), ["172.17.0.1", "198.51.100.9"]);
     for ip in [host.vtep(), LOCALHOST] {
         assert_eq!(exchange(&host.netns, "tcp", ip, 8080, 1), "refused", "{ip}");
     }
-    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 1), "refused");
+    assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), 8080, 1), "refused");
     let own = Server::tcp(host.netns.path(), SocketAddrV4::new(host.vtep(), 8080), Behaviour::Echo);
-    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10), "ok 10");
+    assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), 8080, 10), "ok 10");
     assert_eq!(own.take_clients(), ["198.51.100.9"]);
     assert_eq!(in_container.seen(), []);
     // Another container may publish the same port on the other address.
@@ -190,8 +190,8 @@ fn a_port_of_one_address_is_of_that_one() {
     let publish = format!("{}:8080:80", host.vtep());
     let (name, _) = world.run("bridge", &["-p", &publish]);
     let in_other = echo(&container(&name), "tcp", 80);
-    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10), "ok 10");
-    assert_eq!(exchange(&world.outside.host, "tcp", second, 8080, 10), "ok 10");
+    assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), 8080, 10), "ok 10");
+    assert_eq!(exchange(&world.external.host, "tcp", second, 8080, 10), "ok 10");
     assert_eq!((in_other.seen().len(), in_container.seen().len()), (1, 1));
 }
 
@@ -218,7 +218,7 @@ fn free_ports_and_ranges() {
     for port in [80, 81] {
         let server = echo(&container(&name), "tcp", port);
         let free = host_port(&world, &name, port);
-        assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), free, 10), "ok 10");
+        assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), free, 10), "ok 10");
         assert_eq!(exchange(&host.netns, "tcp", LOCALHOST, free, 10), "ok 10");
         assert_eq!(server.seen().len(), 2);
         chosen.push(free);
@@ -229,11 +229,11 @@ fn free_ports_and_ranges() {
     for offset in 0..4 {
         let server = echo(&container(&name), "tcp", 9000 + offset);
         let to = 8000 + offset;
-        assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), to, 10), "ok 10");
+        assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), to, 10), "ok 10");
         assert_eq!(server.seen().len(), 1, "{to}");
     }
     for beside in [7999, 8004] {
-        assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), beside, 10), "refused");
+        assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), beside, 10), "refused");
     }
 }
 
@@ -255,9 +255,9 @@ fn each_host_of_an_overlay_has_its_own_door() {
     for (proto, len) in [("tcp", 200_000), ("udp", 9000)] {
         let server = echo(&container(&first), proto, 80);
         let word = format!("ok {len}");
-        let client = &world.outside.host;
+        let client = &world.external.host;
         assert_eq!(exchange(client, proto, one, 8080, len), word, "{proto}");
-        assert_eq!(server.take_clients(), [Outside::IP.to_string()], "{proto}");
+        assert_eq!(server.take_clients(), [External::IP.to_string()], "{proto}");
         assert_eq!(exchange(client, proto, two, 8080, 1), "refused", "{proto}");
         // The container is masqueraded by its own host, like an external client.
         assert_eq!(exchange_at(&container(&second), proto, one, 8080, len), word, "{proto}");
@@ -269,7 +269,7 @@ fn each_host_of_an_overlay_has_its_own_door() {
 
         let beyond = echo(client.path(), proto, 90);
         for (name, host) in [(&first, one), (&second, two)] {
-            let outcome = exchange_at(&container(name), proto, Outside::IP, 90, len);
+            let outcome = exchange_at(&container(name), proto, External::IP, 90, len);
             assert_eq!(outcome, word, "{proto}");
             assert_eq!(beyond.take_clients(), [host.to_string()], "{proto}");
         }

@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use culvert_tests::{
     cluster::unique_name,
+    external::External,
     netns::Netns,
-    outside::Outside,
     sock::{self, Server, Use, container},
 };
 
@@ -40,7 +40,7 @@ fn an_attached_namespace_answers_by_the_network() {
     let servers =
         [echo(inner.path(), "tcp", 80), Server::udp(inner.path(), SocketAddrV4::new(ip, 80))];
     for proto in ["tcp", "udp"] {
-        let answer = exchange(&world.outside.host, proto, host.vtep(), 8080, 5000);
+        let answer = exchange(&world.external.host, proto, host.vtep(), 8080, 5000);
         assert_eq!(answer, "ok 5000", "{proto}");
     }
     for server in &servers {
@@ -48,8 +48,8 @@ fn an_attached_namespace_answers_by_the_network() {
     }
     // The 198.51.100.9 behind this router is another machine than the external host.
     let own = echo(router.path(), "tcp", 90);
-    let outside = Ipv4Addr::new(198, 51, 100, 9);
-    assert_eq!(exchange(&inner, "tcp", outside, 90, 10), "ok 10");
+    let external = Ipv4Addr::new(198, 51, 100, 9);
+    assert_eq!(exchange(&inner, "tcp", external, 90, 10), "ok 10");
     assert_eq!(own.take_clients(), ["10.66.0.2"]);
     let (neighbour, ip) = world.run("over", &[]);
     let near = echo(&container(&neighbour), "tcp", 91);
@@ -60,9 +60,9 @@ fn an_attached_namespace_answers_by_the_network() {
     assert_eq!(state(), before);
 }
 
-/// A namespace is attached to two networks, and each publishes a port. One of them has the default
-/// route, or neither, as the namespace has its own: clients get their answers by the network that they
-/// came by. Its own connections leave by the default route.
+/// A namespace is attached to two networks, and each publishes a port. The default route leads
+/// through one of the networks or neither. The answer to a client leaves through the network in
+/// which its request came. The namespace's own connections leave by the default route.
 #[test]
 #[ignore = "needs root"]
 fn ports_are_published_through_two_networks() {
@@ -94,22 +94,22 @@ fn ports_are_published_through_two_networks() {
             // A UDP server on every address answers by the main table.
             let udp = Server::udp(inner.path(), SocketAddrV4::new(ip, 80));
             for proto in ["tcp", "udp"] {
-                let answer = exchange(&world.outside.host, proto, host.vtep(), port, 5000);
+                let answer = exchange(&world.external.host, proto, host.vtep(), port, 5000);
                 assert_eq!(answer, "ok 5000", "{proto} by {network}, own default route: {own}");
             }
             for server in [&tcp, &udp] {
-                assert_eq!(server.take_clients(), [Outside::IP.to_string()], "{network}, {own}");
+                assert_eq!(server.take_clients(), [External::IP.to_string()], "{network}, {own}");
             }
             let answer = exchange(&host.netns, "tcp", host.vtep(), port, 10);
             assert_eq!(answer, "ok 10", "the host by {network}, {own}");
             tcp.take_clients();
         }
-        let beyond = if own { router.path() } else { world.outside.host.path() };
+        let beyond = if own { router.path() } else { world.external.host.path() };
         let far = echo(beyond, "tcp", 90);
         let (to, client) = if own {
             (Ipv4Addr::new(203, 0, 113, 9), "10.66.0.2".to_owned())
         } else {
-            (Outside::IP, host.vtep().to_string())
+            (External::IP, host.vtep().to_string())
         };
         assert_eq!(exchange(&inner, "tcp", to, 90, 10), "ok 10", "{own}");
         assert_eq!(far.take_clients(), [client], "{own}");
@@ -130,8 +130,8 @@ fn a_second_network_leaves_the_published_port_of_the_first() {
     let (name, _) = world.run("bridge", &["-p", "8080:80"]);
     host.ok(&["network", "connect", "over", &name]);
     let server = echo(&container(&name), "tcp", 80);
-    assert_eq!(exchange(&world.outside.host, "tcp", host.vtep(), 8080, 5000), "ok 5000");
-    assert_eq!(server.take_clients(), [Outside::IP.to_string()]);
+    assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), 8080, 5000), "ok 5000");
+    assert_eq!(server.take_clients(), [External::IP.to_string()]);
     // Both networks are reached from the container, and it from both.
     for network in ["bridge", "over"] {
         let (neighbour, ip) = world.run(network, &[]);

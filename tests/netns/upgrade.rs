@@ -16,7 +16,7 @@ use bytemuck::{Pod, Zeroable as _};
 use culvert::datapath::carry::FlowV3;
 use culvert_common::abi::{ABI_VERSION, Flow, FlowKey, Tuple, names};
 use culvert_tests::{
-    outside::Outside,
+    external::External,
     sock::{self, Behaviour, Server, container},
 };
 use nix::libc;
@@ -97,9 +97,9 @@ fn age_flows(bpffs: &Path) -> usize {
 fn a_connection_outlives_an_upgrade_of_the_map_layout() {
     let mut world = World::new(1);
     let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 80);
-    let _server = Server::tcp(world.outside.host.path(), any, Behaviour::Echo);
+    let _server = Server::tcp(world.external.host.path(), any, Behaviour::Echo);
     let (name, _) = world.run("bridge", &[]);
-    let to = SocketAddrV4::new(Outside::IP, 80);
+    let to = SocketAddrV4::new(External::IP, 80);
     let mut stream = sock::within(&container(&name), || sock::open(to, 0)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     let mut talk = || {

@@ -12,8 +12,8 @@ use std::{
 
 use culvert_tests::{
     cluster::{SOON, unique_name},
+    external::External,
     netns::{Netns, wait_for, wait_until},
-    outside::Outside,
     sock::{self, container},
     tun::Tunnel,
 };
@@ -112,22 +112,22 @@ fn a_vpn_is_the_hosts_alone() {
 /// address leads to the uplink.
 #[test]
 #[ignore = "needs root"]
-fn a_vpn_that_covers_everything_takes_the_way_out() {
+fn a_vpn_that_covers_everything_ends_external_access() {
     let world = World::new(1);
     let host = world.host();
     let (_peer, _tunnel) = connect_vpn(&world);
     let (name, _) = world.run("bridge", &["-p", "8080:80"]);
     let _server = echo(&container(&name), "tcp", 80);
-    let beyond = echo(world.outside.host.path(), "tcp", 90);
-    let out = || exchange_at(&container(&name), "tcp", Outside::IP, 90, 10);
-    let into = || exchange(&world.outside.host, "tcp", host.vtep(), 8080, 10);
+    let beyond = echo(world.external.host.path(), "tcp", 90);
+    let out = || exchange_at(&container(&name), "tcp", External::IP, 90, 10);
+    let into = || exchange(&world.external.host, "tcp", host.vtep(), 8080, 10);
     assert_eq!((out(), into()), ("ok 10".to_owned(), "ok 10".to_owned()));
     beyond.take_clients();
 
     host.netns.run(&format!(
         "ip route add 0.0.0.0/1 via {PEER} dev wg0 && ip route add 128.0.0.0/1 via {PEER} dev wg0"
     ));
-    wait_until(SOON, "the way out to be gone", || out() == "unreachable");
+    wait_until(SOON, "external access to end", || out() == "unreachable");
     assert!(host.counter("from_container", "not_an_uplink") > 0);
     assert_ne!(into(), "ok 10");
     // A container reaches its gateway, and the host at its address.
@@ -138,7 +138,7 @@ fn a_vpn_that_covers_everything_takes_the_way_out() {
     beyond.take_clients();
     let main = "ip route | sed -n 's/^default.*/& table 77/p' | xargs ip route add";
     host.netns.run(&format!("{main} && ip rule add from 172.17.0.0/16 lookup 77"));
-    wait_until(SOON, "the way out again", || out() == "ok 10");
+    wait_until(SOON, "external access again", || out() == "ok 10");
     assert_eq!(beyond.take_clients(), [host.vtep().to_string()]);
     // An answer of a published port has the address of the host that the client uses.
     host.netns.run(&format!("ip rule add from {} lookup 77", host.vtep()));

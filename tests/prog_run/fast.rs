@@ -50,7 +50,7 @@ fn back() -> Vec<u8> {
     V4::udp(&FAR, &ONE, (2000, 1000), &payload(100)).frame()
 }
 
-/// Sends the frame twice, by `encaps`, so that the flow cache has its pair.
+/// Fills the flow cache: `encaps` runs the program twice on the frame.
 fn warm_out(lab: &mut Lab) {
     lab.at_container(Interface::A1, &out()).encaps(to_peer().wrap(&out()), &[]);
 }

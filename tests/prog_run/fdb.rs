@@ -17,7 +17,7 @@ use crate::{
 
 cases!(
     local_endpoint,
-    same_port,
+    same_interface,
     static_entry_decides_the_vtep,
     learned_from_the_tunnel,
     learned_from_the_tunnel_with_a_broadcast,
@@ -101,12 +101,12 @@ fn local_endpoint(lab: &mut Lab) {
     lab.at_container(Interface::A2, &frame).delivers(&frame, &[]);
 }
 
-fn same_port(lab: &mut Lab) {
+fn same_interface(lab: &mut Lab) {
     let to_self = V4::udp(&ONE, &ONE, (1, 2), b"hello").frame();
-    lab.at_container(Interface::A1, &to_self).drops(DropReason::SamePort);
+    lab.at_container(Interface::A1, &to_self).drops(DropReason::SameInterface);
     // Another MAC on the same interface.
     lab.tables.fdb.insert(&key(NEW), &local(Interface::A1)).unwrap();
-    lab.at_container(Interface::A1, &to_new()).drops(DropReason::SamePort);
+    lab.at_container(Interface::A1, &to_new()).drops(DropReason::SameInterface);
 }
 
 fn static_entry_decides_the_vtep(lab: &mut Lab) {
@@ -195,7 +195,7 @@ fn learned_entry_of_this_port(lab: &mut Lab) {
     learning(&lab.tables);
     let entry = LearnedEntry { ifindex: Interface::A1.ifindex(), ..behind([0; 4], now_ns()) };
     lab.set_learned(key(NEW), entry);
-    lab.at_container(Interface::A1, &to_new()).drops(DropReason::SamePort);
+    lab.at_container(Interface::A1, &to_new()).drops(DropReason::SameInterface);
 }
 
 fn learned_entry_behind_the_tunnel_it_comes_from(lab: &mut Lab) {

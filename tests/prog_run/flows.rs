@@ -29,7 +29,7 @@ cases!(
     syn_on_a_port_that_is_the_hosts_by_now,
     syn_does_not_begin_anew_before,
     container_replaced,
-    container_replaced_seen_from_outside,
+    container_replaced_seen_by_an_external_host,
     client_replaced,
     server_gone,
     spoofed_by_another_container,
@@ -192,7 +192,7 @@ fn container_replaced(lab: &mut Lab) {
     began.is_tracked(lab, Passed::frames(&[&came], seen::ACK), Passed::default());
 }
 
-fn container_replaced_seen_from_outside(lab: &mut Lab) {
+fn container_replaced_seen_by_an_external_host(lab: &mut Lab) {
     exchange(lab, &[(true, SYN)]);
     change_endpoint(&lab.tables, Interface::A1, |entry| entry.incarnation += 1);
     lab.at_underlay(&from_server(ACK).frame()).passes(&[note(Note::FlowStale)]);

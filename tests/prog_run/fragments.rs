@@ -30,13 +30,13 @@ cases!(
     summed_by_the_card,
     later_before_first,
     all_later_before_first,
-    later_before_first_from_outside,
+    later_before_first_from_an_external_host,
     too_many,
     too_long,
     first_too_long,
     of_the_host,
     of_the_host_out_of_order,
-    of_the_host_from_outside,
+    of_the_host_from_an_external_host,
     of_another_host,
     of_another_datagram,
     expired,
@@ -179,7 +179,7 @@ fn all_later_before_first(lab: &mut Lab) {
     releases(lab, Some(Interface::A1), &all[0], &released);
 }
 
-fn later_before_first_from_outside(lab: &mut Lab) {
+fn later_before_first_from_an_external_host(lab: &mut Lab) {
     publish(lab, [0; 4], 17, 8080, Interface::A1, 53);
     let make = |to: &Host, port| V4::udp(&SERVER, to, (5000, port), &payload(2500));
     let came = fragments(&make(&SECOND, 8080), &SIZES);
@@ -263,7 +263,7 @@ fn of_the_host_out_of_order(lab: &mut Lab) {
     lab.at_container(Interface::A1, &later.frame()).reaches_host();
 }
 
-fn of_the_host_from_outside(lab: &mut Lab) {
+fn of_the_host_from_an_external_host(lab: &mut Lab) {
     for fragment in fragments(&V4::udp(&SERVER, &US, (1, 2), &payload(2500)), &SIZES) {
         lab.at_underlay(&fragment.frame()).passes(&[]);
     }

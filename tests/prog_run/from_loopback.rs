@@ -175,10 +175,10 @@ fn errors_come_back(lab: &mut Lab) {
     // On the loopback device the error matches no flow, and passes.
     lab.at_loopback(&back.frame()).passes(&[]);
     // The host's error about the container's answer goes to the container.
-    let inside = V4::udp(&ONE, &GATEWAY, (53, 5000), b"!");
-    let outside = V4::udp(&LOCAL, &LOCAL, (PUBLISHED, 5000), b"!");
-    let error = V4::icmp(&LOCAL, &LOCAL, 3, 3, [0; 4], &outside.packet()[..28]);
-    let went = V4::icmp(&GATEWAY, &ONE, 3, 3, [0; 4], &inside.packet()[..28]);
+    let of_container = V4::udp(&ONE, &GATEWAY, (53, 5000), b"!");
+    let of_host = V4::udp(&LOCAL, &LOCAL, (PUBLISHED, 5000), b"!");
+    let error = V4::icmp(&LOCAL, &LOCAL, 3, 3, [0; 4], &of_host.packet()[..28]);
+    let went = V4::icmp(&GATEWAY, &ONE, 3, 3, [0; 4], &of_container.packet()[..28]);
     lab.at_loopback(&error.frame()).arrives_as(&arrived(went, &GATEWAY), &[]);
 }
 

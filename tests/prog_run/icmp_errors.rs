@@ -15,8 +15,8 @@ use crate::{
 };
 
 cases!(
-    from_a_router_outside,
-    from_a_router_outside_with_long_quotes,
+    from_an_external_router,
+    from_an_external_router_with_long_quotes,
     from_a_router_summed_by_the_card,
     from_a_router_with_options,
     about_a_packet_with_options,
@@ -76,17 +76,17 @@ fn begun(lab: &mut Lab, make: Make) -> u16 {
 
 /// Errors about packets that `A1` sent: as they come in, and as `A1` gets them.
 fn about_sent(make: Make, port: u16, len: usize) -> Vec<(V4, V4)> {
-    let outside = quoted(&make(&US, port, &SERVER, 80), len);
-    let inside = quoted(&make(&ONE, PORT, &SERVER, 80), len);
+    let external = quoted(&make(&US, port, &SERVER, 80), len);
+    let internal = quoted(&make(&ONE, PORT, &SERVER, 80), len);
     let pair = |(kind, code, rest)| {
-        let came = V4::icmp(&ROUTER, &US, kind, code, rest, &outside);
-        let went = V4::icmp(&ROUTER, &ONE, kind, code, rest, &inside);
+        let came = V4::icmp(&ROUTER, &US, kind, code, rest, &external);
+        let went = V4::icmp(&ROUTER, &ONE, kind, code, rest, &internal);
         (came, inbound(&went, &GATEWAY))
     };
     ERRORS.map(pair).to_vec()
 }
 
-fn from_a_router_outside(lab: &mut Lab) {
+fn from_an_external_router(lab: &mut Lab) {
     for make in KINDS {
         let port = begun(lab, make);
         for (came, went) in about_sent(make, port, SHORT) {
@@ -95,7 +95,7 @@ fn from_a_router_outside(lab: &mut Lab) {
     }
 }
 
-fn from_a_router_outside_with_long_quotes(lab: &mut Lab) {
+fn from_an_external_router_with_long_quotes(lab: &mut Lab) {
     for make in KINDS {
         let port = begun(lab, make);
         for len in [30, 36, 38, 39, 52, 1000] {
@@ -133,10 +133,10 @@ fn about_a_packet_with_options(lab: &mut Lab) {
     for make in KINDS {
         let port = begun(lab, make);
         let with_options = |packet: V4| V4 { options: vec![0x94, 4, 0, 0], ..packet };
-        let outside = quoted(&with_options(make(&US, port, &SERVER, 80)), SHORT + 4);
-        let inside = quoted(&with_options(make(&ONE, PORT, &SERVER, 80)), SHORT + 4);
-        let came = V4::icmp(&ROUTER, &US, 11, 0, [0; 4], &outside);
-        let went = V4::icmp(&ROUTER, &ONE, 11, 0, [0; 4], &inside);
+        let external = quoted(&with_options(make(&US, port, &SERVER, 80)), SHORT + 4);
+        let internal = quoted(&with_options(make(&ONE, PORT, &SERVER, 80)), SHORT + 4);
+        let came = V4::icmp(&ROUTER, &US, 11, 0, [0; 4], &external);
+        let went = V4::icmp(&ROUTER, &ONE, 11, 0, [0; 4], &internal);
         lab.at_underlay(&came.frame()).arrives_as(&inbound(&went, &GATEWAY), &[]);
     }
 }
@@ -157,10 +157,10 @@ fn from_the_server(lab: &mut Lab) {
     // The server's address is the same before and after the translation.
     for make in KINDS {
         let port = begun(lab, make);
-        let outside = quoted(&make(&US, port, &SERVER, 80), SHORT);
-        let inside = quoted(&make(&ONE, PORT, &SERVER, 80), SHORT);
-        let came = V4::icmp(&SERVER, &US, 3, 3, [0; 4], &outside);
-        let went = V4::icmp(&SERVER, &ONE, 3, 3, [0; 4], &inside);
+        let external = quoted(&make(&US, port, &SERVER, 80), SHORT);
+        let internal = quoted(&make(&ONE, PORT, &SERVER, 80), SHORT);
+        let came = V4::icmp(&SERVER, &US, 3, 3, [0; 4], &external);
+        let went = V4::icmp(&SERVER, &ONE, 3, 3, [0; 4], &internal);
         lab.at_underlay(&came.frame()).arrives_as(&inbound(&went, &GATEWAY), &[]);
     }
 }
@@ -170,11 +170,11 @@ fn from_the_container(lab: &mut Lab) {
     for make in KINDS {
         let port = begun(lab, make);
         for (len, summed) in [(SHORT, false), (1000, false), (SHORT, true), (1000, true)] {
-            let inside = quoted(&make(&SERVER, 80, &ONE, PORT), len);
-            let outside = quoted(&make(&SERVER, 80, &US, port), len);
+            let internal = quoted(&make(&SERVER, 80, &ONE, PORT), len);
+            let external = quoted(&make(&SERVER, 80, &US, port), len);
             for (kind, code, rest) in ERRORS {
-                let came = to_gateway(&V4::icmp(&ONE, &SERVER, kind, code, rest, &inside));
-                let went = outbound(&V4::icmp(&US, &SERVER, kind, code, rest, &outside));
+                let came = to_gateway(&V4::icmp(&ONE, &SERVER, kind, code, rest, &internal));
+                let went = outbound(&V4::icmp(&US, &SERVER, kind, code, rest, &external));
                 let frame = came.frame();
                 let run = lab.at_container(Interface::A1, &frame);
                 let run = if summed { run.summed() } else { run };
@@ -212,24 +212,24 @@ fn about_a_client_of_a_published_port(lab: &mut Lab) {
     let came = V4::udp(&SERVER, &US, (5000, 8080), b"?");
     let went = V4::udp(&SERVER, &ONE, (5000, 53), b"?");
     lab.at_underlay(&came.frame()).arrives_as(&inbound(&went, &GATEWAY), &CREATED);
-    let outside = quoted(&V4::udp(&US, &SERVER, (8080, 5000), b"!"), SHORT);
-    let inside = quoted(&V4::udp(&ONE, &SERVER, (53, 5000), b"!"), SHORT);
-    let error = V4::icmp(&ROUTER, &US, 3, 1, [0; 4], &outside);
-    let arrived = V4::icmp(&ROUTER, &ONE, 3, 1, [0; 4], &inside);
+    let external = quoted(&V4::udp(&US, &SERVER, (8080, 5000), b"!"), SHORT);
+    let internal = quoted(&V4::udp(&ONE, &SERVER, (53, 5000), b"!"), SHORT);
+    let error = V4::icmp(&ROUTER, &US, 3, 1, [0; 4], &external);
+    let arrived = V4::icmp(&ROUTER, &ONE, 3, 1, [0; 4], &internal);
     lab.at_underlay(&error.frame()).arrives_as(&inbound(&arrived, &GATEWAY), &[]);
 }
 
 fn about_no_flow(lab: &mut Lab) {
     for make in KINDS {
-        let outside = quoted(&make(&US, PORT, &SERVER, 80), SHORT);
-        let error = V4::icmp(&ROUTER, &US, 3, 1, [0; 4], &outside);
+        let external = quoted(&make(&US, PORT, &SERVER, 80), SHORT);
+        let error = V4::icmp(&ROUTER, &US, 3, 1, [0; 4], &external);
         lab.at_underlay(&error.frame()).passes(&[]);
-        let inside = quoted(&make(&SERVER, 80, &ONE, PORT), SHORT);
-        let error = to_gateway(&V4::icmp(&ONE, &SERVER, 3, 3, [0; 4], &inside));
+        let internal = quoted(&make(&SERVER, 80, &ONE, PORT), SHORT);
+        let error = to_gateway(&V4::icmp(&ONE, &SERVER, 3, 3, [0; 4], &internal));
         lab.at_container(Interface::A1, &error.frame()).drops(DropReason::NoFlow);
         // Errors about the host's own flows pass to the host.
-        let inside = quoted(&V4::udp(&GATEWAY, &ONE, (1, 2), b"x"), SHORT);
-        let error = V4::icmp(&ONE, &GATEWAY, 3, 3, [0; 4], &inside);
+        let internal = quoted(&V4::udp(&GATEWAY, &ONE, (1, 2), b"x"), SHORT);
+        let error = V4::icmp(&ONE, &GATEWAY, 3, 3, [0; 4], &internal);
         lab.at_container(Interface::A1, &error.frame()).reaches_host();
     }
 }
@@ -241,8 +241,8 @@ fn about_a_flow_of_a_container_that_is_gone(lab: &mut Lab) {
     for (came, _) in about_sent(make, port, SHORT) {
         lab.at_underlay(&came.frame()).passes(&[]);
     }
-    let inside = quoted(&make(&SERVER, 80, &ONE, PORT), SHORT);
-    let error = to_gateway(&V4::icmp(&ONE, &SERVER, 3, 3, [0; 4], &inside));
+    let internal = quoted(&make(&SERVER, 80, &ONE, PORT), SHORT);
+    let error = to_gateway(&V4::icmp(&ONE, &SERVER, 3, 3, [0; 4], &internal));
     lab.at_container(Interface::A1, &error.frame()).drops(DropReason::NoFlow);
 }
 
@@ -270,8 +270,8 @@ fn truncated_at_every_byte(lab: &mut Lab) {
     let make = KINDS[1];
     let port = begun(lab, make);
     for len in 0..SHORT {
-        let outside = quoted(&make(&US, port, &SERVER, 80), len);
-        let error = V4::icmp(&ROUTER, &US, 3, 1, [0; 4], &outside);
+        let external = quoted(&make(&US, port, &SERVER, 80), len);
+        let error = V4::icmp(&ROUTER, &US, 3, 1, [0; 4], &external);
         lab.at_underlay(&error.frame()).passes(&[]);
     }
 }

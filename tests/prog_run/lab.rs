@@ -17,7 +17,9 @@ use aya::{
 };
 use bytemuck::Pod;
 use culvert::datapath::entry::{FdbEntry, LearnedEntry};
-use culvert::datapath::{KernelTable, Options, Table, Tables, layout::Layout, load_object};
+use culvert::datapath::{
+    KernelTable, KernelTables, Options, Table, layout::MapLayout, load_object,
+};
 use culvert_common::{
     abi::{
         Counter, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey, HeldFragment, PathMtu,
@@ -129,7 +131,7 @@ impl<K: Pod, V: Pod> Written<K, V> {
         self.0.keys().map(|key| key.unwrap().0).collect()
     }
 
-    /// Opens a second handle of a map that [`Tables`] holds, too.
+    /// Opens a second handle of a map that [`KernelTables`] holds, too.
     fn share(ebpf: &Ebpf, name: &str) -> Self {
         let map = MapData::from_id(map_id(ebpf, name)).unwrap();
         Self(Map::HashMap(map).try_into().unwrap())
@@ -159,7 +161,7 @@ pub(crate) struct Lab {
     namespace: File,
     far_namespace: File,
     pub(crate) ebpf: Ebpf,
-    pub(crate) tables: Tables,
+    pub(crate) tables: KernelTables,
     /// The map of the agent's FDB. A change through `tables` would advance the epoch.
     pub(crate) untold_fdb: Written<FdbKey, culvert_common::abi::FdbEntry>,
     path_mtu: Written<VtepId, PathMtu>,
@@ -206,7 +208,7 @@ impl Lab {
             flows: Written::share(&ebpf, names::FLOWS),
             flows_id: map_id(&ebpf, names::FLOWS),
             untold_fdb: Written::share(&ebpf, names::FDB),
-            tables: Tables::take(&mut ebpf, world::OUR_VTEP.into()).unwrap(),
+            tables: KernelTables::take(&mut ebpf, world::OUR_VTEP.into()).unwrap(),
             path_mtu: Written::take(&mut ebpf, names::PATH_MTU),
             queriers: Written::take(&mut ebpf, names::QUERIERS),
             rates: Written::take(&mut ebpf, names::RATES),
@@ -389,7 +391,7 @@ fn map_id(ebpf: &Ebpf, name: &str) -> u32 {
 }
 
 /// Empties a table.
-fn clear<L: Layout>(table: &KernelTable<L>) {
+fn clear<L: MapLayout>(table: &KernelTable<L>) {
     for key in table.dump().unwrap().keys() {
         table.remove(key).unwrap();
     }

@@ -161,7 +161,7 @@ fn the_host_and_a_container(lab: &mut Lab) {
     socket.send_to(b"hello", "10.0.0.2:40000").unwrap();
     let [(to, frame)] = receive(live.lab, 1).try_into().unwrap();
     assert_eq!((to, &frame[..6], &frame[6..12]), (Interface::A1, &ONE.mac[..], &GATEWAY.mac[..]));
-    // The kernel chooses identification and DF, and who computes the checksum.
+    // The kernel chooses identification and DF, and whether it or the device computes the checksum.
     assert_eq!((&frame[26..34], &frame[42..]), (&[10, 0, 0, 1, 10, 0, 0, 2][..], &b"hello"[..]));
 }
 

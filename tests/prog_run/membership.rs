@@ -1,5 +1,5 @@
-//! Reports of the members of multicast groups (IGMP and MLD): they go to who asks for them, and to
-//! nobody else. Everything else that is sent to a group is flooded.
+//! Reports of the members of multicast groups (IGMP and MLD): they go to queriers alone. Everything
+//! else that is sent to a group is flooded.
 
 use culvert_common::abi::{Action, Note, QuerierKey, VtepId};
 use culvert_tests::packet::{Host, V4, V6, payload};
@@ -73,25 +73,25 @@ fn mld_query(from: &Host) -> Vec<u8> {
     mld(130, from, [0, 0, 0, 1])
 }
 
-/// The frame is taken, and nobody gets it, for nobody asks.
+/// The frame is absorbed, because the network has no querier.
 #[track_caller]
 fn is_absorbed(lab: &mut Lab, interface: Interface, frame: &[u8]) {
     lab.at_container(interface, frame).absorbs(&[note(Note::ReportAbsorbed)]);
 }
 
-/// The frame of `A1` goes to everybody in the network.
+/// The frame of `A1` goes to all other endpoints and VTEPs of the network.
 #[track_caller]
 fn is_flooded(lab: &mut Lab, frame: &[u8]) {
     lab.at_container(Interface::A1, frame).reaches_everyone(&[]);
 }
 
-/// `A2` asks: everybody hears it.
+/// `A2` sends a query. All other endpoints and VTEPs of the network get it.
 #[track_caller]
 fn a2_asks(lab: &mut Lab, query: &[u8]) {
     lab.at_container(Interface::A2, query).reaches_everyone(&[]);
 }
 
-/// Somebody behind the first VTEP asks: both endpoints hear it.
+/// An endpoint behind the first VTEP sends a query. Both local endpoints get it.
 #[track_caller]
 fn far_asks(lab: &mut Lab, query: &[u8]) {
     let copies = [copy(Interface::A1, query), copy(Interface::A2, query)];
@@ -125,7 +125,7 @@ fn a_port_that_asks_gets_reports(lab: &mut Lab) {
     for report in reports(&ONE) {
         reaches_a2(lab, &report);
     }
-    // Those that come out of the tunnel as well.
+    // Reports from the tunnel reach it as well.
     for report in reports(&FAR) {
         let notes = [note(Note::FloodLocalCopy).bytes(report.len())];
         let run = lab.at_underlay(&from_peer().wrap(&report));
@@ -140,10 +140,10 @@ fn a_vtep_that_asks_gets_reports(lab: &mut Lab) {
         let run = lab.at_container(Interface::A1, &report);
         run.floods(&copies, &[note(Note::FloodRemoteCopy)]);
     }
-    // Of one that comes out of the tunnel nobody here wants to know.
+    // A report from the tunnel is absorbed: no local endpoint is a querier.
     let report = igmp(0x22, &FAR, [224, 0, 0, 22]);
     lab.at_underlay(&from_peer().wrap(&report)).goes_nowhere(Action::Absorb, Left::Spent, &[]);
-    // Both who ask get one.
+    // With two queriers, each gets a copy.
     a2_asks(lab, &mld_query(&TWO));
     let report = mld(143, &ONE, [0, 0, 0, 0x16]);
     let copies = [copy(Interface::A2, &report), tunnelled(to_peer().wrap(&report))];
@@ -151,7 +151,8 @@ fn a_vtep_that_asks_gets_reports(lab: &mut Lab) {
     lab.at_container(Interface::A1, &report).floods(&copies, &notes);
 }
 
-/// A router asks in one family, and a switch that forwards by group needs the reports of both.
+/// A router may send queries of one family alone. A switch behind it that forwards by group needs
+/// the reports of both families.
 fn queries_of_both_families_count(lab: &mut Lab) {
     let report = mld(143, &ONE, [0, 0, 0, 0x16]);
     is_absorbed(lab, Interface::A1, &report);
@@ -160,7 +161,7 @@ fn queries_of_both_families_count(lab: &mut Lab) {
     reaches_a2(lab, &igmp(0x16, &ONE, [239, 1, 2, 3]));
 }
 
-/// Of several routers one asks; the others are known by PIM (RFC 4541 §2.1.1).
+/// Of several routers only one sends queries. The others send PIM (RFC 4541 §2.1.1).
 fn pim_counts_as_a_query(lab: &mut Lab) {
     let to = group([224, 0, 0, 13]);
     let hello = V4 { protocol: 103, ttl: 1, l4: payload(26), ..V4::new(&TWO, &to) };
@@ -173,14 +174,14 @@ fn other_networks_do_not_ask(lab: &mut Lab) {
     is_absorbed(lab, Interface::B1, &igmp(0x22, &ONE, [224, 0, 0, 22]));
 }
 
-/// A router is a member of groups, too.
+/// A querier that is a member of groups sends reports, too. None comes back to it.
 fn reports_of_who_asks_go_nowhere(lab: &mut Lab) {
     a2_asks(lab, &igmp_query(&TWO));
     let report = igmp(0x22, &TWO, [224, 0, 0, 22]);
     lab.at_container(Interface::A2, &report).goes_nowhere(Action::Absorb, Left::Spent, &[]);
 }
 
-/// The map is full of others who ask.
+/// The LRU map of the queriers was full, and the kernel has removed an entry.
 fn who_is_forgotten_gets_nothing(lab: &mut Lab) {
     a2_asks(lab, &igmp_query(&TWO));
     let report = igmp(0x22, &ONE, [224, 0, 0, 22]);
@@ -196,7 +197,7 @@ fn who_is_forgotten_gets_nothing(lab: &mut Lab) {
     is_absorbed(lab, Interface::A1, &report);
 }
 
-/// The MAC decides whether a frame is for a group, whichever way the frame comes.
+/// The MAC decides whether a frame is for a group, from a container and from the tunnel.
 fn reports_to_no_group_are_flooded(lab: &mut Lab) {
     let report = |from: &Host| {
         let to = Host { mac: [0xff; 6], ..group([224, 0, 0, 22]) };

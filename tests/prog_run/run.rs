@@ -574,8 +574,8 @@ impl<'a> Run<'a> {
         self.gives(&Expected { verdict: SHOT, left: Left::Spent, counts: &counts, copies })
     }
 
-    /// The frame of an endpoint of network A is flooded to everybody else in the network, and counted
-    /// with `notes` besides.
+    /// The frame of an endpoint of network A is flooded to all other endpoints and VTEPs of the
+    /// network, and counted with `notes` besides.
     #[track_caller]
     pub(crate) fn reaches_everyone(self, notes: &[Count]) {
         let from_a1 = self.ifindex == Interface::A1.ifindex();

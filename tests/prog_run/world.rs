@@ -7,7 +7,7 @@
 //! containers and the host reach each other. The gateway of B has no address on the host.
 
 use culvert::datapath::entry::{FdbEntry, NeighEntry, UnderlayPath, VtepInfo, VtepKey};
-use culvert::datapath::{Table, Tables};
+use culvert::datapath::{KernelTables, Table};
 use culvert_common::abi::{
     EndpointInfo, FdbKey, FloodKey, MappedAddr, NeighKey, NetworkInfo, UplinkInfo,
 };
@@ -148,7 +148,7 @@ pub(crate) const fn remote(vtep: [u8; 4]) -> FdbEntry {
 }
 
 /// Writes the state that every case starts from.
-pub(crate) fn fill(tables: &Tables) {
+pub(crate) fn fill(tables: &KernelTables) {
     for (port, vni, host) in [
         (Interface::A1, A, ONE),
         (Interface::A2, A, TWO),
@@ -178,7 +178,7 @@ pub(crate) fn fill(tables: &Tables) {
 }
 
 /// Writes the entries that routing needs in addition to [`fill`].
-pub(crate) fn fill_routing(tables: &Tables) {
+pub(crate) fn fill_routing(tables: &KernelTables) {
     tables.gateways.insert(&GATEWAY_A, &A).unwrap();
     tables.gateways.insert(&GATEWAY_B, &B).unwrap();
     tables.uplinks.insert(&Interface::Uplink.ifindex(), &UPLINK).unwrap();
@@ -190,7 +190,7 @@ pub(crate) fn fill_routing(tables: &Tables) {
 }
 
 /// Writes neighbour entries in the network `vni` that map the addresses of `host` to `mac`.
-pub(crate) fn neighbour(tables: &Tables, vni: u32, host: &Host, mac: [u8; 6]) {
+pub(crate) fn neighbour(tables: &KernelTables, vni: u32, host: &Host, mac: [u8; 6]) {
     let entry = NeighEntry { mac };
     let keys = [
         NeighKey::v4(vni, host.v4),
@@ -204,7 +204,7 @@ pub(crate) fn neighbour(tables: &Tables, vni: u32, host: &Host, mac: [u8; 6]) {
 
 /// Changes the endpoint at `interface`.
 pub(crate) fn change_endpoint(
-    tables: &Tables,
+    tables: &KernelTables,
     interface: Interface,
     change: impl FnOnce(&mut EndpointInfo),
 ) {
@@ -214,19 +214,23 @@ pub(crate) fn change_endpoint(
 }
 
 /// Changes the network `vni`.
-pub(crate) fn change_network(tables: &Tables, vni: u32, change: impl FnOnce(&mut NetworkInfo)) {
+pub(crate) fn change_network(
+    tables: &KernelTables,
+    vni: u32,
+    change: impl FnOnce(&mut NetworkInfo),
+) {
     let mut entry = tables.networks.dump().unwrap()[&vni];
     change(&mut entry);
     tables.networks.insert(&vni, &entry).unwrap();
 }
 
 /// Makes network A a learning one.
-pub(crate) fn learning(tables: &Tables) {
+pub(crate) fn learning(tables: &KernelTables) {
     change_network(tables, A, |network| network.flags |= NetworkInfo::LEARNING);
 }
 
 /// Lets the endpoint at `interface` send from any address.
-pub(crate) fn any_source(tables: &Tables, interface: Interface) {
+pub(crate) fn any_source(tables: &KernelTables, interface: Interface) {
     change_endpoint(tables, interface, |entry| entry.flags |= EndpointInfo::ALLOW_ANY_SOURCE);
 }
 

@@ -13,4 +13,4 @@ pub mod tun;
 pub mod verify;
 pub mod wire;
 
-pub use culvert_testbed::{certs, cluster, docker, etcd, outside};
+pub use culvert_testbed::{certs, cluster, docker, etcd, external};

@@ -1,4 +1,5 @@
 //! The `culvert` binary.
+#![warn(clippy::indexing_slicing)]
 
 use std::process::ExitCode;
 

@@ -57,7 +57,7 @@ pub(crate) fn check() -> Result<()> {
 
 /// Registers the process group of a child that gets the ending signals, until the guard is dropped.
 /// If no slot is free, the child gets no signals.
-pub(crate) fn foreground(group: u32) -> Foreground {
+pub(crate) fn foreground(group: u32) -> ForegroundSlot {
     let group = i32::try_from(group).unwrap_or(0);
     let take = |place: &&AtomicI32| {
         place.compare_exchange(0, group, Ordering::SeqCst, Ordering::SeqCst).is_ok()
@@ -67,14 +67,14 @@ pub(crate) fn foreground(group: u32) -> Foreground {
     if interrupted() {
         forward();
     }
-    Foreground(place)
+    ForegroundSlot(place)
 }
 
 /// Guard of the slot of a child in the foreground. Its drop frees the slot.
 #[derive(Debug)]
-pub(crate) struct Foreground(Option<&'static AtomicI32>);
+pub(crate) struct ForegroundSlot(Option<&'static AtomicI32>);
 
-impl Drop for Foreground {
+impl Drop for ForegroundSlot {
     fn drop(&mut self) {
         if let Some(place) = self.0 {
             place.store(0, Ordering::SeqCst);

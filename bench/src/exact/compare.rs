@@ -16,7 +16,7 @@ const MOST_GROWTH: f64 = 0.01;
 
 /// One figure in two runs.
 #[derive(Clone, Debug)]
-struct Change {
+struct InstructionChange {
     what: String,
     old: f64,
     new: f64,
@@ -25,7 +25,7 @@ struct Change {
     accepted: f64,
 }
 
-impl Change {
+impl InstructionChange {
     /// Growth as a share of the old figure.
     fn by(&self) -> f64 {
         self.new / self.old - 1.0
@@ -34,14 +34,14 @@ impl Change {
 
 /// Two runs side by side.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Comparison {
+pub(super) struct InstructionComparison {
     heading: String,
     /// Differences of the kernel and the emulator, which may cause differences of figures.
     notes: Vec<String>,
     /// Culvert's figures that grew by more than is accepted.
-    more: Vec<Change>,
+    more: Vec<InstructionChange>,
     /// Culvert's figures that shrank by more than is accepted.
-    fewer: Vec<Change>,
+    fewer: Vec<InstructionChange>,
     /// Number of figures of both runs that changed by no more than is accepted.
     same: usize,
     /// Figures of Culvert's that the new run does not have.
@@ -49,11 +49,11 @@ pub(super) struct Comparison {
 }
 
 /// Compares two runs. Arms of other systems are not compared.
-pub(super) fn compare(old: &Figures, new: &Figures) -> Comparison {
+pub(super) fn compare(old: &Figures, new: &Figures) -> InstructionComparison {
     let run = |it: &Figures| format!("{} (Culvert {})", it.date, it.culvert);
-    let mut found = Comparison {
+    let mut found = InstructionComparison {
         heading: format!("{} against {}", run(new), run(old)),
-        ..Comparison::default()
+        ..InstructionComparison::default()
     };
     for (what, was, is) in
         [("Linux", &old.kernel, &new.kernel), ("emulator", &old.emulator, &new.emulator)]
@@ -99,7 +99,7 @@ fn calls(steps: &Steps) -> [f64; 1] {
     [steps.calls.values().sum::<u64>() as f64]
 }
 
-impl Comparison {
+impl InstructionComparison {
     /// Whether a figure of Culvert's grew by more than is accepted, or was not measured.
     pub(super) fn is_worse(&self) -> bool {
         !self.more.is_empty() || !self.gone.is_empty()
@@ -112,7 +112,7 @@ impl Comparison {
         };
         let accepted = MOST_GROWTH.max(spread(old)).max(spread(new));
         let (old, new) = (median(old), median(new));
-        let change = Change { what, old, new, accepted };
+        let change = InstructionChange { what, old, new, accepted };
         // The comparison is in whole instructions, so that a growth of exactly 1 % is accepted.
         let most = (old * accepted).round().max(1.0);
         match new - old {
@@ -123,7 +123,7 @@ impl Comparison {
     }
 }
 
-impl fmt::Display for Comparison {
+impl fmt::Display for InstructionComparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.heading)?;
         self.notes.iter().try_for_each(|note| writeln!(f, "note: {note}"))?;

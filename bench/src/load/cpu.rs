@@ -20,7 +20,7 @@ const PACE: u64 = 4_000_000_000;
 const CALIBRATION: Duration = Duration::from_millis(120);
 
 /// CPU time for one Gbit of TCP payload.
-pub(crate) struct Cost {
+pub(crate) struct CpuCost {
     /// Sum of the time that each core was not idle, ms.
     pub(crate) busy_ms: f64,
     /// Part of `busy_ms` in softirq, by the kernel's clock tick, ms.
@@ -78,7 +78,7 @@ fn soak(core: usize, count: &AtomicU64, stop: &Stop) -> Result<()> {
 }
 
 /// Measures the CPU time for one Gbit by a TCP stream at a fixed rate.
-pub(crate) fn per_gbit(peers: &Peers, time: Duration) -> Result<Cost> {
+pub(crate) fn per_gbit(peers: &Peers, time: Duration) -> Result<CpuCost> {
     let soakers = Soakers::start();
     thread::sleep(super::WARM_UP);
     let (before, start) = (soakers.read(), Instant::now());
@@ -100,7 +100,7 @@ pub(crate) fn per_gbit(peers: &Peers, time: Duration) -> Result<Cost> {
             .zip(&idle)
             .map(|(left, whole)| (1.0 - left / whole) * elapsed.as_secs_f64() * 1e3)
             .sum();
-        Ok(Cost { busy_ms: busy / gbits, softirq_ms: softirq / gbits })
+        Ok(CpuCost { busy_ms: busy / gbits, softirq_ms: softirq / gbits })
     })();
     soakers.end()?;
     cost

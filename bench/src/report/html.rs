@@ -135,7 +135,7 @@ impl Page {
         self.text(
             "A container network moves packets between containers on different hosts. That costs \
              time on every packet. Here the same load generators send the same traffic along \
-             several ways between two ends, called arms: through Culvert, through what Linux or \
+             several paths between two ends, called arms: through Culvert, through what Linux or \
              other networks have for the same purpose, and straight from host to host with no \
              container network at all. The last one, row C, is what the others are measured \
              against: 1.00 is as fast as without a container network.",
@@ -251,7 +251,7 @@ impl Page {
         if !programs.is_empty() {
             self.section("programs", "BPF programs");
             self.text(
-                "What Culvert adds to a packet's way is small programs in the kernel: one where \
+                "What Culvert adds to a packet's path is small programs in the kernel: one where \
                  a packet leaves a container, one where it arrives from another host.",
             );
             self.body.push_str(&programs.html());

@@ -89,8 +89,9 @@ coded! {
         ArpReply = 4 => "arp_reply",
         /// Neighbour solicitation answered from the neighbour map.
         NdReply = 5 => "nd_reply",
-        /// Announcement or probe of the endpoint's own address, or an IGMP or MLD report, which no
-        /// receiver needs; or an ARP reply to this host, from which the sender's MAC was learned.
+        /// The frame is not forwarded, because no receiver needs it: an announcement or probe of
+        /// the endpoint's own address, or an IGMP or MLD report without a querier. Also an ARP
+        /// reply to this host, after its MAC was learned.
         Absorb = 6 => "absorb",
         /// Handed to the host's own stack.
         ToHost = 7 => "to_host",
@@ -131,8 +132,9 @@ coded! {
         NoReceiver = 74 => "no_receiver",
         /// The packet is larger than the path MTU.
         PacketTooBig = 75 => "packet_too_big",
-        /// The destination is the endpoint that the frame came from.
-        SamePort = 76 => "same_port",
+        /// The destination is behind the interface that the frame came from. The name in counters
+        /// was given when an interface was called a port.
+        SameInterface = 76 => "same_port",
         /// The FDB names a VTEP that has no entry in `UNDERLAY`.
         NoUnderlayPath = 77 => "no_underlay_path",
         /// The kernel has no MAC for the next hop to the VTEP.
@@ -259,7 +261,7 @@ coded! {
         NeighbourLimited = 217 => "neighbour_limited",
         /// A flow that was ended because the host has lost its source address.
         SourceLost = 218 => "source_lost",
-        /// An IGMP or MLD report in a network in which nobody asks for the members of groups.
+        /// An IGMP or MLD report in a network without a querier.
         ReportAbsorbed = 219 => "report_absorbed",
     }
 }

@@ -107,10 +107,13 @@ impl NetworkInfo {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct UplinkInfo {
-    /// MTU of the device, in bytes.
+    /// MTU of the device, in bytes. No program reads it yet: the programs that send have the MTU of
+    /// the route, from [`UnderlayPath::inner_mtu`](super::UnderlayPath::inner_mtu) or from the
+    /// kernel's routes.
     pub mtu: u32,
     /// Length of the link header in bytes: 14 for Ethernet, 0 for a device without one (tun,
-    /// WireGuard).
+    /// WireGuard). No program reads it yet. `from_underlay` will, to push an Ethernet header in
+    /// front of a frame of such a device.
     pub link_len: u8,
     /// Explicit padding; zero.
     pub pad: u8,

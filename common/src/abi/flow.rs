@@ -135,11 +135,14 @@ impl<F: Family> FlowKey<F> {
 
 /// One direction of a flow. Value of [`names::FLOWS`](super::names::FLOWS).
 ///
-/// The fields up to `seal` are written once, when the entry is inserted. The programs update the
-/// fields after `seal` in place, without atomics. Two CPUs may lose an update: a count is then
-/// too low, and the next packet sets time and flags again. At the time of such a write the
-/// memory may be another flow's (see [`seal`](super::Sealed)). That flow then gets a wrong
-/// count, time or seen flag, but never another destination.
+/// The fields up to `seal`, and `slot`, are written once, when the entry is inserted. The programs
+/// update the other fields after `seal` in place, without atomics. Two CPUs may lose an update: a
+/// count is then too low, and the next packet sets time and flags again. At the time of such a
+/// write the memory may be another flow's (see [`seal`](super::Sealed)). That flow then gets a
+/// wrong count, time or seen flag, but never another destination.
+///
+/// The seal does not cover `slot`. A copy may have the slot of another flow; the program then takes
+/// the slot of this flow for a free one, and the flow may lose its slot to a new flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Flow<F: Family = V4> {

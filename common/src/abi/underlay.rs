@@ -51,12 +51,6 @@ pub struct HeaderTemplate {
     pub outer: [u8; 56],
 }
 
-impl HeaderTemplate {
-    /// No header.
-    pub const EMPTY: Self =
-        Self { pad: [0; 2], eth: EthHdr::new([0; 6], [0; 6], 0), outer: [0; 56] };
-}
-
 /// Path to a VTEP, as in the kernel's routing table when the agent last read it. Value of
 /// [`names::UNDERLAY`](super::names::UNDERLAY).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]

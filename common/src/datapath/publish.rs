@@ -1,4 +1,4 @@
-//! Who may use a published port.
+//! Clients that may use a published port.
 
 use crate::abi::zone;
 

@@ -39,7 +39,7 @@ pub use ipv4::Ipv4Hdr;
 pub use ipv6::Ipv6Hdr;
 pub use tcp::{TcpHdr, TcpStart};
 pub use udp::UdpHdr;
-pub use vxlan::{VNI_MAX, VxlanHdr};
+pub use vxlan::VxlanHdr;
 
 #[cfg(test)]
 mod tests;

@@ -2,9 +2,6 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// Largest VNI: 24 bits.
-pub const VNI_MAX: u32 = 0x00ff_ffff;
-
 /// The I flag: the VNI is valid.
 const FLAG_I: u8 = 0x08;
 

@@ -27,13 +27,12 @@ struct Replicas {
     from: u32,
     bytes: u32,
     sent: u32,
-    /// Only who asks for the members of groups gets a copy. Read for local copies alone.
+    /// Only queriers get a copy. The loop over VTEPs does not read this field.
     only_queriers: bool,
 }
 
 /// Sends a copy to every local endpoint of the VNI, except the one at the ifindex `from`. If
-/// `only_queriers`, only endpoints from which a query of group members has come get a copy. Returns
-/// the number of copies.
+/// `only_queriers`, only queriers get a copy. Returns the number of copies.
 #[inline(always)]
 pub(crate) fn local(
     ctx: &TcContext,
@@ -92,7 +91,7 @@ const fn direction<const DIRECTION: u8>() -> Direction {
 /// Floods a frame of a local endpoint or of the host; `DIRECTION` is the code of its direction. The
 /// frame goes to the local endpoints of the network, except the one at the ifindex `from`, and to
 /// every VTEP on the network's flood list. `from` is 0 if the host sends. If `only_queriers`, only
-/// endpoints and VTEPs from which a query of group members has come get a copy.
+/// queriers get a copy.
 #[inline(always)]
 pub(crate) fn everywhere<const DIRECTION: u8>(
     tunnel: &Tunnel<'_>,

@@ -156,7 +156,7 @@ fn forward(sender: &Sender<'_>, inner: &Inner) -> Outcome {
     let Place { ifindex: local, vtep } = place;
     let outcome = if local != 0 {
         if local == ifindex {
-            return Err(DropReason::SamePort);
+            return Err(DropReason::SameInterface);
         }
         redirect::peer(ctx, local).map(|()| Action::Deliver)
     } else {
@@ -178,8 +178,8 @@ fn tunnel<'a>(sender: &Sender<'a>) -> Tunnel<'a> {
     Tunnel { ctx: sender.ctx, vni: sender.ep.vni, flags: sender.net.flags }
 }
 
-/// Floods, within the endpoint's rate limit. A report of the groups that it belongs to goes to who
-/// asks for reports.
+/// Floods, within the endpoint's rate limit. An IGMP or MLD report goes only to the queriers of the
+/// network.
 #[inline(always)]
 fn flood_limited(sender: &Sender<'_>, inner: &Inner) -> Outcome {
     let &Sender { ctx, ifindex, ep, net } = sender;

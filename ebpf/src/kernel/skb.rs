@@ -63,8 +63,8 @@ impl Packet for XdpContext {
 }
 
 /// Makes all headers readable in place: GRO and packet sockets may leave them in page fragments.
-/// The headers of a TCP segment that the kernel sends are shorter than [`HEADERS`]. For such a
-/// segment the kernel copies the bytes that the frame shares with the socket's queue.
+/// This costs time for a TCP segment of a local socket: its headers are shorter than [`HEADERS`],
+/// so payload shared with the socket is copied as well.
 #[inline(always)]
 pub(crate) fn linearise(ctx: &TcContext) {
     ensure(ctx, HEADERS);

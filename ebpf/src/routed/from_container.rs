@@ -470,7 +470,7 @@ fn leave(sender: &Sender<'_>, work: &mut Work, begins: bool) -> Result<Step, Dro
     Ok(Step::Leave)
 }
 
-/// Puts a flow that leaves with the source address of the route into `work.new`.
+/// Fills `work.new` with a masqueraded flow. Its new source address is that of the route.
 #[inline(always)]
 fn masquerade(work: &mut Work, ifindex: u32, incarnation: u32) {
     let new = &mut work.new;

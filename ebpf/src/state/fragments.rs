@@ -270,7 +270,13 @@ unsafe extern "C" fn release_one(index: u64, context: *mut c_void) -> i64 {
     if !replace(release.skb, bytes, len) {
         return 0;
     }
-    // The copied bytes belong to this fragment only if its entry still has the same address.
+    // The copied bytes belong to this fragment only if its entry still has the same address. There
+    // is one exception: during the copy the entry was removed, and its key was inserted again at
+    // the same address. The later bytes are then of a fragment with the same zone, addresses,
+    // protocol and identification. They are of another datagram only if another key had the memory
+    // in between, which takes four updates of the map during one copy. In both cases the effect is
+    // one wrong frame: at the ingress the program checks its headers like those of each frame, and
+    // the receiver drops the datagram because of its transport checksum, if it has one.
     let same = HELD_FRAGMENTS.get_ptr(release.key).is_some_and(|now| now == held);
     if HELD_FRAGMENTS.remove(release.key).is_err() || !same {
         return 0;

@@ -1,5 +1,5 @@
-//! Who asks for the members of multicast groups: the interfaces and VTEPs from which an IGMP or MLD
-//! query was heard lately. Reports go only there.
+//! The queriers of multicast groups: the local interfaces and VTEPs from which an IGMP or MLD
+//! query, or a packet of PIM, has come in the last 260 s. Reports go only there.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use culvert_common::{
@@ -12,11 +12,11 @@ use crate::{facts::membership::membership, kernel::time::now_coarse, maps::QUERI
 /// Receivers of a frame to a group.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Receivers {
-    /// Everybody in the network.
+    /// All endpoints of the network.
     All,
-    /// Who asks for members.
+    /// The queriers of the network.
     Queriers,
-    /// Nobody: nobody asks.
+    /// None, because the network has no querier.
     Nobody,
 }
 
@@ -27,8 +27,8 @@ mod number {
     pub(super) const NOBODY: u32 = 2;
 }
 
-/// The receivers of a frame to a group of the network `vni`, which comes from the interface `ifindex`
-/// or from `vtep`; the other one is 0. Notes who asks for members.
+/// The receivers of a frame to a group of the network `vni`, which comes from the interface
+/// `ifindex` or from `vtep`; the other one is 0. Notes the sender of a query as a querier.
 #[inline(always)]
 pub(crate) fn receivers(skb: *mut __sk_buff, vni: u32, ifindex: u32, vtep: VtepId) -> Receivers {
     match find_receivers(skb, vni, ifindex, vtep.0) {
@@ -58,16 +58,15 @@ extern "C" fn find_receivers(skb: *mut __sk_buff, vni: u32, ifindex: u32, vtep: 
     }
 }
 
-/// Whether who is behind the interface `ifindex`, or behind `vtep`, asks for members; with neither,
-/// whether anybody in the network does. Returns 1 if so. A global BPF function: the verifier checks
-/// it once.
+/// Whether a querier is behind `ifindex` or `vtep`. If both are 0: whether the network has a
+/// querier. Returns 1 if so. A global BPF function: the verifier checks it once.
 // SAFETY: no other symbol of the programs has this name.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn is_querier(vni: u32, ifindex: u32, vtep: u32) -> u32 {
     let Some(asked) = QUERIERS.get_ptr(key(vni, ifindex, vtep)) else { return 0 };
-    // The LRU map may recycle the entry for another querier at any time. It is one aligned word: the
-    // worst is that somebody gets a report that he has not asked for.
+    // The LRU map may recycle the entry for another querier at any time. It is one aligned word: in
+    // the worst case a receiver that is no querier gets one report.
     // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
     let asked = unsafe { asked.read_volatile() };
     membership::wants_reports(asked, now_coarse()).into()

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
 };
 
-use culvert_tests::{docker::Published, outside::Outside, sock::Use};
+use culvert_tests::{docker::Published, external::External, sock::Use};
 
 /// Number of containers on each side.
 pub(super) const CONTAINERS: u8 = 4;
@@ -48,7 +48,7 @@ pub(super) const PUBLISHED: &[Published] = &[
 pub(super) enum From {
     Container(u8),
     Host,
-    Outside,
+    External,
 }
 
 /// The kind of exchange.
@@ -163,9 +163,9 @@ impl Planner {
             // The TTL expires at the host with 1, at the router with 2, and not with 3.
             for ttl in [1, 2, 3] {
                 let id = self.own_port();
-                self.add(from, (Outside::IP, DATAGRAMS), 0, What::Udp { len: 20, ttl });
-                self.add(from, (Outside::IP, 0), id, What::Ping { len: 20, ttl });
-                self.add(from, (Outside::IP, 0), 0, What::Ping { len: 200, ttl });
+                self.add(from, (External::IP, DATAGRAMS), 0, What::Udp { len: 20, ttl });
+                self.add(from, (External::IP, 0), id, What::Ping { len: 20, ttl });
+                self.add(from, (External::IP, 0), 0, What::Ping { len: 200, ttl });
             }
             for to in [UNREACHABLE, PROHIBITED] {
                 for len in [0, 30, 700] {
@@ -180,18 +180,18 @@ impl Planner {
     fn more(&mut self) {
         let container = From::Container(self.random.container());
         match self.random.below(100) {
-            0..34 => self.way_out(container),
+            0..34 => self.outgoing(container),
             34..48 => self.same_port(),
-            48..70 => self.way_in(From::Outside, HOST),
-            70..80 => self.way_in(container, HOST),
+            48..70 => self.incoming(From::External, HOST),
+            70..80 => self.incoming(container, HOST),
             80..85 => {
                 let to = self.random.of(&[HOST, Ipv4Addr::LOCALHOST]);
-                self.way_in(From::Host, to);
+                self.incoming(From::Host, to);
             }
             85..95 => self.direct(container),
             _ => {
                 let what = What::Ping { len: self.len(), ttl: 0 };
-                self.add(From::Outside, (HOST, 0), 0, what);
+                self.add(From::External, (HOST, 0), 0, what);
             }
         }
     }
@@ -207,7 +207,7 @@ impl Planner {
         }
     }
 
-    fn way_out(&mut self, from: From) {
+    fn outgoing(&mut self, from: From) {
         let to_port = self.random.of(&[ECHO, ECHO, ECHO, COUNT, RESET, CLOSED]);
         let udp_port = self.random.of(&[DATAGRAMS, DATAGRAMS, DATAGRAMS, CLOSED]);
         let port = self.maybe_own_port();
@@ -215,10 +215,10 @@ impl Planner {
         match self.random.below(8) {
             0..4 => {
                 let what = What::Tcp(self.tcp_use(to_port));
-                self.add(from, (Outside::IP, to_port), port, what);
+                self.add(from, (External::IP, to_port), port, what);
             }
-            4..6 => self.add(from, (Outside::IP, udp_port), port, What::Udp { len, ttl: 0 }),
-            6 => self.add(from, (Outside::IP, 0), port, What::Ping { len, ttl: 0 }),
+            4..6 => self.add(from, (External::IP, udp_port), port, What::Udp { len, ttl: 0 }),
+            6 => self.add(from, (External::IP, 0), port, What::Ping { len, ttl: 0 }),
             _ => self.add(from, (ROUTER, 0), port, What::Ping { len, ttl: 0 }),
         }
     }
@@ -233,16 +233,16 @@ impl Planner {
             match kind {
                 0 => {
                     let what = What::Tcp(self.tcp_use(tcp_port));
-                    self.add(from, (Outside::IP, tcp_port), port, what);
+                    self.add(from, (External::IP, tcp_port), port, what);
                 }
-                1 => self.add(from, (Outside::IP, udp_port), port, What::Udp { len, ttl: 0 }),
-                _ => self.add(from, (Outside::IP, 0), port, What::Ping { len, ttl: 0 }),
+                1 => self.add(from, (External::IP, udp_port), port, What::Udp { len, ttl: 0 }),
+                _ => self.add(from, (External::IP, 0), port, What::Ping { len, ttl: 0 }),
             }
         }
     }
 
     /// A connection to a published port, or to another port of the host.
-    fn way_in(&mut self, from: From, to: Ipv4Addr) {
+    fn incoming(&mut self, from: From, to: Ipv4Addr) {
         // Each connection has its own source port, because the container may see the client's port.
         let port = self.own_port();
         let choice = self.random.below(PUBLISHED.len() + 1);

@@ -14,7 +14,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
 };
 
-use culvert_tests::{netns::Underlay, outside::Outside, wire::Tap};
+use culvert_tests::{external::External, netns::Underlay, wire::Tap};
 
 use cover::Row;
 use traffic::{Client, Servers, TCP, UDP};
@@ -209,24 +209,26 @@ fn tenant(world: &World, tenant: Tenant, row: &Row) -> Failures {
 /// published port.
 fn beyond(world: &World) -> Failures {
     let mut failures = Failures::default();
-    let outside = |port| SocketAddr::new(Outside::IP.into(), port);
-    let netns = world.outside.host.path();
+    let external = |port| SocketAddr::new(External::IP.into(), port);
+    let netns = world.external.host.path();
     let [red, _] = world.pair(RED);
     for (name, from, mtu) in [("overlay", &red.netns, INNER), ("bridge", &world.bridge, OUTER)] {
         let client = Client { netns: from.clone(), seed: 7 };
         for len in [1, mtu - 52, 1 << 19] {
-            failures.note(|| format!("{name}: TCP out, {len}"), client.tcp(outside(TCP), len));
+            failures.note(|| format!("{name}: TCP out, {len}"), client.tcp(external(TCP), len));
         }
         for len in [1, mtu - V4, mtu - V4 + 1, LONGEST] {
-            failures
-                .note_lossy(|| format!("{name}: UDP out, {len}"), || client.udp(outside(UDP), len));
+            failures.note_lossy(
+                || format!("{name}: UDP out, {len}"),
+                || client.udp(external(UDP), len),
+            );
             failures.note_lossy(
                 || format!("{name}: ping out, {len}"),
-                || client.ping(Outside::IP.into(), len),
+                || client.ping(External::IP.into(), len),
             );
         }
         let shape = (1400, 40 * 1400);
-        let send = || client.segments(outside(SINK), (netns, SINK), shape, false);
+        let send = || client.segments(external(SINK), (netns, SINK), shape, false);
         failures.note_lossy(|| format!("{name}: UDP_SEGMENT out"), send);
     }
     let client = Client { netns: netns.to_owned(), seed: 8 };

@@ -9,8 +9,8 @@ use std::{
 
 use culvert_tests::{
     cluster::{Cluster, Host, unique_name},
+    external::External,
     netns::{Netns, Underlay},
-    outside::Outside,
     sock::container,
 };
 
@@ -77,7 +77,7 @@ pub(crate) struct Container {
 
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
-    pub(crate) outside: Outside,
+    pub(crate) external: External,
     /// A container of a bridge network on the first host.
     pub(crate) bridge: PathBuf,
     containers: [[Container; 2]; 2],
@@ -93,7 +93,7 @@ pub(crate) fn vxlan_socket(host: &Netns, on: bool) {
 impl World {
     pub(crate) fn new() -> Self {
         let cluster = Cluster::new(2);
-        let outside = Outside::of(&cluster);
+        let external = External::of(&cluster);
         for Tenant { network, vni } in [RED, BLUE] {
             let vni = vni.to_string();
             cluster.hosts[0].ok(&[
@@ -135,7 +135,7 @@ impl World {
         let range = "echo 0 2147483647 >/proc/sys/net/ipv4/ping_group_range";
         cluster.hosts[0].in_container(&bridge, range);
         let bridge = container(&bridge);
-        let mut world = Self { veths: [vec![], vec![]], cluster, outside, bridge, containers };
+        let mut world = Self { veths: [vec![], vec![]], cluster, external, bridge, containers };
         for host in 0..2 {
             let veths = world.inside(host).iter().map(|netns| world.veth(host, netns)).collect();
             world.veths[host] = veths;
@@ -190,7 +190,7 @@ impl World {
     /// Namespaces of the servers.
     pub(crate) fn servers(&self) -> Vec<&Path> {
         let second = self.containers.iter().map(|pair| pair[1].netns.as_path());
-        second.chain([self.bridge.as_path(), self.outside.host.path()]).collect()
+        second.chain([self.bridge.as_path(), self.external.host.path()]).collect()
     }
 
     /// The published ports: the driver of the network, the host's address, and the container.

@@ -5,7 +5,7 @@
 
 use std::process::{Command, Stdio};
 
-use crate::{netns::Netns, outside::Outside, underlay::Underlay};
+use crate::{external::External, netns::Netns, underlay::Underlay};
 
 /// A port of the host that is forwarded to a port of a container.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +53,7 @@ pub struct Docker {
     /// Namespaces of the containers; the first has 172.17.0.2.
     pub containers: Vec<Netns>,
     /// The router and the external host.
-    pub outside: Outside,
+    pub external: External,
     /// The switch between host and router.
     pub switch: Netns,
 }
@@ -68,9 +68,9 @@ impl Docker {
         let (Some(switch), Some(host)) = (underlay.switch, underlay.hosts.pop()) else {
             panic!("underlay: no switch, or no host");
         };
-        let outside = Outside::behind(&switch, [&host]);
+        let external = External::behind(&switch, [&host]);
         let containers = wire(&host, iptables, count, ports);
-        Self { host, containers, outside, switch }
+        Self { host, containers, external, switch }
     }
 }
 

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use culvert_testbed::cluster::{Cluster, SOON};
 use culvert_testbed::etcd::{Config, EtcdServer};
+use culvert_testbed::external::External;
 use culvert_testbed::netns::Netns;
-use culvert_testbed::outside::Outside;
 use culvert_testbed::underlay::Underlay;
 use culvert_testbed::wait::wait_until;
 
@@ -13,7 +13,7 @@ use culvert_testbed::wait::wait_until;
 /// addresses only. All namespaces and devices are removed.
 #[test]
 #[ignore = "needs root"]
-fn hosts_reach_each_other_the_store_and_the_outside() {
+fn hosts_reach_each_other_the_store_and_an_external_host() {
     let Underlay { hosts, switch } = Underlay::bridged(2, 1500);
     let switch = switch.expect("a switch");
     switch.run(&format!("ip addr add {}/24 dev br0", Cluster::ETCD));
@@ -24,14 +24,14 @@ fn hosts_reach_each_other_the_store_and_the_outside() {
         ..Config::default()
     })
     .expect("etcd starts");
-    let outside = Outside::behind(&switch, &hosts);
-    for ip in [Underlay::address(1), Cluster::ETCD, Outside::IP] {
+    let external = External::behind(&switch, &hosts);
+    for ip in [Underlay::address(1), Cluster::ETCD, External::IP] {
         hosts[0].run(&format!("ping -c1 -W9 {ip}"));
     }
     let endpoint = format!("http://{}/health", etcd.endpoint());
     assert!(hosts[0].run(&format!("curl -sf {endpoint}")).contains("true"));
-    let names = [hosts[0].name(), outside.host.name(), switch.name()].map(str::to_owned);
-    drop((outside, etcd, hosts, switch));
+    let names = [hosts[0].name(), external.host.name(), switch.name()].map(str::to_owned);
+    drop((external, etcd, hosts, switch));
     let left = Netns::here().run("ip netns list");
     assert!(!names.iter().any(|name| left.contains(name)), "{left}");
 }

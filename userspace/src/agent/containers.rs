@@ -287,12 +287,12 @@ pub(crate) struct Record {
     /// Its networks as the store last had them, for the time until an agent has read the store.
     /// `None`: not known, as in a record of an earlier version.
     #[serde(default)]
-    pub(crate) known: Option<Known>,
+    pub(crate) known: Option<KnownNetworks>,
 }
 
 /// Mode and networks of a container, as in `ps`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Known {
+pub(crate) struct KnownNetworks {
     /// Mode.
     pub(crate) mode: String,
     /// Networks.
@@ -363,7 +363,7 @@ impl Record {
     }
 
     /// Whether the container is to be removed: its command has ended, or was lost in a reboot, and
-    /// nobody reports the end.
+    /// no supervisor is there to report the end.
     pub(crate) fn abandoned(&self) -> bool {
         let lost = || match self.process {
             Some(process) => !process.lives(),
@@ -375,8 +375,8 @@ impl Record {
     /// Whether the last end of the command was not reported: it may run without the agent's
     /// knowledge.
     ///
-    /// After a report of the last end it runs only if an agent has started it again in another boot.
-    /// The supervisor that has reported may live on, as long as somebody writes to the log.
+    /// After a report of the last end it runs only if an agent has started it again in another
+    /// boot. The supervisor that has reported may live on, as long as a process writes to the log.
     pub(crate) fn unreported(&self) -> bool {
         let again = !self.restart.is_no() && is_past(self.boot);
         self.exit_code.is_none() || self.waiting || again
@@ -464,7 +464,7 @@ impl Containers {
     }
 
     /// Notes the networks of a container, if they are others than those in its record.
-    pub(crate) fn note(&mut self, name: &Name, known: Known) -> io::Result<()> {
+    pub(crate) fn note(&mut self, name: &Name, known: KnownNetworks) -> io::Result<()> {
         match self.records.get(name) {
             Some(record) if record.known.as_ref() != Some(&known) => {
                 let record = Record { known: Some(known), ..record.clone() };

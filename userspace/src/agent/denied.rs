@@ -43,20 +43,20 @@ pub(crate) struct Denied {
     path: PathBuf,
     list: Mutex<List>,
     /// Held during a change: only one change runs at a time.
-    turn: Mutex<Flows>,
+    turn: Mutex<FlowFacts>,
 }
 
 /// Facts about the table of flows. A change reads the table only if these facts demand a read: the
 /// table can have millions of entries, and fail2ban can make a change each second.
 #[derive(Clone, Copy, Debug)]
-struct Flows {
+struct FlowFacts {
     /// A denied client may have a flow that was not ended.
     may_go_on: bool,
     /// The table may have flows that were ended.
     may_have_ended: bool,
 }
 
-impl Default for Flows {
+impl Default for FlowFacts {
     /// Both are possible at the start: the last agent may have been stopped during a change.
     fn default() -> Self {
         Self { may_go_on: true, may_have_ended: true }
@@ -66,8 +66,8 @@ impl Default for Flows {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct List {
     sources: BTreeSet<Ipv4Network>,
-    /// Sources of the file for which the map of the programs has no room. These sources deny
-    /// nobody, and stay in the file.
+    /// Sources of the file for which the map of the programs has no room. They stay in the file,
+    /// and are not denied.
     beyond: BTreeSet<Ipv4Network>,
     /// Lines of the file that this version cannot read. These lines stay in the file.
     strange: Vec<String>,
@@ -303,7 +303,7 @@ impl Denied {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn turn(&self) -> MutexGuard<'_, Flows> {
+    fn turn(&self) -> MutexGuard<'_, FlowFacts> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -25,7 +25,7 @@ const OUTLIVED: Duration = TTL.saturating_add(RENEW);
 const TRIES: u32 = 24;
 
 /// The entry of this node in the store.
-struct Entry {
+struct NodeEntry {
     lease: LeaseId,
     /// Revision at which the entry was made.
     revision: Revision,
@@ -78,7 +78,7 @@ async fn stay(
     loop {
         shared.store.is_known().await;
         match enter(shared, store).await {
-            Ok(Entry { lease, revision, new }) => {
+            Ok(NodeEntry { lease, revision, new }) => {
                 *current = Some(lease);
                 backoff.reset();
                 shared.store.registered();
@@ -145,10 +145,10 @@ fn with_remedy(refusal: &Refusal, state_dir: &Path) -> String {
     }
 }
 
-async fn enter(shared: &Shared, store: &dyn StateStore) -> Result<Entry, ExecuteError> {
+async fn enter(shared: &Shared, store: &dyn StateStore) -> Result<NodeEntry, ExecuteError> {
     let lease = store.grant(TTL).await?;
     match register(shared, store, lease).await {
-        Ok((new, revision)) => Ok(Entry { lease, revision, new }),
+        Ok((new, revision)) => Ok(NodeEntry { lease, revision, new }),
         Err(error) => {
             // Best effort: a lease that is not renewed runs out.
             let _ = store.revoke(lease).await;

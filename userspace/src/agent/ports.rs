@@ -31,7 +31,7 @@ const MOST_CLIENTS: usize = 256;
 pub(crate) const PROBLEM: &str = "published/";
 
 /// A single port of an endpoint, by the endpoint's identifier.
-type Key = (String, PublishedPort);
+type PortKey = (String, PublishedPort);
 
 /// The outcome of [`Reservations::sync`].
 #[derive(Debug, Default)]
@@ -40,7 +40,7 @@ pub(crate) struct Synced {
     pub(crate) lines: BTreeMap<String, String>,
     /// The ports that are not held. A process of the host, or another container, may have them:
     /// they must not be published.
-    pub(crate) unclaimed: BTreeSet<Key>,
+    pub(crate) unclaimed: BTreeSet<PortKey>,
 }
 
 /// The ports that this agent holds. Ranges are held port by port.
@@ -52,11 +52,11 @@ pub(crate) struct Reservations {
 #[derive(Default)]
 struct State {
     /// Ports of endpoints.
-    held: BTreeMap<Key, PortHold>,
+    held: BTreeMap<PortKey, PortHold>,
     /// Ports whose endpoint is being made, with the name of its container.
     pending: BTreeMap<PublishedPort, (Name, PortHold)>,
     /// Ports of endpoints that could not be held, and the reason on one line.
-    failed: BTreeMap<Key, String>,
+    failed: BTreeMap<PortKey, String>,
     /// Ports of endpoints for which no open file was left. They are tried again at the next
     /// [`Reservations::sync`].
     starved: Option<Starved>,
@@ -309,14 +309,14 @@ impl Reservations {
     pub(crate) fn sync(
         &self,
         platform: &dyn Ports,
-        wanted: &BTreeMap<Key, Name>,
+        wanted: &BTreeMap<PortKey, Name>,
         again: bool,
     ) -> Synced {
         let refused = self.hold(platform, wanted, again);
         if !refused.is_empty() {
             // The holder of a port is found by a search of all processes: requests for other ports
             // and other tasks do not wait for it.
-            let explain = |(key, container, error): (Key, Name, PortError)| {
+            let explain = |(key, container, error): (PortKey, Name, PortError)| {
                 let why = refusal(platform, &key.1, &error).message;
                 (key, format!("container '{container}': {why}; the port is not published"))
             };
@@ -332,10 +332,11 @@ impl Reservations {
         self.state().starved.is_some()
     }
 
-    fn synced(&self, wanted: &BTreeMap<Key, Name>) -> Synced {
+    fn synced(&self, wanted: &BTreeMap<PortKey, Name>) -> Synced {
         let state = self.state();
-        let line =
-            |((id, port), line): (&Key, &String)| (format!("{PROBLEM}{id}/{port}"), line.clone());
+        let line = |((id, port), line): (&PortKey, &String)| {
+            (format!("{PROBLEM}{id}/{port}"), line.clone())
+        };
         let starved = state.starved.iter();
         let starved = starved.map(|starved| (format!("{PROBLEM}files"), starved.line()));
         let free = wanted.keys().filter(|key| !state.held.contains_key(*key));
@@ -350,9 +351,9 @@ impl Reservations {
     fn hold(
         &self,
         platform: &dyn Ports,
-        wanted: &BTreeMap<Key, Name>,
+        wanted: &BTreeMap<PortKey, Name>,
         again: bool,
-    ) -> Vec<(Key, Name, PortError)> {
+    ) -> Vec<(PortKey, Name, PortError)> {
         let mut refused = Vec::new();
         let mut starved: Option<Starved> = None;
         let mut state = self.state();

@@ -51,7 +51,8 @@ pub async fn purge_offline(options: PurgeOptions) -> anyhow::Result<()> {
     if records.is_dir() {
         let mut containers = Containers::load(&options.state_dir)
             .with_context(|| format!("state directory {}", options.state_dir.display()))?;
-        // Those that no agent was told of; another one would start their commands again.
+        // Containers whose supervisor has reported to no agent. If it lived on, it would start the
+        // command again.
         let untold = containers.iter().filter(|record| record.untold());
         let wanted: Vec<_> = untold.filter_map(Wanted::of).collect();
         let logs = options.state_dir.join("logs");

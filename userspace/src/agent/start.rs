@@ -251,8 +251,8 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>, detach
     }
 }
 
-/// Follows the store, and keeps its identity on disk. Returns the store as everybody except the
-/// follower may use it: only while it is the one that this agent knows.
+/// Follows the store, and keeps its identity on disk. Returns a wrapper of the store for all users
+/// except the follower: it refuses while the store is not the one that this agent knows.
 pub(super) fn follow(
     shared: &Arc<Shared>,
     store: Arc<dyn StateStore>,
@@ -340,7 +340,7 @@ fn to_remember(kept: Option<&Known>, health: Health) -> Option<Known> {
 /// Waits until the store's health is `healthy` no more, or `replaced` no more.
 async fn health_turned(health: &mut watch::Receiver<Health>, healthy: bool, replaced: bool) {
     let turned = |now: &Health| now.healthy != healthy || now.replaced.is_some() != replaced;
-    // The follower has ended: `changed` tells.
+    // An error means that the follower has ended. The caller's `changed` returns it, too.
     let _ = health.wait_for(turned).await;
 }
 

@@ -1,11 +1,12 @@
 //! Sandboxes that are being made or removed: a file `unfinished/NAME.json` in the state directory
 //! for each.
 //!
-//! A sandbox has its record only once it is complete. If the agent is killed before, or after a
-//! record whose file is lost has gone, the file names the namespace that is left behind. Another
-//! program may since have made a namespace of that name, so the file has device and inode of the
-//! one that is meant, and the boot. It is not synchronised with the disk: a crash of the host takes
-//! the namespace with it.
+//! A sandbox has its record only once it is complete. The file names the namespace that is left
+//! behind if the agent is killed before the record is written. It also does so while a container is
+//! removed that has endpoints and no record: once they are removed, nothing else names the
+//! namespace. Another program may since have made a namespace of that name, so the file has device
+//! and inode of the one that is meant, and the boot. It is not synchronised with the disk: after a
+//! crash of the host the namespace does not exist either.
 
 use std::{
     collections::BTreeMap,

@@ -82,8 +82,9 @@ fn advice(pid: Option<i32>) -> String {
     }
 }
 
-/// Whether a process is stopped by a signal or a debugger: its state, field 3 of proc(5), follows
-/// the name in parentheses.
+/// Whether a process is stopped by a signal or a debugger: its state, field 3 of
+/// proc_pid_stat(5), follows the name in parentheses. Read by hand: `agent` has a reader of this
+/// file, but is above `api`, and a crate such as procfs would be for one character.
 fn is_stopped(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't']))

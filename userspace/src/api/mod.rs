@@ -26,8 +26,8 @@
 //! | `POST /v1/purge` | | |
 //!
 //! A success is 200 with JSON, or 204 without a body. An error has the status of its
-//! [`types::ErrorKind`] and a [`types::ApiError`] as the body. The header of [`deadline`] names the
-//! time by which the client wants the answer.
+//! [`types::ErrorKind`] and a [`types::ApiError`] as the body. The header of [`deadline`] gives the
+//! time until which the client waits for the answer.
 
 mod accept;
 mod backend;

@@ -18,7 +18,7 @@ pub use self::{
     life::{ContainerState, Rerun, Supervised},
     nat::{ConntrackStatus, FlowProtocol, NatQuery, NatRow},
     node::NodeRow,
-    ports::{Allowed, PublishedPorts, PublishedRow, Sources, is_outside},
+    ports::{Allowed, PublishedPorts, PublishedRow, Sources, may_have_clients},
 };
 use crate::{
     choice::Uplink,
@@ -248,7 +248,7 @@ pub struct ContainerCreate {
     /// Values of `-p`.
     #[serde(default)]
     pub ports: Vec<String>,
-    /// Values of `--from`: clients that may use the ports. Empty: everybody.
+    /// Values of `--from`: clients that may use the ports. Empty: all clients.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub from: Vec<IpNetwork>,
     /// Values of `--expose`: ports on which the command will listen.
@@ -351,7 +351,7 @@ pub struct ContainerNetwork {
     pub ifname: String,
     /// Published ports.
     pub ports: Vec<String>,
-    /// Addresses and prefixes of clients that may use them. Empty: everybody.
+    /// Addresses and prefixes of clients that may use them. Empty: all clients.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub from: Vec<String>,
     /// Interfaces of the host through which the published ports are not reached.

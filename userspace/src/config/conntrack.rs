@@ -16,7 +16,7 @@ pub struct ConntrackOptions {
     /// and not above the greatest.
     pub nat_ports: (u16, u16),
     /// `--conntrack-timeout`, once for each state whose timeout was given.
-    pub timeouts: Timeouts,
+    pub timeouts: FlowTimeouts,
 }
 
 impl Default for ConntrackOptions {
@@ -24,19 +24,19 @@ impl Default for ConntrackOptions {
         Self {
             max_flows: DEFAULT_FLOWS,
             nat_ports: DEFAULT_NAT_PORTS,
-            timeouts: Timeouts::default(),
+            timeouts: FlowTimeouts::default(),
         }
     }
 }
 
 /// Timeouts of idle flows, by state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Timeouts {
+pub struct FlowTimeouts {
     /// The timeouts that differ from the default, in seconds.
     given: BTreeMap<FlowState, u32>,
 }
 
-impl Timeouts {
+impl FlowTimeouts {
     /// Timeout of an idle flow in `state`.
     pub fn get(&self, state: FlowState) -> Duration {
         let seconds = self.given.get(&state).copied().unwrap_or(state.default_timeout_s());

@@ -10,4 +10,6 @@ pub use agent::{
     AgentOptions, DEFAULT_AGEING_S, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR,
     DEFAULT_VXLAN_PORT, DatapathMode, DeviceMode, PurgeOptions, StoreAccess,
 };
-pub use conntrack::{ConntrackOptions, DEFAULT_NAT_PORTS, MAX_CONNTRACK, MIN_CONNTRACK, Timeouts};
+pub use conntrack::{
+    ConntrackOptions, DEFAULT_NAT_PORTS, FlowTimeouts, MAX_CONNTRACK, MIN_CONNTRACK,
+};

@@ -15,7 +15,7 @@ use super::{
     Datapath, LINKS, bpffs,
     error::DatapathError,
     found::Changes,
-    links::{self, Attachment, Held, Pinned},
+    links::{self, Attachment, HeldLinks, Pinned},
     loopback_ifindex, pins,
 };
 use crate::netlink::PairKind;
@@ -264,7 +264,7 @@ impl Datapath {
         attachment: Attachment,
         ifindex: u32,
     ) -> Result<bool, DatapathError> {
-        // Who needs both locks takes them in this order.
+        // Code that needs both locks takes them in this order.
         let ebpf = self.ebpf();
         let held = self.held();
         let Some(link) = held.get(&(attachment, ifindex)) else { return Ok(false) };
@@ -312,7 +312,7 @@ impl Datapath {
     // A thread that panicked with one of these locks held left a valid value: each changes in one
     // step.
 
-    pub(super) fn held(&self) -> MutexGuard<'_, Held> {
+    pub(super) fn held(&self) -> MutexGuard<'_, HeldLinks> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

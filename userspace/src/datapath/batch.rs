@@ -126,7 +126,7 @@ mod tests {
     use culvert_common::abi::{FdbKey, MappedAddr};
 
     use crate::datapath::{
-        Options, Table as _, Tables,
+        KernelTables, Options, Table as _,
         entry::{FdbEntry, LearnedEntry},
         load_object,
     };
@@ -136,7 +136,7 @@ mod tests {
     fn all_entries_of_a_map_are_read_whatever_their_size_and_number() {
         let options = Options::of_a_test();
         let mut ebpf = load_object(&options, None).unwrap();
-        let tables = Tables::take(&mut ebpf, options.vtep_ip).unwrap();
+        let tables = KernelTables::take(&mut ebpf, options.vtep_ip).unwrap();
         let key = |number: u32| {
             let [a, b, c, d] = number.to_be_bytes();
             FdbKey::new(256, [2, 0, a, b, c, d])

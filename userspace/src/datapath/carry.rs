@@ -13,7 +13,7 @@ use culvert_common::abi::{
     Flow, FlowKey, MappedAddr, Sealed as _, SealedU32, Tuple, kind, names, zone,
 };
 
-use super::{DatapathError, raw::Bytes, tables::Tables};
+use super::{DatapathError, raw::Bytes, tables::KernelTables};
 
 /// Value of `FLOWS` in ABI 3; its key is that of ABI 4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -61,7 +61,7 @@ pub struct Carried {
 /// # Errors
 ///
 /// If a map cannot be read or written.
-pub(super) fn flows_of_v3(maps: &Path, tables: &Tables) -> Result<Carried, DatapathError> {
+pub(super) fn flows_of_v3(maps: &Path, tables: &KernelTables) -> Result<Carried, DatapathError> {
     let failed = |source| DatapathError::Map { map: names::FLOWS, source: Box::new(source) };
     let pin = maps.join(names::FLOWS);
     let map = match MapData::from_pin(&pin) {
@@ -94,7 +94,7 @@ pub(super) fn flows_of_v3(maps: &Path, tables: &Tables) -> Result<Carried, Datap
 pub(super) fn flows_of_another(
     flows: u32,
     vtep_ids: u32,
-    tables: &Tables,
+    tables: &KernelTables,
 ) -> Result<Option<Carried>, DatapathError> {
     let failed = |source| DatapathError::Map { map: names::FLOWS, source: Box::new(source) };
     let info = MapInfo::from_id(flows).map_err(failed)?;
@@ -148,7 +148,12 @@ fn vteps(map: u32) -> Result<Numbers<u32, [u8; 4]>, MapError> {
 
 impl Carried {
     /// Writes a flow to this version's table.
-    fn put(&mut self, tables: &Tables, key: &FlowKey, flow: Flow) -> Result<(), DatapathError> {
+    fn put(
+        &mut self,
+        tables: &KernelTables,
+        key: &FlowKey,
+        flow: Flow,
+    ) -> Result<(), DatapathError> {
         let flow = Flow { seal: 0, ..flow }.sealed(key);
         match tables.flows.insert_new(key, &flow) {
             Ok(()) => self.entries += 1,
@@ -160,7 +165,7 @@ impl Carried {
 }
 
 /// Converts a flow of ABI 3 to the form of ABI 4, without a seal.
-fn convert(old: &FlowV3, tables: &Tables) -> Result<Flow, DatapathError> {
+fn convert(old: &FlowV3, tables: &KernelTables) -> Result<Flow, DatapathError> {
     let dest = if old.zone == zone::TUNNEL {
         tables.vtep_ids().give(old.ifindex.to_ne_bytes())?.0
     } else {

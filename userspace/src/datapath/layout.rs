@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Conversion of the entries of one map.
-pub trait Layout: Send + Sync + 'static {
+pub trait MapLayout: Send + Sync + 'static {
     /// Key in the agent.
     type Key: Copy + Ord + Send;
     /// Value in the agent.
@@ -54,7 +54,7 @@ pub trait Layout: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Plain<K, V>(PhantomData<fn() -> (K, V)>);
 
-impl<K: Pod + Ord + Send, V: Pod + Send> Layout for Plain<K, V> {
+impl<K: Pod + Ord + Send, V: Pod + Send> MapLayout for Plain<K, V> {
     type Key = K;
     type Value = V;
     type RawKey = K;
@@ -100,7 +100,7 @@ unsealed! {
 #[derive(Debug)]
 pub struct WithSeal<K, V>(PhantomData<fn() -> (K, V)>);
 
-impl<K: Pod + Ord + Send, V: Unsealed<K> + Send> Layout for WithSeal<K, V> {
+impl<K: Pod + Ord + Send, V: Unsealed<K> + Send> MapLayout for WithSeal<K, V> {
     type Key = K;
     type Value = V;
     type RawKey = K;
@@ -124,7 +124,7 @@ impl<K: Pod + Ord + Send, V: Unsealed<K> + Send> Layout for WithSeal<K, V> {
 #[derive(Debug)]
 pub struct Number<K>(PhantomData<fn() -> K>);
 
-impl<K: Pod + Ord + Send> Layout for Number<K>
+impl<K: Pod + Ord + Send> MapLayout for Number<K>
 where
     SealedU32: Sealed<K>,
 {
@@ -153,7 +153,7 @@ const NOWHERE: [u8; 4] = [0xff; 4];
 #[derive(Debug)]
 pub struct FloodRemote;
 
-impl Layout for FloodRemote {
+impl MapLayout for FloodRemote {
     type Key = FloodKey;
     type Value = [u8; 4];
     type RawKey = FloodKey;
@@ -176,7 +176,7 @@ impl Layout for FloodRemote {
 #[derive(Debug)]
 pub struct Fdb;
 
-impl Layout for Fdb {
+impl MapLayout for Fdb {
     type Key = FdbKey;
     type Value = FdbEntry;
     type RawKey = FdbKey;
@@ -205,7 +205,7 @@ impl Layout for Fdb {
 #[derive(Debug)]
 pub struct FdbLearned;
 
-impl Layout for FdbLearned {
+impl MapLayout for FdbLearned {
     type Key = FdbKey;
     type Value = LearnedEntry;
     type RawKey = FdbKey;
@@ -236,7 +236,7 @@ impl Layout for FdbLearned {
 #[derive(Debug)]
 pub struct Neighbours;
 
-impl Layout for Neighbours {
+impl MapLayout for Neighbours {
     type Key = NeighKey;
     type Value = NeighEntry;
     type RawKey = NeighKey;
@@ -264,7 +264,7 @@ impl Layout for Neighbours {
 #[derive(Debug)]
 pub struct Vteps;
 
-impl Layout for Vteps {
+impl MapLayout for Vteps {
     type Key = VtepKey;
     type Value = VtepInfo;
     type RawKey = abi::VtepKey;
@@ -313,7 +313,7 @@ const LINK_LEN: u8 = EthHdr::LEN as u8;
 /// Bytes of Ethernet, IPv4, UDP and VXLAN header.
 const HEADER_LEN: u8 = LINK_LEN + encap::OuterHeader::LEN as u8;
 
-impl Layout for Underlay {
+impl MapLayout for Underlay {
     type Key = [u8; 4];
     type Value = UnderlayPath;
     type RawKey = VtepId;

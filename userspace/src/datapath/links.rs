@@ -106,7 +106,7 @@ impl Attachment {
 }
 
 /// The links that a process holds open, by kind and interface index.
-pub(super) type Held = BTreeMap<(Attachment, u32), OwnedFd>;
+pub(super) type HeldLinks = BTreeMap<(Attachment, u32), OwnedFd>;
 
 /// Interface indices with a pinned link of this kind, in order.
 pub(super) fn pinned(dir: &Path, attachment: Attachment) -> Result<Vec<u32>, DatapathError> {

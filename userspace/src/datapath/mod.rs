@@ -75,11 +75,11 @@ pub use self::{
     price::Price,
     repair::PinCheck,
     table::Table,
-    tables::{KernelTable, Tables},
+    tables::{KernelTable, KernelTables},
 };
 use self::{
     entry::LearnedEntry,
-    links::{Attachment, Held},
+    links::{Attachment, HeldLinks},
     raw::Bytes,
 };
 
@@ -118,7 +118,7 @@ pub struct Options {
     /// Addresses of services: what containers send there goes to the host's stack, whose netfilter
     /// translates it.
     pub services: Vec<Ipv4Network>,
-    /// Clients that may not use published ports. [`Tables::denied`] changes them later.
+    /// Clients that may not use published ports. [`KernelTables::denied`] changes them later.
     pub denied: Vec<Ipv4Network>,
     /// The programs write trace lines.
     pub trace: bool,
@@ -133,14 +133,14 @@ pub struct Datapath {
     /// The identifier of the loaded program of each kind of link.
     program_ids: BTreeMap<Attachment, u32>,
     /// The links of what this process has attached and not detached.
-    held: Mutex<Held>,
+    held: Mutex<HeldLinks>,
     /// Programs that another program had detached or replaced, and links whose pins it had removed
     /// or replaced: put right, and not told yet.
     found: Mutex<Changes>,
     /// The inode number of each pin that was found to lead to its object. The kernel gives another
     /// number to each new pin, and no number to two pins.
     files: Mutex<BTreeMap<PathBuf, u64>>,
-    tables: Tables,
+    tables: KernelTables,
     flows: Flows,
     stats: PerCpuArray<MapData, Bytes<Counter>>,
 }
@@ -168,7 +168,7 @@ impl Datapath {
         let mut ebpf = load_object(options, Some(&pins.join(MAPS)))?;
         let datapath = Self {
             flows: Flows::take(&mut ebpf)?,
-            tables: Tables::take(&mut ebpf, options.vtep_ip)?,
+            tables: KernelTables::take(&mut ebpf, options.vtep_ip)?,
             stats: raw::take_map(&mut ebpf, names::STATS)?,
             maps: pins::open_all(&pins.join(MAPS))?,
             program_ids: links::program_ids(&ebpf)?,
@@ -184,7 +184,7 @@ impl Datapath {
     }
 
     /// The maps that the agent writes.
-    pub fn tables(&self) -> &Tables {
+    pub fn tables(&self) -> &KernelTables {
         &self.tables
     }
 

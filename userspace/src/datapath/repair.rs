@@ -287,7 +287,7 @@ mod tests {
         });
     }
 
-    /// What is no pin is not removed: the administrator who made it reads where it is.
+    /// A directory at the path of a pin is not removed. The error names its path.
     #[test]
     #[ignore = "needs root"]
     fn a_directory_in_place_of_a_pin_is_named() {

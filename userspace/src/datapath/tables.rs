@@ -22,7 +22,8 @@ use super::{
     DatapathError, batch,
     epoch::Epoch,
     layout::{
-        Fdb, FdbLearned, FloodRemote, Layout, Neighbours, Number, Plain, Underlay, Vteps, WithSeal,
+        Fdb, FdbLearned, FloodRemote, MapLayout, Neighbours, Number, Plain, Underlay, Vteps,
+        WithSeal,
     },
     prefixes::PrefixTable,
     raw::{Bytes, second_handle, take_map},
@@ -33,14 +34,15 @@ use super::{
 /// Most entries that are written in one system call.
 const BATCH: usize = 4096;
 
-/// aya's map, with the raw keys and values of a [`Layout`].
-type RawMap<L> = HashMap<MapData, Bytes<<L as Layout>::RawKey>, Bytes<<L as Layout>::RawValue>>;
+/// aya's map, with the raw keys and values of a [`MapLayout`].
+type RawMap<L> =
+    HashMap<MapData, Bytes<<L as MapLayout>::RawKey>, Bytes<<L as MapLayout>::RawValue>>;
 
 /// Key and value in the agent.
-type Entry<L> = (<L as Layout>::Key, <L as Layout>::Value);
+type Entry<L> = (<L as MapLayout>::Key, <L as MapLayout>::Value);
 
-/// A BPF hash map whose entries a [`Layout`] converts.
-pub struct KernelTable<L: Layout> {
+/// A BPF hash map whose entries a [`MapLayout`] converts.
+pub struct KernelTable<L: MapLayout> {
     name: &'static str,
     map: Mutex<RawMap<L>>,
     /// A second handle of the map: aya's map type does not lend its file descriptor.
@@ -50,13 +52,13 @@ pub struct KernelTable<L: Layout> {
     epoch: Option<Arc<Epoch>>,
 }
 
-impl<L: Layout> fmt::Debug for KernelTable<L> {
+impl<L: MapLayout> fmt::Debug for KernelTable<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("KernelTable").field(&self.name).finish()
     }
 }
 
-impl<L: Layout> KernelTable<L> {
+impl<L: MapLayout> KernelTable<L> {
     /// Takes the map out of the loaded object.
     pub(super) fn take(
         ebpf: &mut Ebpf,
@@ -176,7 +178,7 @@ impl<L: Layout> KernelTable<L> {
     }
 }
 
-impl<L: Layout> Table<L::Key, L::Value> for KernelTable<L> {
+impl<L: MapLayout> Table<L::Key, L::Value> for KernelTable<L> {
     fn dump(&self) -> Result<BTreeMap<L::Key, L::Value>, DatapathError> {
         Ok(self.entries()?.into_iter().collect())
     }
@@ -195,7 +197,7 @@ impl<L: Layout> Table<L::Key, L::Value> for KernelTable<L> {
 
 /// The maps that the agent reads and writes.
 #[derive(Debug)]
-pub struct Tables {
+pub struct KernelTables {
     /// Interface index of a host side → endpoint.
     pub endpoints: KernelTable<WithSeal<u32, EndpointInfo>>,
     /// VNI → network.
@@ -206,7 +208,7 @@ pub struct Tables {
     pub learned: KernelTable<FdbLearned>,
     /// (VNI, IP) → MAC.
     pub neighbours: KernelTable<Neighbours>,
-    /// (VNI, IP) → MAC, heard by the programs.
+    /// (VNI, IP) → MAC, learned from ARP by the programs.
     pub heard: KernelTable<WithSeal<NeighKey, HeardEntry>>,
     /// Set of (VNI, VTEP): the VTEPs that may send frames of a VNI.
     pub vteps: KernelTable<Vteps>,
@@ -237,7 +239,7 @@ pub struct Tables {
     ids: Arc<VtepIds>,
 }
 
-impl Tables {
+impl KernelTables {
     /// Takes the maps out of a loaded object of a host with the VTEP address `own`.
     ///
     /// # Errors

@@ -172,7 +172,7 @@ impl State {
         self.by_id.insert(id, address);
     }
 
-    /// The entries of the map, thousands of them in a system call: who asks for a number waits
+    /// The entries of the map, thousands of them in a system call: callers that need a number wait
     /// meanwhile.
     fn read(&self) -> Result<BTreeMap<MappedAddr, SealedU32>, MapError> {
         let most = self.fd.info()?.max_entries();
@@ -226,7 +226,7 @@ fn failed(source: MapError) -> DatapathError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::{Options, Tables, load_object};
+    use crate::datapath::{KernelTables, Options, load_object};
 
     /// Numbers that another program has removed, changed or added, and the number that is given
     /// next.
@@ -235,7 +235,7 @@ mod tests {
     fn the_numbers_are_put_back() {
         let options = Options::of_a_test();
         let mut ebpf = load_object(&options, None).unwrap();
-        let tables = Tables::take(&mut ebpf, options.vtep_ip).unwrap();
+        let tables = KernelTables::take(&mut ebpf, options.vtep_ip).unwrap();
         let ids = tables.vtep_ids();
         let mut found = Found::default();
         ids.restore(&mut found).unwrap();

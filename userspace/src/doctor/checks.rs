@@ -20,7 +20,7 @@ const LEAST_KERNEL: (u32, u32) = (6, 6);
 /// Capabilities that the agent needs, by number (linux/capability.h).
 const CAPABILITIES: [(u32, &str); 4] =
     [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
-/// Capability without which the kernel tells nothing of the namespaces of containers.
+/// Capability without which the kernel sends no events of the namespaces of containers.
 const BROADCAST: (u32, &str) = (11, "CAP_NET_BROADCAST");
 /// Greatest difference between the clocks of the store and of this host that gives no warning.
 const CLOCK_TOLERANCE_MS: u64 = 1000;

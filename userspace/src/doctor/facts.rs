@@ -318,8 +318,8 @@ fn firewalls(root: &Path) -> Vec<&'static str> {
         .collect()
 }
 
-/// Numbers of IPv4 and IPv6 neighbours that do not count towards the limit: the permanent ones of
-/// the host, whoever has entered them, and the gateway of each container.
+/// Numbers of IPv4 and IPv6 neighbours that do not count towards the limit: all permanent ones of
+/// the host, also those of other programs, and the gateway of each container.
 fn exempt(containers: usize, neighbours: &[Neighbour]) -> [u64; 2] {
     let permanent = |is_ipv4: bool| {
         let of_family = neighbours.iter().filter(|neighbour| neighbour.ip.is_ipv4() == is_ipv4);
@@ -329,7 +329,8 @@ fn exempt(containers: usize, neighbours: &[Neighbour]) -> [u64; 2] {
 }
 
 /// The kernel's tables of neighbours on the host with the root directory `root`. The kernel's
-/// numbers of entries include those that are `exempt` from the limit (IPv4, IPv6).
+/// numbers of entries include those that are `exempt` from the limit (IPv4, IPv6). Read from text:
+/// rtnetlink has no request for these tables (RTM_GETNEIGHTBL).
 fn neighbour_tables(root: &Path, [ipv4, ipv6]: [u64; 2]) -> Vec<NeighbourTable> {
     [("ipv4", "arp_cache", ipv4), ("ipv6", "ndisc_cache", ipv6)]
         .into_iter()

@@ -31,7 +31,7 @@ pub const MACS: &str = "/culvert/v1/macs/";
 pub const VTEPS: &str = "/culvert/v1/vteps/";
 
 /// Prefix of [`witness_key`]. Not below [`ROOT`]: only the node itself reads its witness, so the
-/// others need not hear of each write.
+/// watches of the other nodes need not deliver each write.
 const WITNESSES: &str = "/culvert/witnesses/";
 
 /// Layout of the keys, for a backend that reads the whole of [`ROOT`].

@@ -33,7 +33,7 @@ pub use keys::*;
 pub use name::Name;
 pub use ports::{Exposed, PortRequest, Publish, overlapping};
 pub use privileges::{Account, Capabilities, CapabilityOption, Privileges, RunAs, UserOption};
-pub use record::{Decoded, Record, decode, encode};
+pub use record::{Decoded, StoreRecord, decode, encode};
 pub use resolver::{Domain, HostAddress, HostEntry, NameOptions, ResolverOption};
 pub use restart::{Pauses, RestartPolicy, SETTLED};
 pub use routes::{HostRoute, excludes_gateway, not_routed, routed};

@@ -16,7 +16,7 @@ const WHY_LIMIT: usize = 160;
 pub(super) const KEY_LIMIT: usize = 240;
 
 /// A record of the store.
-pub trait Record: Serialize + DeserializeOwned {
+pub trait StoreRecord: Serialize + DeserializeOwned {
     /// Kind of the record, for error messages.
     const KIND: &'static str;
 
@@ -58,9 +58,9 @@ impl<T> Decoded<T> {
 }
 
 /// Decodes a record. Any bytes are accepted: invalid ones give [`Decoded::Garbage`].
-pub fn decode<T: Record>(key: &Key, value: &[u8]) -> Decoded<T> {
+pub fn decode<T: StoreRecord>(key: &Key, value: &[u8]) -> Decoded<T> {
     #[derive(Deserialize)]
-    struct Versioned {
+    struct SchemaOnly {
         schema: u32,
     }
 
@@ -74,9 +74,9 @@ pub fn decode<T: Record>(key: &Key, value: &[u8]) -> Decoded<T> {
     };
     match serde_json::from_slice::<T>(value) {
         // A newer record may have any other fields.
-        Err(error) => match serde_json::from_slice::<Versioned>(value) {
+        Err(error) => match serde_json::from_slice::<SchemaOnly>(value) {
             Err(error) => garbage(&error),
-            Ok(Versioned { schema }) => refused(schema).unwrap_or_else(|| garbage(&error)),
+            Ok(SchemaOnly { schema }) => refused(schema).unwrap_or_else(|| garbage(&error)),
         },
         Ok(record) => refused(record.schema()).unwrap_or_else(|| match record.check(key) {
             Err(error) => garbage(&error),
@@ -90,7 +90,7 @@ pub fn decode<T: Record>(key: &Key, value: &[u8]) -> Decoded<T> {
 /// # Errors
 ///
 /// A path that is not UTF-8: JSON cannot contain it.
-pub fn encode<T: Record>(record: &T) -> Result<Vec<u8>, Invalid> {
+pub fn encode<T: StoreRecord>(record: &T) -> Result<Vec<u8>, Invalid> {
     serde_json::to_vec(record)
         .map_err(|error| Invalid(format!("{} record cannot be written as JSON: {error}", T::KIND)))
 }
@@ -122,7 +122,7 @@ fn misplaced(kind: &str) -> Result<(), Invalid> {
     Err(Invalid(format!("a {kind} record does not belong here")))
 }
 
-impl Record for Network {
+impl StoreRecord for Network {
     const KIND: &'static str = "network";
 
     fn schema(&self) -> u32 {
@@ -145,7 +145,7 @@ impl Record for Network {
     }
 }
 
-impl Record for VniOwner {
+impl StoreRecord for VniOwner {
     const KIND: &'static str = "VNI";
 
     fn schema(&self) -> u32 {
@@ -158,7 +158,7 @@ impl Record for VniOwner {
     }
 }
 
-impl Record for Node {
+impl StoreRecord for Node {
     const KIND: &'static str = "node";
 
     fn schema(&self) -> u32 {
@@ -173,7 +173,7 @@ impl Record for Node {
     }
 }
 
-impl Record for Alive {
+impl StoreRecord for Alive {
     const KIND: &'static str = "liveness";
 
     fn schema(&self) -> u32 {
@@ -186,7 +186,7 @@ impl Record for Alive {
     }
 }
 
-impl Record for Endpoint {
+impl StoreRecord for Endpoint {
     const KIND: &'static str = "endpoint";
 
     fn schema(&self) -> u32 {
@@ -233,7 +233,7 @@ impl Record for Endpoint {
     }
 }
 
-impl Record for IpOwner {
+impl StoreRecord for IpOwner {
     const KIND: &'static str = "address";
 
     fn schema(&self) -> u32 {
@@ -246,7 +246,7 @@ impl Record for IpOwner {
     }
 }
 
-impl Record for MacOwner {
+impl StoreRecord for MacOwner {
     const KIND: &'static str = "MAC";
 
     fn schema(&self) -> u32 {
@@ -259,7 +259,7 @@ impl Record for MacOwner {
     }
 }
 
-impl Record for ForeignVtep {
+impl StoreRecord for ForeignVtep {
     const KIND: &'static str = "VTEP";
 
     fn schema(&self) -> u32 {
@@ -275,7 +275,7 @@ impl Record for ForeignVtep {
     }
 }
 
-impl Record for StoreMark {
+impl StoreRecord for StoreMark {
     const KIND: &'static str = "store mark";
 
     fn schema(&self) -> u32 {

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
-    Driver, Endpoint, IpOwner, Key, MacAddr, Name, Network, Node, Record, SCHEMA, SandboxRef, View,
-    VniOwner, encode, validate,
+    Driver, Endpoint, IpOwner, Key, MacAddr, Name, Network, Node, SCHEMA, SandboxRef, StoreRecord,
+    View, VniOwner, encode, validate,
 };
 use crate::store::{Change, Entry, Revision, Write};
 
@@ -54,7 +54,7 @@ pub(crate) fn endpoint(network: &Network, id: &str, node: &str, ip: &str) -> End
     }
 }
 
-pub(crate) fn change<T: Record>(key: String, record: &T, mod_revision: Revision) -> Change {
+pub(crate) fn change<T: StoreRecord>(key: String, record: &T, mod_revision: Revision) -> Change {
     Change::Put(Entry { key, value: encode(record).expect("JSON"), mod_revision })
 }
 
@@ -70,7 +70,7 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// Writes a record at the next revision.
-    pub(crate) fn put<T: Record>(&mut self, key: String, record: &T) {
+    pub(crate) fn put<T: StoreRecord>(&mut self, key: String, record: &T) {
         let change = change(key, record, self.view.revision + 1);
         self.view.apply(&change);
     }

@@ -282,7 +282,7 @@ pub struct Endpoint {
     /// Published ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PublishedPort>,
-    /// Clients that may use the published ports. Empty: everybody.
+    /// Clients that may use the published ports. Empty: all clients.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub from: Vec<Ipv4Network>,
 }

@@ -31,7 +31,7 @@ pub(crate) use self::{
 };
 use super::{
     Alive, Decoded, Endpoint, ForeignVtep, IpOwner, Key, MacAddr, MacOwner, Name, Network, Node,
-    Record, Vni, VniOwner, decode,
+    StoreRecord, Vni, VniOwner, decode,
     record::{KEY_LIMIT, one_line},
 };
 use crate::store::{Change, Entry, Revision, Snapshot, Update};
@@ -403,7 +403,7 @@ impl View {
 }
 
 /// Stores a record. Returns the reason if it is skipped.
-fn keep<K: Ord, T: Record + PartialEq>(
+fn keep<K: Ord, T: StoreRecord + PartialEq>(
     records: &mut BTreeMap<K, Versioned<T>>,
     at: K,
     key: &Key,
@@ -424,7 +424,7 @@ fn keep<K: Ord, T: Record + PartialEq>(
     }
 }
 
-fn claim<T: Record>(key: &Key, value: &[u8]) -> (Option<T>, Option<String>) {
+fn claim<T: StoreRecord>(key: &Key, value: &[u8]) -> (Option<T>, Option<String>) {
     match decode::<T>(key, value) {
         Decoded::Record(record) => (Some(record), None),
         other => (None, other.into_result().err()),

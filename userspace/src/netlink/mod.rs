@@ -28,7 +28,7 @@ pub use ethtool::{ENCAPSULATION_OFFLOADS, RX_GRO, RX_UDP_GRO_FORWARDING};
 pub use handle::Netlink;
 pub use link::{Link, check_ifname};
 pub use monitor::{Event, Monitor};
-pub use namespaces::{Change, Heard, Message, NamespaceMonitor};
+pub use namespaces::{Heard, Message, NamespaceChange, NamespaceMonitor};
 pub use neighbour::Neighbour;
 pub use pair::{PairKind, PairSpec, try_pair};
 pub use route::{MAIN_TABLE, Route, RouteInfo, default_link};

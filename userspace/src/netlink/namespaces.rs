@@ -1,8 +1,8 @@
 //! Changes in the namespaces of containers.
 //!
-//! One socket hears of all namespaces that have a number in its own (`NETLINK_LISTEN_ALL_NSID`,
-//! netlink(7)), as that of the other end of each device pair has. A socket inside a namespace would
-//! keep the namespace alive when its user removes it.
+//! One socket receives the events of each namespace that has a number (nsid) in the socket's
+//! namespace (`NETLINK_LISTEN_ALL_NSID`, netlink(7)). The other end of a device pair always has
+//! one. A socket inside a namespace would keep the namespace alive when its user removes it.
 
 use std::{
     io::{self, IoSliceMut},
@@ -37,7 +37,7 @@ const MOST: usize = 1024;
 
 /// A change in a namespace that may take something from an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum NamespaceChange {
     /// An interface appeared or changed.
     Link(Link),
     /// The interface with this index was removed.
@@ -72,20 +72,20 @@ pub struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// The change. `None`: it takes nothing from anybody.
-    pub fn change(&self) -> Option<Change> {
+    /// The change. `None`: the message takes nothing from an interface.
+    pub fn change(&self) -> Option<NamespaceChange> {
         match NetlinkMessage::<RouteNetlinkMessage>::deserialize(self.bytes) {
             Ok(message) => match message.payload {
                 NetlinkPayload::InnerMessage(inner) => translate(&inner),
                 _ => None,
             },
-            Err(_) => Some(Change::Unknown),
+            Err(_) => Some(NamespaceChange::Unknown),
         }
     }
 }
 
-/// A socket that hears of changes of interfaces, addresses, routes and rules in all namespaces that
-/// have a number in its own.
+/// A socket that receives the changes of interfaces, addresses, routes and rules in all namespaces
+/// that have a number (nsid) in the socket's namespace.
 #[derive(Debug)]
 pub struct NamespaceMonitor {
     socket: AsyncFd<Socket>,
@@ -93,7 +93,8 @@ pub struct NamespaceMonitor {
 
 impl Netlink {
     /// Opens a [`NamespaceMonitor`]. Changes from before the call are not reported. Must be called
-    /// within a tokio runtime. Without `CAP_NET_BROADCAST` it hears of its own namespace only.
+    /// within a tokio runtime. Without `CAP_NET_BROADCAST` the socket receives only the changes in
+    /// its own namespace.
     ///
     /// # Errors
     /// No socket can be opened.
@@ -193,18 +194,17 @@ fn number_of(control: &ControlMessageOwned) -> Option<i32> {
     Some(i32::from_ne_bytes(*bytes))
 }
 
-fn translate(message: &RouteNetlinkMessage) -> Option<Change> {
+fn translate(message: &RouteNetlinkMessage) -> Option<NamespaceChange> {
     match message {
-        RouteNetlinkMessage::NewLink(_) => parse_link(message).map(Change::Link),
+        RouteNetlinkMessage::NewLink(_) => parse_link(message).map(NamespaceChange::Link),
         RouteNetlinkMessage::DelLink(_) => {
-            parse_link(message).map(|link| Change::LinkGone(link.index))
+            parse_link(message).map(|link| NamespaceChange::LinkGone(link.index))
         }
-        RouteNetlinkMessage::DelAddress(_) => {
-            parse_address(message).map(|(index, address)| Change::AddressGone(index, address))
-        }
-        RouteNetlinkMessage::NewRoute(route) => read_route(route).map(Change::Route),
-        RouteNetlinkMessage::DelRoute(route) => read_route(route).map(Change::RouteGone),
-        RouteNetlinkMessage::DelRule(rule) => read_rule(rule).map(Change::RuleGone),
+        RouteNetlinkMessage::DelAddress(_) => parse_address(message)
+            .map(|(index, address)| NamespaceChange::AddressGone(index, address)),
+        RouteNetlinkMessage::NewRoute(route) => read_route(route).map(NamespaceChange::Route),
+        RouteNetlinkMessage::DelRoute(route) => read_route(route).map(NamespaceChange::RouteGone),
+        RouteNetlinkMessage::DelRule(rule) => read_rule(rule).map(NamespaceChange::RuleGone),
         _ => None,
     }
 }
@@ -218,7 +218,7 @@ mod tests {
         for len in 0..40 {
             let bytes = vec![0xff; len];
             let message = Message { namespace: Some(1), bytes: &bytes };
-            assert_eq!(message.change(), Some(Change::Unknown), "{len}");
+            assert_eq!(message.change(), Some(NamespaceChange::Unknown), "{len}");
         }
     }
 }

@@ -26,8 +26,8 @@ pub struct Neighbour {
     pub mac: Option<MacAddr>,
     /// Whether the kernel would send to that MAC now (`NUD_VALID`).
     pub valid: bool,
-    /// Whether somebody has entered it for good (`NUD_PERMANENT`). The kernel never resolves such an
-    /// entry, and does not count it towards `gc_thresh3`.
+    /// Whether the entry is permanent (`NUD_PERMANENT`). The kernel never resolves such an entry,
+    /// and does not count it towards `gc_thresh3`.
     pub permanent: bool,
     /// Whether the kernel keeps the entry resolved by itself (`NTF_EXT_MANAGED`).
     pub managed: bool,

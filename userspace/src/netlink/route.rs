@@ -119,7 +119,7 @@ impl Netlink {
 
     /// Adds a route through `hop`, which is on link at the interface whatever the other routes say,
     /// with a preferred source address if one is given. A route to the same destination is never
-    /// replaced, whoever made it.
+    /// replaced.
     ///
     /// # Errors
     /// There is a route to the same destination; the interface does not exist or is down; the

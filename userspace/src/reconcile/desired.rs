@@ -156,7 +156,7 @@ pub(super) fn published(
 
 fn flags(network: &Network) -> u32 {
     let mut flags = 0;
-    // If a container may have any address, the store does not say which container has an address.
+    // In such a network a container may use addresses that the store does not have.
     if network.learning || network.allows_any_source() {
         flags |= NetworkInfo::LEARNING;
     }

@@ -37,5 +37,5 @@ pub use kernel::Kernel;
 pub use objects::{LocalEndpoint, gateway_device, local_endpoint};
 pub use observed::Observed;
 pub use patch::{Changed, Patch, network_patch};
-pub use reconciler::{ApplyError, Counts, Reconciler};
+pub use reconciler::{ApplyError, EntryCounts, Reconciler};
 pub use tables::{Gateway, NetworkState, Tables};

@@ -34,7 +34,7 @@ pub struct ApplyError<E: std::error::Error + 'static> {
 
 /// Number of entries of the large maps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct EntryCounts {
     /// Entries of `FDB`.
     pub fdb: usize,
     /// Entries of `NEIGHBOURS`.
@@ -70,7 +70,7 @@ pub struct Reconciler {
     /// are not read.
     written: Option<Vec<Op>>,
     /// Sums over all of `networks`.
-    counts: Counts,
+    counts: EntryCounts,
     /// `underlay` may have entries that no network needs, or that have no path.
     unused_paths: bool,
     /// Addresses that have got another MAC.
@@ -107,7 +107,7 @@ impl Reconciler {
         self.unused_paths = true;
         self.users.clear();
         self.owners.clear();
-        self.counts = Counts::default();
+        self.counts = EntryCounts::default();
         for (vni, tables) in self.networks.iter().map(|(vni, held)| (vni, held.tables())) {
             self.counts.fdb += tables.fdb.len();
             self.counts.neighbours += tables.neighbours.len();
@@ -120,7 +120,7 @@ impl Reconciler {
     }
 
     /// Number of entries of the large maps. The call takes the same time for any number.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> EntryCounts {
         self.counts
     }
 

@@ -296,7 +296,7 @@ fn torn(before: &Tables, after: &Tables, coins: &[bool]) -> Tables {
 /// Asserts that the counts are the numbers of entries in the maps.
 fn assert_counted(reconciler: &Reconciler, maps: &Maps) {
     let held = maps.tables.borrow();
-    let counts = Counts { fdb: held.fdb.len(), neighbours: held.neighbours.len() };
+    let counts = EntryCounts { fdb: held.fdb.len(), neighbours: held.neighbours.len() };
     assert_eq!(reconciler.counts(), counts);
 }
 
@@ -349,7 +349,7 @@ proptest! {
         assert_holds(&maps, &third);
     }
 
-    /// A repair that nobody made necessary would be told as one.
+    /// Otherwise the agent would report a repair of its own write.
     #[test]
     fn what_the_agent_writes_while_the_maps_are_read_is_no_change_by_others(
         first in host(), second in host(), coins in vec(any::<bool>(), 64),

@@ -83,15 +83,15 @@ pub async fn free_ifname(sandbox: &Netns, reserved: &[String]) -> Result<String>
 /// The name is taken in the sandbox, the MTU is out of range, or the kernel refuses.
 pub async fn plug(netlink: &Netlink, spec: &PlugSpec, sandbox: &Netns) -> Result<Plugged> {
     let plugged = plug_closed(netlink, spec, sandbox, |_| {}, &mut Vec::new()).await?;
-    let opened = open_port(netlink, &spec.host_ifname).await?;
+    let opened = open_host_side(netlink, &spec.host_ifname).await?;
     Ok(Plugged { changed: plugged.changed || opened, ..plugged })
 }
 
 /// As [`plug`], but a host side that is down stays down: nothing that the sandbox sends leaves it
-/// before [`open_port`]. Before that call the caller attaches the BPF programs.
+/// before [`open_host_side`]. Before that call the caller attaches the BPF programs.
 ///
-/// `watch` is called before the interface in the sandbox is looked at. Of its changes from then on
-/// none is overlooked if `watch` makes somebody listen. What was wrong in the sandbox is added to
+/// `watch` is called before the interface in the sandbox is looked at. If `watch` begins to receive
+/// the interface's events, no later change is missed. What was wrong in the sandbox is added to
 /// `found`, in words, each as soon as it has been put right.
 ///
 /// # Errors
@@ -117,8 +117,7 @@ pub async fn plug_closed(
         None => {
             let host = make_pair(netlink, &inside, spec, sandbox).await?;
             found.push("was missing".to_owned());
-            // Before `watch`: otherwise the event of this change would tell of an interface that is
-            // down.
+            // Before `watch`: otherwise this change would be an event of an interface that is down.
             interface::limit_offloads(&inside, &spec.ifname)?;
             if let Some(ifindex) = host.peer_index {
                 watch(Inside { namespace: host.peer_netns_id, ifindex });
@@ -127,7 +126,8 @@ pub async fn plug_closed(
         }
     };
     let mut changed = host_side(netlink, &host, spec).await?;
-    // What a new interface lacks is told by its absence.
+    // `found` already says that the interface was missing. What the new one lacks follows from
+    // that.
     let mut lacking = Vec::new();
     let told = if is_new { &mut lacking } else { &mut *found };
     interface::settle(&inside, spec, sandbox, told).await?;
@@ -259,7 +259,7 @@ async fn rename(inside: &Netlink, peer: &Link, spec: &PlugSpec, sandbox: &Netns)
 ///
 /// # Errors
 /// The interface does not exist, or the kernel refuses.
-pub async fn open_port(netlink: &Netlink, host_ifname: &str) -> Result<bool> {
+pub async fn open_host_side(netlink: &Netlink, host_ifname: &str) -> Result<bool> {
     let host = pending(netlink.link(host_ifname).await?, host_ifname)?;
     if host.up {
         return Ok(false);

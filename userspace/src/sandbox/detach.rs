@@ -34,8 +34,8 @@ use super::{
 };
 use crate::model::Pauses;
 
-/// Longest time that a supervisor may take to report. It tells the agent of the start before, which
-/// may take 10 s.
+/// Longest time until the first report of a supervisor to its parent. Before that the supervisor
+/// reports the start to the agent, which may take 10 s.
 const STARTED: Duration = Duration::from_secs(60);
 
 /// The supervisor's report to the process that started it: one line of JSON.
@@ -91,7 +91,7 @@ pub struct Surroundings {
 }
 
 /// Starts a detached supervisor. Waits until the program runs and `tell` of
-/// [`supervise_detached`] has been told so. Returns the program's pid.
+/// [`supervise_detached`] has reported the start. Returns the program's pid.
 ///
 /// This binary is executed again as `culvert ARGS... __supervise SPEC`, with `SPEC` in JSON; `args`
 /// are the global options that it needs.
@@ -191,8 +191,8 @@ async fn open_directory(path: &Path, limit: Duration) -> Result<File, ExecError>
 
 /// Implements `culvert __supervise`: runs the program as [`supervise`](super::supervise) does,
 /// writes one report to standard output and closes it. Starts the program again as its policy says,
-/// unless a signal has asked it to end. Returns the last exit code, once nobody writes to the log
-/// any more.
+/// unless a signal has asked it to end. Returns the last exit code, once no process writes to the
+/// log any more.
 ///
 /// `tell` is called at each change. The end of the program is noticed only after it has returned,
 /// so it must be bounded in time. `false`: the program is not started again.
@@ -215,7 +215,7 @@ pub async fn supervise_detached(
         }
     };
     let mut restarts = spec.restarts.unwrap_or(0);
-    // Whoever has started this waits for the first report.
+    // The process that has started this one waits for the first report.
     let mut awaited = true;
     let mut pauses = Pauses::default();
     let mut failing: Option<String> = None;

@@ -123,7 +123,7 @@ pub async fn supervise(
         None => None,
         Some(path) => Some(open_shared(path, spec.log_limits, false)?),
     };
-    // Signals are caught until the end has been told.
+    // Signals are caught until `on_exit` has reported the end.
     let mut supervisor = Supervisor::new().await?;
     let Ended { code, .. } = supervisor.run(spec, log, on_start).await?;
     on_exit(code).await;
@@ -228,7 +228,7 @@ impl Supervisor {
             loop {
                 tokio::select! {
                     () = &mut told, if !is_told => is_told = true,
-                    // The end must not be told before `on_start` has returned.
+                    // The end must not be reported before `on_start` has returned.
                     end = &mut is_ended, if is_told => {
                         end.map_err(|_| lost())?
                             .map_err(|errno| ExecError::ours(format!("waiting: {errno}")))?;

@@ -21,9 +21,9 @@ use crate::{
 
 /// Start of the alias that marks a gateway device; the VNI follows.
 const ALIAS: &str = "culvert-gateway:";
-/// Next hop of the subnet's route. Nobody has the address: the program finds the container by the
-/// packet's destination. With it the host needs one neighbour for each network, and not one for each
-/// container that it talks to.
+/// Next hop of the subnet's route. No host has the address: the program finds the container by the
+/// packet's destination. With it the host needs one neighbour for each network, and not one for
+/// each container that it talks to.
 const HOP: Ipv4Addr = Ipv4Addr::new(169, 254, 67, 1);
 /// The most gateway devices that are read one by one.
 const FEW: usize = 16;
@@ -369,7 +369,7 @@ pub fn allow_loopback(netlink: &Netlink) -> Result<Vec<&'static str>> {
 }
 
 /// Puts the settings back that [`allow_loopback`] has changed, whichever agent did. A setting that
-/// was on before, or that somebody else has turned on since, stays on.
+/// was on before, or that another program has turned on since, stays on.
 ///
 /// # Errors
 /// The kernel refuses.

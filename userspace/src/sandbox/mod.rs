@@ -31,7 +31,7 @@ pub use assist::{
 };
 pub use attach::{
     Inside, Plugged, alias_of, endpoint_of, free_ifname, host_ifname, keep_quiet, leads_into,
-    open_port, plug, plug_closed, unplug,
+    open_host_side, plug, plug_closed, unplug,
 };
 pub use detach::{Life, Surroundings, spawn_detached, supervise_detached};
 pub use error::SandboxError;

@@ -130,7 +130,7 @@ impl Rooms {
     }
 
     /// Index and name of the host sides that are ports of no device and have been ports of no
-    /// bridge. Another program has changed the others, which the caller is to find and tell.
+    /// bridge. Another program has changed the others: the caller finds and reports them.
     pub fn homeless(&self, links: &[Link]) -> Vec<(u32, String)> {
         let is_homeless = |link: &&Link| {
             endpoint_of(link).is_some()
@@ -264,7 +264,8 @@ mod tests {
         assert_eq!((rooms.room_of(22), rooms.room_of(23)), (None, None));
         let name = |index: u32| (index, format!("cv{index:012x}"));
         assert_eq!(rooms.homeless(&there), [name(22)]);
-        // Another program has taken one out: it is told before it is put right.
+        // Another program has removed a port from its bridge. The agent reports that before it
+        // repairs it, so the port is not among the homeless.
         let taken_out = [port(20, None), port(21, Some(SECOND)), port(22, None)];
         rooms.observe(&taken_out);
         assert_eq!(rooms.homeless(&taken_out), [name(22)]);

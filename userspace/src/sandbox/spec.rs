@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 
 use crate::{
     model::MacAddr,
-    netlink::{Change, Link, PairKind, Route, subnet_of},
+    netlink::{Link, NamespaceChange, PairKind, Route, subnet_of},
 };
 
 /// Base of the routing table numbers of endpoints without the default route: the number of such a
@@ -58,17 +58,21 @@ impl PlugSpec {
 
     /// Whether a change in the sandbox may have taken something from the interface, which has the
     /// index `ifindex`. What a user adds takes nothing.
-    pub fn is_harmed_by(&self, ifindex: u32, change: &Change) -> bool {
+    pub fn is_harmed_by(&self, ifindex: u32, change: &NamespaceChange) -> bool {
         match change {
-            Change::Link(link) if link.loopback => !link.up,
-            Change::Link(link) => link.index == ifindex && !self.is_as_wanted(link),
-            Change::LinkGone(index) => *index == ifindex,
-            Change::AddressGone(index, address) => *index == ifindex && self.has_address(*address),
-            // Who takes the default route over gets it. The endpoint then needs rules.
-            Change::Route(route) => self.has_route(ifindex, route) && !self.is_own(ifindex, route),
-            Change::RouteGone(route) => self.has_route(ifindex, route),
-            Change::RuleGone(rule) => self.sources().any(|source| source == rule.source),
-            Change::Unknown => true,
+            NamespaceChange::Link(link) if link.loopback => !link.up,
+            NamespaceChange::Link(link) => link.index == ifindex && !self.is_as_wanted(link),
+            NamespaceChange::LinkGone(index) => *index == ifindex,
+            NamespaceChange::AddressGone(index, address) => {
+                *index == ifindex && self.has_address(*address)
+            }
+            // Another program may have replaced the default route. The endpoint then needs rules.
+            NamespaceChange::Route(route) => {
+                self.has_route(ifindex, route) && !self.is_own(ifindex, route)
+            }
+            NamespaceChange::RouteGone(route) => self.has_route(ifindex, route),
+            NamespaceChange::RuleGone(rule) => self.sources().any(|source| source == rule.source),
+            NamespaceChange::Unknown => true,
         }
     }
 
@@ -82,14 +86,14 @@ impl PlugSpec {
             || self.additional.contains(&address)
     }
 
-    /// Whether the endpoint wants a route to this destination in this table.
+    /// Whether the endpoint is to have a route to this destination in this table.
     fn has_route(&self, ifindex: u32, route: &Route) -> bool {
         route.table == source_table(ifindex)
             || (route.is_main()
                 && self.all_routes().any(|(to, _)| subnet_of(to) == subnet_of(route.destination)))
     }
 
-    /// Whether the route is as the endpoint wants it.
+    /// Whether the route is one of the endpoint's own.
     fn is_own(&self, ifindex: u32, route: &Route) -> bool {
         let is_wanted = |(to, gateway): (IpNetwork, Option<IpAddr>)| {
             subnet_of(to) == subnet_of(route.destination) && gateway == route.gateway
@@ -172,26 +176,26 @@ mod tests {
         let table = source_table(IFINDEX);
         let default = |gateway, ifindex| route("0.0.0.0/0", gateway, ifindex, MAIN_TABLE);
         for change in [
-            Change::Link(Link { up: false, ..link() }),
-            Change::Link(Link { mtu: 1400, ..link() }),
-            Change::Link(Link { mac: Some(MacAddr([2; 6])), ..link() }),
-            Change::Link(Link { name: "eth7".to_owned(), ..link() }),
-            Change::Link(Link { index: 1, loopback: true, ..Link::default() }),
-            Change::LinkGone(IFINDEX),
-            Change::AddressGone(IFINDEX, net("10.0.0.2/24")),
-            Change::AddressGone(IFINDEX, net("10.0.0.9/24")),
-            Change::AddressGone(IFINDEX, net("fe80::42:aff:fe00:2/64")),
-            Change::RouteGone(default(Some("10.0.0.1"), IFINDEX)),
+            NamespaceChange::Link(Link { up: false, ..link() }),
+            NamespaceChange::Link(Link { mtu: 1400, ..link() }),
+            NamespaceChange::Link(Link { mac: Some(MacAddr([2; 6])), ..link() }),
+            NamespaceChange::Link(Link { name: "eth7".to_owned(), ..link() }),
+            NamespaceChange::Link(Link { index: 1, loopback: true, ..Link::default() }),
+            NamespaceChange::LinkGone(IFINDEX),
+            NamespaceChange::AddressGone(IFINDEX, net("10.0.0.2/24")),
+            NamespaceChange::AddressGone(IFINDEX, net("10.0.0.9/24")),
+            NamespaceChange::AddressGone(IFINDEX, net("fe80::42:aff:fe00:2/64")),
+            NamespaceChange::RouteGone(default(Some("10.0.0.1"), IFINDEX)),
             // The other interface does not have it any more: the endpoint gets it.
-            Change::RouteGone(default(Some("10.1.0.1"), 9)),
-            Change::RouteGone(route("10.0.0.0/24", None, IFINDEX, MAIN_TABLE)),
-            Change::RouteGone(route("0.0.0.0/0", Some("10.0.0.1"), IFINDEX, table)),
-            Change::Route(default(Some("10.0.0.7"), IFINDEX)),
-            Change::Route(default(Some("10.1.0.1"), 9)),
-            Change::Route(route("0.0.0.0/0", Some("10.0.0.7"), IFINDEX, table)),
-            Change::RuleGone(rule("10.0.0.2")),
-            Change::RuleGone(rule("10.0.0.9")),
-            Change::Unknown,
+            NamespaceChange::RouteGone(default(Some("10.1.0.1"), 9)),
+            NamespaceChange::RouteGone(route("10.0.0.0/24", None, IFINDEX, MAIN_TABLE)),
+            NamespaceChange::RouteGone(route("0.0.0.0/0", Some("10.0.0.1"), IFINDEX, table)),
+            NamespaceChange::Route(default(Some("10.0.0.7"), IFINDEX)),
+            NamespaceChange::Route(default(Some("10.1.0.1"), 9)),
+            NamespaceChange::Route(route("0.0.0.0/0", Some("10.0.0.7"), IFINDEX, table)),
+            NamespaceChange::RuleGone(rule("10.0.0.2")),
+            NamespaceChange::RuleGone(rule("10.0.0.9")),
+            NamespaceChange::Unknown,
         ] {
             assert!(spec().is_harmed_by(IFINDEX, &change), "{change:?}");
         }
@@ -202,21 +206,21 @@ mod tests {
     fn what_is_added_is_no_harm() {
         let table = source_table(IFINDEX);
         for change in [
-            Change::Link(link()),
-            Change::Link(Link { index: 9, up: false, ..link() }),
-            Change::Link(Link { index: 1, loopback: true, up: true, ..Link::default() }),
-            Change::LinkGone(9),
-            Change::AddressGone(IFINDEX, net("10.7.7.7/32")),
-            Change::AddressGone(IFINDEX, net("10.0.0.2/16")),
-            Change::AddressGone(9, net("10.0.0.2/24")),
-            Change::Route(route("0.0.0.0/0", Some("10.0.0.1"), IFINDEX, MAIN_TABLE)),
-            Change::Route(route("0.0.0.0/0", Some("10.0.0.1"), IFINDEX, table)),
-            Change::Route(route("10.0.0.0/24", None, IFINDEX, MAIN_TABLE)),
-            Change::Route(route("10.9.0.0/16", Some("10.0.0.7"), IFINDEX, MAIN_TABLE)),
-            Change::Route(route("0.0.0.0/0", Some("10.1.0.1"), 9, source_table(9))),
-            Change::RouteGone(route("10.9.0.0/16", Some("10.0.0.7"), IFINDEX, MAIN_TABLE)),
-            Change::RouteGone(route("0.0.0.0/0", Some("10.1.0.1"), 9, 100)),
-            Change::RuleGone(rule("10.1.0.2")),
+            NamespaceChange::Link(link()),
+            NamespaceChange::Link(Link { index: 9, up: false, ..link() }),
+            NamespaceChange::Link(Link { index: 1, loopback: true, up: true, ..Link::default() }),
+            NamespaceChange::LinkGone(9),
+            NamespaceChange::AddressGone(IFINDEX, net("10.7.7.7/32")),
+            NamespaceChange::AddressGone(IFINDEX, net("10.0.0.2/16")),
+            NamespaceChange::AddressGone(9, net("10.0.0.2/24")),
+            NamespaceChange::Route(route("0.0.0.0/0", Some("10.0.0.1"), IFINDEX, MAIN_TABLE)),
+            NamespaceChange::Route(route("0.0.0.0/0", Some("10.0.0.1"), IFINDEX, table)),
+            NamespaceChange::Route(route("10.0.0.0/24", None, IFINDEX, MAIN_TABLE)),
+            NamespaceChange::Route(route("10.9.0.0/16", Some("10.0.0.7"), IFINDEX, MAIN_TABLE)),
+            NamespaceChange::Route(route("0.0.0.0/0", Some("10.1.0.1"), 9, source_table(9))),
+            NamespaceChange::RouteGone(route("10.9.0.0/16", Some("10.0.0.7"), IFINDEX, MAIN_TABLE)),
+            NamespaceChange::RouteGone(route("0.0.0.0/0", Some("10.1.0.1"), 9, 100)),
+            NamespaceChange::RuleGone(rule("10.1.0.2")),
         ] {
             assert!(!spec().is_harmed_by(IFINDEX, &change), "{change:?}");
         }

@@ -24,8 +24,8 @@ pub(super) fn turn_on(family: &str, interface: &str, key: &str) -> Result<Option
     change(family, interface, key, |current| current == OFF, OURS)
 }
 
-/// Turns a switch off that [`turn_on`] has turned on. One that somebody else has turned on stays on.
-/// Returns whether it was turned off. `None`: the kernel does not have the switch.
+/// Turns a switch off that [`turn_on`] has turned on. One that another program has turned on stays
+/// on. Returns whether it was turned off. `None`: the kernel does not have the switch.
 pub(super) fn put_back(family: &str, interface: &str, key: &str) -> Result<Option<bool>> {
     change(family, interface, key, |current| current == OURS, OFF)
 }

@@ -444,7 +444,7 @@ impl Worker {
         // wiped server would send nothing until its revision reaches the requested one.
         let proven = self.check_same().await?;
         if !listed && !self.covers(proven) {
-            // The history does not tell of all that was seen, so a list is to be compared.
+            // The history is not proven for all writes that were seen: a list is to be compared.
             return Err(Break::Relist);
         }
         self.healthy();

@@ -323,7 +323,7 @@ fn a_client_does_not_wait_for_ever() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.sock");
     // Accepts into its backlog and says nothing.
-    let _deaf = UnixListener::bind(&path).unwrap();
+    let _hung = UnixListener::bind(&path).unwrap();
     let client = Client::new(&path).with_timeout(Some(Duration::from_millis(50)));
     let error = block_on(client.status()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);

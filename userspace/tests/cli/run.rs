@@ -484,7 +484,7 @@ fn a_verb_ends_within_its_timeout_and_names_who_is_hung() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("x.sock");
     // Accepts into its backlog and says nothing.
-    let _deaf = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let _hung = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let hung = |line: &str| {
         let began = std::time::Instant::now();
         let output = run(&socket, &words(&format!("--timeout 300ms {line}")));

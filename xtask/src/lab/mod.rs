@@ -9,8 +9,8 @@
 
 pub(crate) mod enclosure;
 mod etcd;
+pub(crate) mod external;
 mod host;
-pub(crate) mod outside;
 mod places;
 mod underlay;
 

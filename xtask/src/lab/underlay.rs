@@ -2,12 +2,12 @@
 //! network namespace, where the store listens, too.
 
 use anyhow::{Context as _, Result};
+use culvert_testbed::external::put_behind;
 use culvert_testbed::netns::Netns;
-use culvert_testbed::outside::put_behind;
 use culvert_testbed::underlay::{Port, Switch, queue};
 
+use super::external;
 use super::host::HostPlan;
-use super::outside;
 use super::places::STORE_IP;
 use crate::signals;
 
@@ -34,7 +34,7 @@ impl Underlay {
         here.sh("ip link set lo up")?;
         switch.make(MTU)?;
         here.sh(&format!("ip addr add {STORE_IP}/24 dev {SWITCH}"))?;
-        let router = outside::router();
+        let router = external::router();
         let mut hosts = vec![plug(switch, &router)?];
         for plan in plans {
             signals::check()?;
@@ -42,11 +42,11 @@ impl Underlay {
             host.sh(&format!("ip route add default via {}", router.ip))?;
             hosts.push(host);
         }
-        let outside = Netns::make(&outside::outside().netns)?;
+        let external = Netns::make(&external::host().netns)?;
         if let Some(router) = hosts.first() {
-            put_behind(router, &outside)?;
+            put_behind(router, &external)?;
         }
-        hosts.push(outside);
+        hosts.push(external);
         Ok(Self { _hosts: hosts })
     }
 }

@@ -14,7 +14,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::{build, setup};
-use crate::lab::{Etcd, Host, HostPlan, Underlay, enclosure, outside};
+use crate::lab::{Etcd, Host, HostPlan, Underlay, enclosure, external};
 use crate::tools::Need;
 use crate::{paths, privilege, process, signals, ui};
 
@@ -41,7 +41,7 @@ enum Verb {
     },
     /// Open a shell on a host, or run a command there
     Sh {
-        /// The host, such as host1, or outside or router
+        /// The host, such as host1, or external or router
         #[arg(default_value = "host1")]
         host: String,
         /// The command
@@ -113,7 +113,7 @@ impl Up {
 
     fn plan(self, name: &str) -> Result<HostPlan> {
         let mut plans = plans(self.hosts);
-        plans.extend([outside::outside(), outside::router()]);
+        plans.extend([external::host(), external::router()]);
         let names: Vec<_> = plans.iter().map(|plan| plan.node.clone()).collect();
         plans
             .into_iter()
@@ -122,11 +122,17 @@ impl Up {
     }
 }
 
+/// The fields of process `pid` in proc_pid_stat(5) from field 3, its state. Read by hand: xtask
+/// cannot use the reader of `culvert`, because it installs what `culvert` needs to be built.
+fn fields_of(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Field 2, the program's name, is in parentheses and may hold spaces.
+    Some(stat.rsplit_once(')')?.1.trim_start().to_owned())
+}
+
 /// Start time of process `pid`, field 22 of proc_pid_stat(5).
 fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The program's name is in parentheses and may hold spaces.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    fields_of(pid)?.split_whitespace().nth(19)?.parse().ok()
 }
 
 fn plans(hosts: u8) -> Vec<HostPlan> {
@@ -196,10 +202,9 @@ pub(crate) fn down() -> Result<()> {
     Ok(())
 }
 
-/// Whether process `pid` is a zombie.
+/// Whether process `pid` is a zombie, or gone.
 fn ended(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
+    fields_of(pid).is_none_or(|fields| fields.starts_with('Z'))
 }
 
 fn wait_regardless(deadline: Duration, done: impl Fn() -> Result<Option<()>>) -> Result<()> {
@@ -233,7 +238,7 @@ fn cheat_sheet(hosts: u8) {
         ui::line(&format!("  {:<8} {}", plan.node, plan.ip));
     }
     ui::line(&format!("  {:<8} {}", "etcd", crate::lab::store()));
-    let (router, far) = (outside::router(), outside::outside());
+    let (router, far) = (external::router(), external::host());
     ui::line(&format!("  {:<8} {}, the hosts' default gateway", router.node, router.ip));
     ui::line(&format!("  {:<8} {}, behind the router, without Culvert", far.node, far.ip));
     ui::heading("A shell on a host, where 'culvert' talks to that host's agent");
@@ -258,10 +263,10 @@ fn cheat_sheet(hosts: u8) {
     for text in [
         "cargo xtask lab sh host1 -- culvert run -d --name web -p 8080:80 -- python3 -m http.server 80"
             .to_owned(),
-        "cargo xtask lab sh outside -- curl -sI http://192.168.1.21:8080/".to_owned(),
+        "cargo xtask lab sh external -- curl -sI http://192.168.1.21:8080/".to_owned(),
         format!("cargo xtask lab sh host1 -- culvert exec web -- ping -c 3 {}", far.ip),
         "cargo xtask lab sh host1 -- culvert nat ls".to_owned(),
-        "cargo xtask lab sh outside -- tcpdump -ni eth0".to_owned(),
+        "cargo xtask lab sh external -- tcpdump -ni eth0".to_owned(),
     ] {
         ui::line(&format!("  {text}"));
     }

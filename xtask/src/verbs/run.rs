@@ -221,7 +221,8 @@ fn agent_command() -> Result<Command> {
     Ok(command)
 }
 
-/// Whether this host has an IPv4 default route, whose device the agent takes as its uplink.
+/// Whether this host has an IPv4 default route, whose device the agent takes as its uplink. Read
+/// from text: xtask has no netlink crate, and two columns of this file are enough.
 fn has_default_route() -> bool {
     // Columns: device, destination, gateway, flags, ..., mask; addresses in hexadecimal.
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();

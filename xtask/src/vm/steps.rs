@@ -149,7 +149,7 @@ fn steps(stub: &Path, address: u64, ready: impl FnOnce() -> Result<()>) -> Resul
 #[derive(Debug)]
 struct Gdb {
     stream: BufReader<UnixStream>,
-    /// The guest was told to go on, and has not stopped since.
+    /// The guest was made to continue, and has not stopped since.
     running: bool,
 }
 

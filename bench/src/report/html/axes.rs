@@ -23,7 +23,7 @@ const CROWDED: f64 = 60.0;
 /// The drawing area.
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// Converts figures to pixels.
-pub(super) type Place<'a> = dyn Fn(f64, f64) -> (i32, i32) + 'a;
+pub(super) type ToPixels<'a> = dyn Fn(f64, f64) -> (i32, i32) + 'a;
 
 /// An axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -143,7 +143,7 @@ impl Axes<'_> {
     pub(super) fn draw(
         &self,
         area: &Area<'_>,
-        draw: &mut dyn FnMut(&Place<'_>) -> Result<()>,
+        draw: &mut dyn FnMut(&ToPixels<'_>) -> Result<()>,
     ) -> Result<()> {
         let log = |low: f64, high: f64| (low..high).log_scale();
         match (self.x, self.y) {
@@ -159,7 +159,7 @@ impl Axes<'_> {
         area: &Area<'_>,
         x: X,
         y: Y,
-        draw: &mut dyn FnMut(&Place<'_>) -> Result<()>,
+        draw: &mut dyn FnMut(&ToPixels<'_>) -> Result<()>,
     ) -> Result<()>
     where
         X: AsRangedCoord<Value = f64>,

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::axes::{AXIS, Area, Axes, Axis, INK, LETTERS, Place, font};
+use super::axes::{AXIS, Area, Axes, Axis, INK, LETTERS, ToPixels, font};
 use crate::report::escape::escape;
 
 /// [`INK`] as plotters writes it.
@@ -55,7 +55,7 @@ pub(super) struct Bar {
 
 /// One panel of a [`rows`] chart.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Side {
+pub(super) struct RowsPanel {
     /// Heading of the panel.
     pub(super) heading: String,
     /// A bar for each arm; none if the arm was not measured.
@@ -71,7 +71,7 @@ pub(super) struct Rows {
     /// Name and colour of each arm.
     pub(super) names: Vec<(String, RGBColor)>,
     /// Panels.
-    pub(super) panels: Vec<Side>,
+    pub(super) panels: Vec<RowsPanel>,
     /// The axis of all panels.
     pub(super) axis: Axis,
     /// Title of the axis.
@@ -108,7 +108,7 @@ pub(super) fn rows(words: &Words, chart: &Rows) -> Result<String> {
 }
 
 /// Draws the bars of a panel.
-fn bars_of(root: &Area<'_>, chart: &Rows, side: &Side, place: &Place<'_>) -> Result<()> {
+fn bars_of(root: &Area<'_>, chart: &Rows, side: &RowsPanel, place: &ToPixels<'_>) -> Result<()> {
     let count = chart.names.len() as f64;
     let start = chart.axis.start();
     if let Some(line) = side.line {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use plotters::style::RGBColor;
 
 use super::axes::Axis;
-use super::charts::{self, Bar, Line, Panel, Rows, Side, Words};
+use super::charts::{self, Bar, Line, Panel, Rows, RowsPanel, Words};
 use crate::report::table;
 use crate::report::words::{self, Owner};
 use crate::results::{ArmInfo, HOST, Metric, Regime, Results};
@@ -44,30 +44,30 @@ fn color(arm: &ArmInfo) -> RGBColor {
 }
 
 /// The common part of all kinds of rows.
-fn chart(arms: &[&ArmInfo], panels: Vec<Side>, axis: Axis, unit: &str) -> Rows {
+fn chart(arms: &[&ArmInfo], panels: Vec<RowsPanel>, axis: Axis, unit: &str) -> Rows {
     let names = arms.iter().map(|arm| (arm.title.clone(), color(arm))).collect();
     Rows { names, panels, axis, unit: unit.to_owned() }
 }
 
 /// A panel for each regime, with what `bar` gives for each arm.
-fn panels(arms: &[&ArmInfo], bar: impl Fn(&ArmInfo, Regime) -> Option<Bar>) -> Vec<Side> {
-    let side = |regime: Regime| Side {
+fn panels(arms: &[&ArmInfo], bar: impl Fn(&ArmInfo, Regime) -> Option<Bar>) -> Vec<RowsPanel> {
+    let side = |regime: Regime| RowsPanel {
         heading: regime.name().to_owned(),
         bars: arms.iter().map(|arm| bar(arm, regime)).collect(),
-        ..Side::default()
+        ..RowsPanel::default()
     };
     Regime::ALL.map(side).into()
 }
 
 /// All bars of the panels.
-fn bars(panels: &[Side]) -> impl Iterator<Item = &Bar> {
+fn bars(panels: &[RowsPanel]) -> impl Iterator<Item = &Bar> {
     panels.iter().flat_map(|side| &side.bars).flatten()
 }
 
 /// The contents of a chart, in words.
 fn spoken(chart: &Rows) -> String {
     let mut text = String::new();
-    for Side { heading, bars, .. } in &chart.panels {
+    for RowsPanel { heading, bars, .. } in &chart.panels {
         let said = chart
             .names
             .iter()

@@ -319,7 +319,7 @@ fn error(src: &str, dst: &str) -> Ipv4Hdr {
 }
 
 #[test]
-fn error_from_outside() {
+fn error_from_an_external_host() {
     // RFC 5508 §4.2: an error about a packet that a container sent.
     let quoted = tuple("192.0.2.1", 2000, "203.0.113.7", 80);
     let to = tuple("203.0.113.7", 80, "10.0.0.2", 1000);

@@ -17,12 +17,12 @@ use crate::datapath::learn::{
 use crate::datapath::source::{
     check_ipv4_shape, check_ipv4_source, check_ipv6_shape, check_ipv6_source, check_mac, owns_ipv6,
 };
-use crate::wire::{
-    ARP_REPLY, ARP_REQUEST, ArpIpv4, EthHdr, Ipv4Hdr, Ipv6Hdr, UdpHdr, VNI_MAX, VxlanHdr,
-};
+use crate::wire::{ARP_REPLY, ARP_REQUEST, ArpIpv4, EthHdr, Ipv4Hdr, Ipv6Hdr, UdpHdr, VxlanHdr};
 
 const SECOND: u64 = 1_000_000_000;
 const AGEING: u64 = 300 * SECOND;
+/// Largest VNI: 24 bits (RFC 7348 §5).
+const VNI_MAX: u32 = 0x00ff_ffff;
 
 /// The headers of one frame, made as the agent and the programs make them: template, VNI, then
 /// the fields that differ by frame.

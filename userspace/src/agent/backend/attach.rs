@@ -36,7 +36,7 @@ pub(super) struct Attachment<'a> {
     pub(super) mac: Option<MacAddr>,
     pub(super) ifname: Option<&'a str>,
     pub(super) ports: &'a [PortRequest],
-    /// Clients that may use the ports. Empty: everybody.
+    /// Clients that may use the ports. Empty: all clients.
     pub(super) from: &'a [Ipv4Network],
 }
 
@@ -47,8 +47,8 @@ pub(super) fn fixed_ips(first: Option<IpAddr>, more: &[IpAddr]) -> Vec<IpAddr> {
 
 impl Agent {
     /// Attaches a sandbox to a network. Returns when the maps have the endpoint, so that its frames
-    /// are forwarded. The caller ends the attempt, once it has written what tells that the request
-    /// was complete: until then the next agent would take it back.
+    /// are forwarded. The caller writes the record of the complete request, and then ends the
+    /// attempt. Until then the next agent would take the attempt back.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl Agent {
                 Ok(Err(error)) => ApiError::from(error),
                 Err(error) => error,
             },
-            // The caller has been told what was waited for.
+            // At the deadline the server answers the caller, and names what the request waits for.
             () = deadline::over() => ApiError::new(
                 ErrorKind::Unavailable,
                 format!("{what}: the caller's time was over, it is taken back"),

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// An attempt to start a supervisor. A supervisor that runs has pauses of its own for its command.
-struct Attempt {
+struct StartAttempt {
     /// Ends when the command runs or could not be started.
     task: JoinHandle<Result<(), String>>,
     /// When it began.
@@ -48,9 +48,9 @@ impl Agent {
     }
 
     /// Looks for the commands of all containers of which the agent knows neither command nor end:
-    /// they were started, or have ended, while no agent was there to be told. `false`: it is to be
-    /// called again, since the processes of this host cannot be looked at, which is told as a
-    /// problem, or a request is about one of the containers.
+    /// they were started, or have ended, while no agent ran. `false`: it is to be called again.
+    /// Then the processes of this host cannot be looked at, which is a problem in `status`, or a
+    /// request is about one of the containers.
     pub(crate) async fn find_commands(&self) -> bool {
         let records = self.records_with(|_| true);
         let untold = records.iter().filter(|record| record.untold());
@@ -64,12 +64,12 @@ impl Agent {
                 complete = false;
                 continue;
             };
-            // Checked again: the supervisor may have told of itself since, or of the last end.
+            // Checked again: the supervisor may have reported itself since, or the last end.
             if let Some(record) = self.record_of(&name).filter(Record::untold) {
                 self.adopt_command(record, Some(found));
             }
         }
-        // The others tell of themselves.
+        // The supervisors of the other containers report by themselves.
         for record in self.records_with(|_| true) {
             self.tell_failing(&record);
         }
@@ -145,7 +145,7 @@ impl Agent {
             })
         );
         if let Err(error) = self.shared.containers().put(record.clone()) {
-            // What was found is used nevertheless, and the supervisor tells of it.
+            // What was found is used nevertheless. The supervisor will report it, too.
             self.shared.disk.refuse(&format!("container '{}'", record.name), error);
         }
         self.shared.regrouped.note(Some(record.name.clone()));
@@ -231,11 +231,11 @@ impl Agent {
     }
 
     /// Starts supervisors for commands that are to run and have none.
-    async fn start_orphaned(&self, attempts: &mut BTreeMap<Name, Attempt>) {
+    async fn start_orphaned(&self, attempts: &mut BTreeMap<Name, StartAttempt>) {
         // 'purge' has it while it removes the containers.
         let Ok(_starting) = self.shared.requests.starting.try_lock() else { return };
         let ready = self.orphans_to_start(attempts).await;
-        // Supervisors that have not been able to tell of themselves. One look serves all.
+        // Supervisors may run without having been able to report. One look finds all of them.
         let wanted = ready.iter().filter_map(|(_, record)| unknown(record)).collect();
         let mut looked = self.look_for(wanted).await;
         for (_turn, record) in ready {
@@ -258,14 +258,14 @@ impl Agent {
                 let _launching = launching;
                 platform.supervise(&launch?).await
             });
-            attempts.insert(name, Attempt { task, began: Instant::now(), pauses, next: None });
+            attempts.insert(name, StartAttempt { task, began: Instant::now(), pauses, next: None });
         }
     }
 
     /// The containers whose supervisor is to be started now, each with its turn.
     async fn orphans_to_start(
         &self,
-        attempts: &mut BTreeMap<Name, Attempt>,
+        attempts: &mut BTreeMap<Name, StartAttempt>,
     ) -> Vec<(OwnedMutexGuard<()>, Record)> {
         let candidates = self.records_with(|record| !record.restart.is_no()).into_iter();
         let orphaned: BTreeSet<Name> =
@@ -299,7 +299,7 @@ impl Agent {
     }
 
     /// Whether an attempt has ended long enough ago.
-    async fn may_try_again(&self, name: &Name, attempt: &mut Attempt) -> bool {
+    async fn may_try_again(&self, name: &Name, attempt: &mut StartAttempt) -> bool {
         if let Some(next) = attempt.next {
             return Instant::now() >= next;
         }

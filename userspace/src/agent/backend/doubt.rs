@@ -1,5 +1,5 @@
-//! Attempts to make an endpoint that have failed, and may still come true: the store did not answer
-//! the commit, and may carry it out when it is back (docs/adr/0018).
+//! Failed attempts to make an endpoint whose commit the store may still apply: the store did not
+//! answer the commit, and may apply it when it is back (docs/adr/0018).
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
 
 impl Agent {
     /// Takes up the attempts of an earlier agent. An attempt that was under way has failed for its
-    /// caller if the container has no record. Of a container that was there before, the store tells.
+    /// caller if the container has no record. For an older container, the store's records decide.
     pub(super) fn resume_attempts(&self) {
         let Earlier { attempts, torn, problems } = self.shared.requests.attempts.earlier();
         self.shared.shown.problems.set_list("attempts/", problems);
@@ -128,8 +128,9 @@ impl Agent {
         Ok(())
     }
 
-    /// Removes the endpoint of a failed attempt if it exists, makes sure that it does not come true
-    /// later, and removes the sandbox that was made for it, if it is noted as unfinished.
+    /// Removes the endpoint of a failed attempt if it exists, makes sure that the store does not
+    /// apply the commit later, and removes the sandbox that was made for the attempt, if it is
+    /// noted as unfinished.
     async fn take_back(&self, attempt: &Attempt) -> Result<(), ApiError> {
         let Attempt { endpoint, network, container, owned, .. } = attempt;
         self.fence(network, endpoint).await?;

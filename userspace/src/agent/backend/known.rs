@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, io, time::Duration};
 
 use super::{Agent, rows};
 use crate::{
-    agent::containers::{Known, Origin, Record},
+    agent::containers::{KnownNetworks, Origin, Record},
     model::Name,
 };
 
@@ -42,7 +42,7 @@ impl Agent {
             let wanted = |record: &&Record| these.is_none_or(|these| these.contains(&record.name));
             containers.iter().filter(wanted).filter(own).cloned().collect()
         };
-        let known: Vec<(Name, Known)> = {
+        let known: Vec<(Name, KnownNetworks)> = {
             let view = self.shared.view();
             let known = records.into_iter().map(|record| {
                 let known = rows::in_store(&view, &self.shared.node.name, &record);

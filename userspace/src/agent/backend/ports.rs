@@ -10,7 +10,7 @@ use crate::{
     agent::shared::Shared,
     api::{
         deadline,
-        types::{Allowed, ApiError, PublishedPorts, PublishedRow, Sources, is_outside},
+        types::{Allowed, ApiError, PublishedPorts, PublishedRow, Sources, may_have_clients},
     },
     model::{ipv4_source, spell_source},
 };
@@ -30,7 +30,7 @@ impl Agent {
                 }));
             }
         }
-        let has_clients = published.iter().any(|row| is_outside(&row.port));
+        let has_clients = published.iter().any(|row| may_have_clients(&row.port));
         let links = has_clients.then(|| self.shared.platform.client_links());
         Ok(PublishedPorts {
             published,

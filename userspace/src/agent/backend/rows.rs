@@ -3,11 +3,11 @@
 use super::network::driver_name;
 use crate::{
     agent::{
-        containers::{Known, Origin, Record},
+        containers::{KnownNetworks, Origin, Record},
         etc,
         shared::Shared,
     },
-    api::types::{ContainerNetwork, ContainerRow, is_outside},
+    api::types::{ContainerNetwork, ContainerRow, may_have_clients},
     model::{Endpoint, Name, View, spell_source},
 };
 
@@ -27,7 +27,7 @@ pub(super) fn containers(shared: &Shared, records: &[Record]) -> Vec<ContainerRo
 
 /// The row of a container, as far as it does not depend on the interfaces of the host.
 fn row(shared: &Shared, record: &Record) -> ContainerRow {
-    let Known { mode, networks } = present(shared, record);
+    let KnownNetworks { mode, networks } = present(shared, record);
     let pid = record.running();
     // It has its own files, or those of the other container.
     let state_dir = &shared.options.state_dir;
@@ -66,7 +66,7 @@ fn row(shared: &Shared, record: &Record) -> ContainerRow {
 }
 
 /// Notes the interfaces through which clients do not reach published ports. The interfaces are read
-/// once, and only if somebody publishes a port.
+/// once, and only if a container publishes a port.
 fn mark_unserved(shared: &Shared, rows: &mut [ContainerRow]) {
     let networks = rows.iter_mut().flat_map(|row| row.networks.iter_mut());
     let mut published = networks.filter(|network| has_clients(network)).peekable();
@@ -81,7 +81,7 @@ fn mark_unserved(shared: &Shared, rows: &mut [ContainerRow]) {
 
 /// Whether other machines can be clients of a port that is published in a network.
 fn has_clients(network: &ContainerNetwork) -> bool {
-    network.ports.iter().any(|port| is_outside(port))
+    network.ports.iter().any(|port| may_have_clients(port))
 }
 
 /// The warning of a new container whose ports are not reached through some interfaces, on one line.
@@ -117,7 +117,7 @@ fn holder(record: &Record) -> &Name {
 }
 
 /// Mode and networks of a container: as in the store or, until it has been read, as last known.
-fn present(shared: &Shared, record: &Record) -> Known {
+fn present(shared: &Shared, record: &Record) -> KnownNetworks {
     if shared.readiness.is_ready() {
         return in_store(&shared.view(), &shared.node.name, record);
     }
@@ -129,18 +129,18 @@ fn present(shared: &Shared, record: &Record) -> Known {
     };
     let networks = known.as_ref().map(|known| known.networks.clone()).unwrap_or_default();
     let mode = fixed_mode(record).map(str::to_owned).or(known.map(|known| known.mode));
-    Known { mode: mode.unwrap_or_else(|| "unknown".to_owned()), networks }
+    KnownNetworks { mode: mode.unwrap_or_else(|| "unknown".to_owned()), networks }
 }
 
 /// Mode and networks of a container of the node `own`, as in the store.
-pub(super) fn in_store(view: &View, own: &Name, record: &Record) -> Known {
+pub(super) fn in_store(view: &View, own: &Name, record: &Record) -> KnownNetworks {
     let holder = holder(record);
     let endpoints = view.endpoints_of(own, holder);
     with_endpoints(view, record, endpoints.map(|ep| ep.record).collect())
 }
 
 /// As above, for a container that has these endpoints.
-fn with_endpoints(view: &View, record: &Record, mut endpoints: Vec<Endpoint>) -> Known {
+fn with_endpoints(view: &View, record: &Record, mut endpoints: Vec<Endpoint>) -> KnownNetworks {
     endpoints.sort_by(|a, b| (&a.ifname, &a.network).cmp(&(&b.ifname, &b.network)));
     let mode = fixed_mode(record).unwrap_or_else(|| match endpoints.first() {
         None => "none",
@@ -148,7 +148,7 @@ fn with_endpoints(view: &View, record: &Record, mut endpoints: Vec<Endpoint>) ->
             view.networks.get(&first.network).map_or("overlay", |net| driver_name(net.driver))
         }
     });
-    Known { mode: mode.to_owned(), networks: endpoints.iter().map(network).collect() }
+    KnownNetworks { mode: mode.to_owned(), networks: endpoints.iter().map(network).collect() }
 }
 
 /// The mode of a container, if it does not depend on its networks.

@@ -187,9 +187,9 @@ impl Agent {
 
     /// Counts the entries that an earlier agent left in the maps, while the engine has not read
     /// them yet. A map that cannot be read counts as empty.
-    fn read_counts(&self) -> reconcile::Counts {
+    fn read_counts(&self) -> reconcile::EntryCounts {
         let platform = &self.shared.platform;
-        reconcile::Counts {
+        reconcile::EntryCounts {
             fdb: platform.fdb().map_or(0, |fdb| fdb.len()),
             neighbours: platform.neighbours().map_or(0, |map| map.len()),
         }

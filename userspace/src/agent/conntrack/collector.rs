@@ -8,7 +8,7 @@ use culvert_common::{
     datapath::conntrack::FlowState,
 };
 
-use super::expiry::{Criteria, FlowStatus, Known, are_one_flow};
+use super::expiry::{Criteria, Findings, FlowStatus, are_one_flow};
 use crate::datapath::{
     DatapathError,
     flows::{Cursor, FlowTable},
@@ -157,7 +157,7 @@ impl Collector {
         flow: Flow,
     ) -> Result<(), DatapathError> {
         let missing_ns = self.before.halves.get(&key).copied();
-        let known = Known { missing_ns, suspects: Some(&self.before.suspects) };
+        let known = Findings { missing_ns, suspects: Some(&self.before.suspects) };
         let look = |flow: &Flow| -> Result<(Option<Flow>, FlowStatus), DatapathError> {
             let other = table.lookup(&key.other(flow))?;
             let other = other.filter(|other| are_one_flow(&key, flow, other));

@@ -53,7 +53,7 @@ pub(super) struct Criteria<'a> {
 
 /// Findings of earlier passes about a flow.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Known<'a> {
+pub(super) struct Findings<'a> {
     /// Time in ns at which the other direction was first seen missing. `None`: it was not missing.
     pub(super) missing_ns: Option<u64>,
     /// Incarnations that no container had in the last pass. An endpoint is in `ENDPOINTS` before
@@ -69,7 +69,7 @@ impl Criteria<'_> {
         key: &FlowKey,
         flow: &Flow,
         other: Option<&Flow>,
-        known: Known<'_>,
+        known: Findings<'_>,
     ) -> FlowStatus {
         let Some(other) = other else {
             let since = known.missing_ns.unwrap_or(u64::MAX).min(flow.last_seen_ns);
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use crate::{
         agent::conntrack::testing::{SECOND, masqueraded},
-        config::Timeouts,
+        config::FlowTimeouts,
     };
 
     const NOW: u64 = 1000 * SECOND;
@@ -145,9 +145,9 @@ mod tests {
         missing_ns: Option<u64>,
         incarnations: Option<&Incarnations>,
     ) -> FlowStatus {
-        let timeouts = Timeouts::default().table();
+        let timeouts = FlowTimeouts::default().table();
         let criteria = Criteria { now_ns: NOW, timeouts: &timeouts, incarnations, addresses: None };
-        let known = Known { missing_ns, ..Known::default() };
+        let known = Findings { missing_ns, ..Findings::default() };
         criteria.examine(&FlowKey { protocol: 17, ..FlowKey::default() }, flow, other, known)
     }
 
@@ -175,14 +175,14 @@ mod tests {
             examine(&half(30, kind::ORIG, 0), Some(&reply), None, None),
             FlowStatus::Expired
         );
-        let mut timeouts = Timeouts::default();
+        let mut timeouts = FlowTimeouts::default();
         timeouts.set(FlowState::UdpUnreplied, 29);
         let timeouts = timeouts.table();
         let criteria =
             Criteria { now_ns: NOW, timeouts: &timeouts, incarnations: None, addresses: None };
         let key = FlowKey { protocol: 17, ..FlowKey::default() };
         assert_eq!(
-            criteria.examine(&key, &orig, Some(&reply), Known::default()),
+            criteria.examine(&key, &orig, Some(&reply), Findings::default()),
             FlowStatus::Expired
         );
     }
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn a_flow_holds_while_its_address_is_the_hosts() {
         let [(key, orig), (_, reply)] = masqueraded(1, NOW);
-        let timeouts = Timeouts::default().table();
+        let timeouts = FlowTimeouts::default().table();
         let examined = |addresses: &[[u8; 4]]| {
             let addresses = addresses.iter().copied().map(MappedAddr::v4).collect();
             let criteria = Criteria {
@@ -225,8 +225,9 @@ mod tests {
                 incarnations: None,
                 addresses: Some(&addresses),
             };
-            let there = criteria.examine(&key, &orig, Some(&reply), Known::default());
-            let back = criteria.examine(&key.other(&orig), &reply, Some(&orig), Known::default());
+            let there = criteria.examine(&key, &orig, Some(&reply), Findings::default());
+            let back =
+                criteria.examine(&key.other(&orig), &reply, Some(&orig), Findings::default());
             assert_eq!(there, back);
             there
         };
@@ -240,7 +241,7 @@ mod tests {
             incarnations: None,
             addresses: Some(&BTreeSet::new()),
         };
-        let status = criteria.examine(&key, &inner, Some(&reply), Known::default());
+        let status = criteria.examine(&key, &inner, Some(&reply), Findings::default());
         assert!(matches!(status, FlowStatus::Keep(_)));
     }
 
@@ -280,7 +281,7 @@ mod tests {
                 ..Flow::default()
             };
             let (timeouts, incarnations) =
-                (Timeouts::default().table(), Incarnations { live: [1].into(), read_ns: NOW });
+                (FlowTimeouts::default().table(), Incarnations { live: [1].into(), read_ns: NOW });
             let criteria = Criteria {
                 now_ns: NOW,
                 timeouts: &timeouts,
@@ -288,8 +289,9 @@ mod tests {
                 addresses: None,
             };
             let key = FlowKey { protocol, ..FlowKey::default() };
-            let status = criteria.examine(&key, &orig, Some(&reply), Known::default());
-            prop_assert_eq!(status, criteria.examine(&key, &reply, Some(&orig), Known::default()));
+            let status = criteria.examine(&key, &orig, Some(&reply), Findings::default());
+            let other = criteria.examine(&key, &reply, Some(&orig), Findings::default());
+            prop_assert_eq!(status, other);
             if orig_ns.max(reply_ns) >= NOW {
                 prop_assert!(matches!(status, FlowStatus::Keep(_)));
             }

@@ -30,7 +30,7 @@ pub(crate) use self::{collector::Summary, expiry::are_one_flow};
 use self::{
     collector::{Collector, Limits},
     expiry::{Criteria, Incarnations},
-    ports::{Ports, Writer, kept_apart, not_kept_apart},
+    ports::{PortSet, Writer, kept_apart, not_kept_apart},
 };
 use super::{
     platform::Platform,
@@ -129,7 +129,7 @@ struct Keeper {
     audited: Option<Instant>,
     /// The ports that masquerading leaves to the host's netfilter. `None`: netfilter has not tracked a
     /// connection since the agent has started.
-    left: Option<Ports>,
+    left: Option<PortSet>,
     refused: [Recent; REFUSALS.len()],
 }
 
@@ -191,7 +191,7 @@ impl Keeper {
         let begins = self.left.is_none() && context.platform.netfilter_is_active();
         let nat_ports = context.options.nat_ports;
         if begins {
-            self.left = Some(Ports::left_to_netfilter(nat_ports));
+            self.left = Some(PortSet::left_to_netfilter(nat_ports));
             context.problems.set("conntrack/apart", not_kept_apart(nat_ports));
         }
         let mut ports = self.left.clone().unwrap_or_default();

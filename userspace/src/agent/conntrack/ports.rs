@@ -81,15 +81,15 @@ pub(super) fn not_kept_apart(nat_ports: (u16, u16)) -> Option<String> {
 /// A set of ports in the layout of [`RESERVED_PORTS`](culvert_common::abi::names::RESERVED_PORTS):
 /// 64-bit words, with one bit for each protocol and port, see [`reserved_bit`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ports(Vec<u64>);
+pub(super) struct PortSet(Vec<u64>);
 
-impl Default for Ports {
+impl Default for PortSet {
     fn default() -> Self {
         Self(vec![0; RESERVED_ENTRIES as usize])
     }
 }
 
-impl Ports {
+impl PortSet {
     /// The ports and identifiers that masquerading leaves to the host's netfilter: all but those of
     /// [`APART`].
     pub(super) fn left_to_netfilter(nat_ports: (u16, u16)) -> Self {
@@ -132,18 +132,18 @@ impl Ports {
 #[derive(Default)]
 pub(super) struct Writer {
     /// The words that the map holds. `None`: the map has not been read yet.
-    written: Option<Ports>,
+    written: Option<PortSet>,
 }
 
 impl Writer {
     pub(super) fn write(
         &mut self,
         table: &dyn FlowTable,
-        wanted: &Ports,
+        wanted: &PortSet,
     ) -> Result<(), DatapathError> {
         let written = match &mut self.written {
             Some(written) => written,
-            none => none.insert(Ports(table.reserved()?)),
+            none => none.insert(PortSet(table.reserved()?)),
         };
         for ((written, wanted), word) in written.0.iter_mut().zip(&wanted.0).zip(0..) {
             if written != wanted {
@@ -197,11 +197,11 @@ mod tests {
 
     #[test]
     fn ports_are_left_to_netfilter() {
-        let has = |ports: &Ports, protocol, port| {
+        let has = |ports: &PortSet, protocol, port| {
             let (word, bit) = reserved_bit(protocol, port).unwrap();
             ports.0[word as usize] & bit != 0
         };
-        let left = Ports::left_to_netfilter((1024, 65_535));
+        let left = PortSet::left_to_netfilter((1024, 65_535));
         for protocol in [TCP, UDP] {
             for port in [1, 123, 1024, 16_383, 32_768, 60_999, 65_535] {
                 assert!(has(&left, protocol, port), "{protocol} {port}");
@@ -238,7 +238,7 @@ mod tests {
             ((40_000, 49_000), false, false),
             ((5000, 5000), false, false),
         ] {
-            let left = Ports::left_to_netfilter(nat_ports);
+            let left = PortSet::left_to_netfilter(nat_ports);
             let has = |protocol| {
                 let (word, bit) = reserved_bit(protocol, 1).unwrap();
                 left.0[word as usize] & bit != 0
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn only_differences_are_written() {
-        let mut wanted = Ports::default();
+        let mut wanted = PortSet::default();
         wanted.add_sockets(TCP, &sockets(&[8080, 22, 0]));
         wanted.add_sockets(UDP, &sockets(&[53, 4789]));
         wanted.add_sockets(ICMP, &sockets(&[7]));
@@ -305,7 +305,7 @@ mod tests {
         wanted.add(TCP, 9999);
         writer.write(&table, &wanted).unwrap();
         assert_eq!(writes(), before + 1);
-        writer.write(&table, &Ports::default()).unwrap();
+        writer.write(&table, &PortSet::default()).unwrap();
         assert!(table.reserved().unwrap().iter().all(|word| *word == 0));
     }
 
@@ -316,7 +316,7 @@ mod tests {
         let table = MemoryFlows::new(64);
         let (mut writer, mut found) = (Writer::default(), Found::default());
         writer.restore(&table, &mut found).unwrap();
-        let mut wanted = Ports::default();
+        let mut wanted = PortSet::default();
         wanted.add(UDP, 4789);
         writer.write(&table, &wanted).unwrap();
         let (word, bit) = reserved_bit(UDP, 4789).unwrap();

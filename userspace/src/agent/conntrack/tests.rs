@@ -15,7 +15,7 @@ use super::{
     expiry::{Criteria, Incarnations},
     testing::{MemoryFlows, SECOND, masqueraded},
 };
-use crate::config::Timeouts;
+use crate::config::FlowTimeouts;
 
 const NOW: u64 = 1000 * SECOND;
 
@@ -24,7 +24,7 @@ fn limits() -> Limits {
 }
 
 fn round(collector: &mut Collector, table: &MemoryFlows, now_ns: u64) {
-    let timeouts = Timeouts::default().table();
+    let timeouts = FlowTimeouts::default().table();
     let incarnations = Incarnations { live: [1].into(), read_ns: now_ns };
     let criteria = Criteria {
         now_ns,

@@ -83,7 +83,7 @@ impl Engine {
         };
         self.note(Touched { nodes, endpoints, ..Touched::default() });
         // Devices may have been changed while no agent ran. They are compared before they are
-        // plugged again, which tells nobody what was wrong with them.
+        // plugged again: plugging removes what was wrong with them.
         self.all_devices_changed();
         self.check_devices().await;
         self.prune_maps();

@@ -85,7 +85,7 @@ pub(crate) struct Engine {
     reading: Option<Reading>,
     /// The first list of the store is in the view.
     listed: bool,
-    /// The last list of the store, until its contents are in the kernel.
+    /// The newest list of the store. `None` when its contents are in the kernel.
     list: Option<Listed>,
     /// Memory is to be given back to the kernel.
     trim: bool,
@@ -127,7 +127,8 @@ pub(crate) struct Engine {
     choice: Choice,
     /// Events of the host were lost.
     events_lost: bool,
-    /// Map entries that other programs had changed, and that are told when they are put right.
+    /// Map entries that other programs have changed. They are logged and counted when they are
+    /// restored.
     found: Found,
     /// Devices of Culvert that were changed.
     devices_stale: BTreeSet<u32>,
@@ -222,7 +223,7 @@ impl Engine {
                     Some(event) => self.host_event(event),
                     None => more_events = false,
                 },
-                // Before the work: a device pair that is plugged again tells nobody what was wrong.
+                // Before the work: plugging a device pair again removes what was wrong with it.
                 () = wait_until(self.underlay_stale) => self.host_changed().await,
                 () = wait_until(self.looks.next()) => self.look_inside().await,
                 () = wait_until(self.choice.due()) => self.check_choice().await,
@@ -467,7 +468,7 @@ impl Engine {
     /// Takes over the contents of the maps that were read, and marks every network. `false`: the
     /// maps cannot be read.
     fn adopt_maps(&mut self, Read { observed, audit }: Read) -> bool {
-        // These have been put back by who has found them.
+        // The pass that has found these entries has restored them already.
         self.shared.shown.repairs.note_entries(&audit.found);
         self.shared.shown.problems.set_list("audit/", audit.problems);
         let line = observed.as_ref().err().map(|error| format!("maps cannot be read: {error}"));

@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, sync::Arc};
 
 use super::Engine;
-use crate::{agent::platform::Facts, model::Node};
+use crate::{agent::platform::NodeFacts, model::Node};
 
 impl Engine {
     /// Compares the host with this node's record. Changed subnets or a changed MTU are written to
@@ -25,7 +25,7 @@ impl Engine {
                 shared.shown.problems.set("vtep", None);
                 shared.shown.problems.set("prefixes", untold(&facts));
                 let told = facts.told_prefixes();
-                let Facts { prefixes, mtu, .. } = facts;
+                let NodeFacts { prefixes, mtu, .. } = facts;
                 if self.connected != prefixes {
                     // Other networks than before may now overlap a subnet of the host.
                     self.connected = prefixes;
@@ -52,7 +52,7 @@ impl Engine {
 
 /// The problem, on one line, that the record of the node has no room for all subnets to which the
 /// host is connected.
-fn untold(facts: &Facts) -> Option<String> {
+fn untold(facts: &NodeFacts) -> Option<String> {
     let first = facts.prefixes.get(Node::MOST_PREFIXES)?;
     Some(format!(
         "host: it is connected to {} subnets, and other hosts are told {} of them: the subnet that is chosen for an overlay network may overlap one of the others, such as {first}; name subnets with 'network create --subnet', or ranges with 'agent --pool' on all hosts",
@@ -72,7 +72,7 @@ enum Moved {
 }
 
 /// Checks whether the host has the address `vtep`. `given`: `vtep` is the value of `--vtep-ip`.
-fn moved(facts: &Facts, vtep: Ipv4Addr, given: bool) -> Moved {
+fn moved(facts: &NodeFacts, vtep: Ipv4Addr, given: bool) -> Moved {
     if facts.ips.contains(&vtep) {
         return Moved::No;
     }
@@ -94,9 +94,9 @@ mod tests {
 
     #[test]
     fn subnets_that_other_hosts_are_not_told_are_a_problem() {
-        let facts = |number: u8| Facts {
+        let facts = |number: u8| NodeFacts {
             prefixes: (0..number).map(|n| format!("10.0.{n}.0/24").parse().unwrap()).collect(),
-            ..Facts::default()
+            ..NodeFacts::default()
         };
         let most = u8::try_from(Node::MOST_PREFIXES).unwrap();
         assert_eq!((untold(&facts(most)), facts(most).told_prefixes().len()), (None, 64));
@@ -110,10 +110,10 @@ mod tests {
     fn the_next_address_of_the_uplink_is_taken_unless_one_was_given() {
         let vtep = Ipv4Addr::new(192, 0, 2, 1);
         let next = Ipv4Addr::new(192, 0, 2, 9);
-        let facts = |uplink: &[Ipv4Addr], other: &[Ipv4Addr]| Facts {
+        let facts = |uplink: &[Ipv4Addr], other: &[Ipv4Addr]| NodeFacts {
             uplink_ips: uplink.to_vec(),
             ips: uplink.iter().chain(other).copied().collect(),
-            ..Facts::default()
+            ..NodeFacts::default()
         };
         assert_eq!(moved(&facts(&[next, vtep], &[]), vtep, false), Moved::No);
         assert_eq!(moved(&facts(&[next], &[vtep]), vtep, true), Moved::No);

@@ -84,7 +84,7 @@ impl Engine {
         if wanted.is_empty() {
             return Ok(());
         }
-        let found = self.shared.platform.ports_differ(&wanted).await?;
+        let found = self.shared.platform.host_sides_differ(&wanted).await?;
         for (ifindex, line) in found {
             if let Some(id) = ids.get(&ifindex) {
                 self.wrong.interfaces.insert(id.clone(), line);
@@ -98,7 +98,7 @@ impl Engine {
     pub(super) async fn look_inside(&mut self) {
         let due = self.looks.take(Instant::now(), self.periods.retry);
         if self.informed {
-            // A pair that is plugged again tells nobody what was wrong with its host side.
+            // Before the pairs are plugged again, which removes what was wrong with a host side.
             self.check_devices().await;
         }
         let here = due.into_iter().filter(|id| self.local.contains_key(id));
@@ -106,8 +106,14 @@ impl Engine {
     }
 
     /// Counts the repair of a device pair that was plugged again, unless there is a problem left.
-    pub(super) fn note_port(&mut self, id: &str, ifindex: u32, container: &Name, network: &Name) {
-        let problem = self.shared.platform.port_problem(ifindex);
+    pub(super) fn note_host_side(
+        &mut self,
+        id: &str,
+        ifindex: u32,
+        container: &Name,
+        network: &Name,
+    ) {
+        let problem = self.shared.platform.host_side_problem(ifindex);
         if let Some(found) = self.wrong.interfaces.remove(id).filter(|_| problem.is_none()) {
             self.shared.shown.repairs.note("container device", found);
         }
@@ -117,7 +123,7 @@ impl Engine {
     }
 
     /// Forgets what was wrong with a device pair that is removed.
-    pub(super) fn forget_port(&mut self, id: &str) {
+    pub(super) fn forget_host_side(&mut self, id: &str) {
         self.wrong.interfaces.remove(id);
         self.shared.shown.problems.set(&format!("device/{id}"), None);
     }

@@ -12,7 +12,7 @@ use crate::{
     agent::{
         agreed,
         containers::Origin,
-        platform::{PlugError, Plugged},
+        platform::{PlugError, PluggedPair},
         state::PlugState,
     },
     api::types::ErrorKind,
@@ -52,9 +52,9 @@ impl Engine {
         };
         let problem = format!("endpoint/{id}");
         match plugged {
-            Ok(Plugged { ifindex, found }) => {
+            Ok(PluggedPair { ifindex, found }) => {
                 self.retries.remove(&id);
-                self.note_port(&id, ifindex, &endpoint.container, &endpoint.network);
+                self.note_host_side(&id, ifindex, &endpoint.container, &endpoint.network);
                 if let Some(found) = found {
                     let line = format!("container '{}': {found}", endpoint.container);
                     self.shared.shown.repairs.note("container interface", line);
@@ -102,10 +102,10 @@ impl Engine {
         }
     }
 
-    async fn plug_into(&self, endpoint: &LocalEndpoint) -> Result<Plugged, PlugError> {
+    async fn plug_into(&self, endpoint: &LocalEndpoint) -> Result<PluggedPair, PlugError> {
         let platform = &self.shared.platform;
         if self.shared.requests.attempts.is_failed(&endpoint.id) {
-            // Its sandbox was removed. A new one would be nobody's.
+            // Its sandbox was removed. A new one would belong to no container.
             return Err(PlugError::Absent(format!(
                 "container '{}': an attempt that has failed: it is taken back when the store answers",
                 endpoint.container
@@ -169,7 +169,7 @@ impl Engine {
         match self.shared.platform.unplug(&id, ifindex).await {
             Ok(()) => {
                 self.ifindexes.remove(&id);
-                self.forget_port(&id);
+                self.forget_host_side(&id);
                 self.retries.remove(&id);
                 self.shared.plugs.set(&id, None);
                 self.replug_siblings(&id);

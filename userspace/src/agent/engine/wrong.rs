@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// What was found wrong with devices that are being put right, on one line each. It is told when
-/// that has succeeded.
+/// What was found wrong with devices that are being repaired, on one line each. The line is logged
+/// and counted when the repair has succeeded.
 #[derive(Debug, Default)]
 pub(super) struct Wrong {
     /// Device pairs, by endpoint.

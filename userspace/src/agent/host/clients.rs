@@ -10,9 +10,9 @@ use crate::{
     sandbox,
 };
 
-/// Interfaces that are neither uplinks nor Culvert's.
+/// Interfaces with an IPv4 address that are neither uplinks nor Culvert's.
 #[derive(Default)]
-struct Found {
+struct AddressedLinks {
     /// Interface index and name of those that published ports can serve.
     servable: Vec<(u32, String)>,
     /// Names of those without an Ethernet header. `run`, `ps` and `culvert doctor` report them.
@@ -24,7 +24,8 @@ impl Host {
     /// interfaces. Continues after an error. Returns the problems, a line each.
     pub(super) async fn serve_client_links(&self, publishes: bool) -> Vec<String> {
         let mut problems = Vec::new();
-        let found = if publishes { self.find_client_links().await } else { Ok(Found::default()) };
+        let found =
+            if publishes { self.find_client_links().await } else { Ok(AddressedLinks::default()) };
         let found = match found {
             Ok(found) => found,
             // The attached programs stay attached.
@@ -65,7 +66,7 @@ impl Host {
     }
 
     /// The client links that have an IPv4 address.
-    async fn find_client_links(&self) -> Result<Found, NetlinkError> {
+    async fn find_client_links(&self) -> Result<AddressedLinks, NetlinkError> {
         let mut candidates = BTreeSet::new();
         for (ifindex, address) in self.netlink.all_addresses().await? {
             if let IpAddr::V4(ip) = address.ip()
@@ -74,7 +75,7 @@ impl Host {
                 candidates.insert(ifindex);
             }
         }
-        let mut found = Found::default();
+        let mut found = AddressedLinks::default();
         for ifindex in candidates {
             // The interface was removed after its address was read.
             let Some(link) = self.netlink.link_at(ifindex).await? else { continue };

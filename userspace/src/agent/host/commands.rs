@@ -69,7 +69,7 @@ fn child_of(parent: i32, pid: i32) -> io::Result<Option<Process>> {
 /// A process that runs cannot be looked at: it may be the supervisor.
 pub(crate) fn find(wanted: &[Wanted], logs: &Path) -> io::Result<BTreeMap<Name, FoundSupervisor>> {
     let ours = Ours::get()?;
-    let mut supervisors: Vec<(Process, Supervised)> = Vec::new();
+    let mut supervisors: Vec<(Process, SupervisorArgs)> = Vec::new();
     let mut parents: Vec<(i32, i32)> = Vec::new();
     for found in Process::all()? {
         // This was read before anything else of it: what follows is then about this process, if it
@@ -78,7 +78,7 @@ pub(crate) fn find(wanted: &[Wanted], logs: &Path) -> io::Result<BTreeMap<Name, 
         let pid = process.pid;
         let Some(line) = if_alive(fs::read(format!("/proc/{pid}/cmdline")))? else { continue };
         parents.push((pid, parent));
-        let Some(supervised) = Supervised::parse(&line) else { continue };
+        let Some(supervised) = SupervisorArgs::parse(&line) else { continue };
         // Any program may have such a command line.
         if ours.has(pid) && process.lives() {
             supervisors.push((process, supervised));
@@ -185,7 +185,7 @@ fn program_name(link: &Path) -> Option<OsString> {
 
 /// What the command line of a supervisor says.
 #[derive(Debug, PartialEq, Eq)]
-struct Supervised {
+struct SupervisorArgs {
     name: String,
     /// Identifier of the container. `None` in the foreground, and in an earlier version.
     id: Option<String>,
@@ -193,7 +193,7 @@ struct Supervised {
     log: Option<PathBuf>,
 }
 
-impl Supervised {
+impl SupervisorArgs {
     /// Reads a command line as in proc(5). `None`: it is no supervisor's.
     fn parse(line: &[u8]) -> Option<Self> {
         let line = line.strip_suffix(b"\0").unwrap_or(line);
@@ -249,10 +249,10 @@ fn if_present(opened: Result<Netns, NetnsError>) -> io::Result<Option<NetnsId>> 
 mod tests {
     use super::*;
 
-    fn parsed(args: &[&str]) -> Option<Supervised> {
+    fn parsed(args: &[&str]) -> Option<SupervisorArgs> {
         let mut line = args.join("\0").into_bytes();
         line.push(0);
-        Supervised::parse(&line)
+        SupervisorArgs::parse(&line)
     }
 
     #[test]
@@ -275,7 +275,7 @@ mod tests {
             let found = detached.is_for(&wanted("web", None), Path::new("/s/logs"));
             assert_eq!(found, meant, "{id}");
         }
-        let elsewhere = Supervised { log: Some("/s/logs/db.log".into()), ..parsed_again };
+        let elsewhere = SupervisorArgs { log: Some("/s/logs/db.log".into()), ..parsed_again };
         assert!(!elsewhere.is_for(&wanted("web", None), Path::new("/s/logs")));
         // Another agent of this machine has a container of this name, too.
         assert!(!detached.is_for(&wanted("web", None), Path::new("/t/logs")));

@@ -13,7 +13,7 @@ use super::{
     error::{blocking, broken, netns_refused, refused, sandbox_refused},
 };
 use crate::{
-    agent::platform::{Adopted, Devices, Made, PlugError, Plugged, Underlay as _},
+    agent::platform::{Adopted, Devices, Made, PlugError, PluggedPair, Underlay as _},
     api::types::{ApiError, ErrorKind},
     datapath::{self, Datapath, DatapathError, Owner, PinCheck, Repaired},
     model::{self, Name, NetnsId, SandboxRef, validate},
@@ -58,7 +58,7 @@ impl Host {
         self.datapath.attach_container(plugged.ifindex, plugged.kind).map_err(broken)?;
         let port = (spec.host_ifname.as_str(), plugged.ifindex);
         self.assistants.settle(&self.netlink, port, plugged.master).await;
-        sandbox::open_port(&self.netlink, &spec.host_ifname).await.map_err(sandbox_refused)?;
+        sandbox::open_host_side(&self.netlink, &spec.host_ifname).await.map_err(sandbox_refused)?;
         Ok(plugged.ifindex)
     }
 }
@@ -71,7 +71,7 @@ impl Devices for Host {
         Ok(ours.map(|(id, ifindex)| (id.to_owned(), ifindex)).collect())
     }
 
-    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<Plugged, PlugError> {
+    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<PluggedPair, PlugError> {
         let opened = open_sandbox(endpoint).await;
         let sandbox = opened.inspect_err(|error| {
             if matches!(error, PlugError::Absent(_)) {
@@ -95,7 +95,7 @@ impl Devices for Host {
         let mut found = Vec::new();
         let plugged = self.plug_pair(&spec, &sandbox, &mut found).await;
         let found = self.inside.end(&endpoint.id, found, plugged.is_ok());
-        Ok(Plugged { ifindex: plugged?, found })
+        Ok(PluggedPair { ifindex: plugged?, found })
     }
 
     async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError> {
@@ -193,14 +193,14 @@ impl Devices for Host {
         Ok(found.map_err(sandbox_refused)?.into_iter().map(line).collect())
     }
 
-    async fn ports_differ(
+    async fn host_sides_differ(
         &self,
-        ports: &BTreeMap<u32, u16>,
+        mtus: &BTreeMap<u32, u16>,
     ) -> Result<BTreeMap<u32, String>, PlugError> {
-        Ok(self.compare_ports(ports).await.map_err(refused)?)
+        Ok(self.compare_host_sides(mtus).await.map_err(refused)?)
     }
 
-    fn port_problem(&self, ifindex: u32) -> Option<String> {
+    fn host_side_problem(&self, ifindex: u32) -> Option<String> {
         self.assistants.problem(ifindex)
     }
 

@@ -10,38 +10,38 @@ use crate::netlink::{Link, NetlinkError};
 const FEW: usize = 16;
 
 impl Host {
-    /// What differs, on one line for each interface, by interface index. `ports` has the wanted MTU
+    /// What differs, on one line for each interface, by interface index. `mtus` has the wanted MTU
     /// of each interface, in bytes.
     ///
     /// # Errors
     /// The kernel does not answer.
-    pub(super) async fn compare_ports(
+    pub(super) async fn compare_host_sides(
         &self,
-        ports: &BTreeMap<u32, u16>,
+        mtus: &BTreeMap<u32, u16>,
     ) -> Result<BTreeMap<u32, String>, NetlinkError> {
-        let links = self.read_ports(ports).await?;
+        let links = self.read_host_sides(mtus).await?;
         let line = |(ifindex, mtu): (&u32, &u16)| {
             let link = links.get(ifindex)?;
             let faults = self.faults(link, *mtu, &links);
             let line = (!faults.is_empty()).then(|| format!("{} {}", link.name, faults.join(", ")));
             Some((*ifindex, line?))
         };
-        Ok(ports.iter().filter_map(line).collect())
+        Ok(mtus.iter().filter_map(line).collect())
     }
 
     /// The interfaces with these indices, the devices that have them as ports, and the bridges that
     /// should.
-    async fn read_ports(
+    async fn read_host_sides(
         &self,
-        ports: &BTreeMap<u32, u16>,
+        mtus: &BTreeMap<u32, u16>,
     ) -> Result<BTreeMap<u32, Link>, NetlinkError> {
-        if ports.len() > FEW {
+        if mtus.len() > FEW {
             let links = self.netlink.links().await?;
             return Ok(links.into_iter().map(|link| (link.index, link)).collect());
         }
         let mut links: BTreeMap<u32, Link> = BTreeMap::new();
         let mut wanted: BTreeSet<u32> =
-            ports.keys().copied().chain(self.assistants.room_indices()).collect();
+            mtus.keys().copied().chain(self.assistants.room_indices()).collect();
         while let Some(index) = wanted.pop_first() {
             if let Some(link) = self.netlink.link_at(index).await? {
                 wanted.extend(link.master.filter(|master| !links.contains_key(master)));

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 
 use crate::{
-    agent::platform::Facts,
+    agent::platform::NodeFacts,
     netlink::{Netlink, NetlinkError, subnet_of},
     sandbox,
 };
@@ -15,7 +15,7 @@ use crate::{
 /// # Errors
 ///
 /// The kernel does not answer.
-pub(crate) async fn read(netlink: &Netlink, uplinks: &[String]) -> Result<Facts, NetlinkError> {
+pub(crate) async fn read(netlink: &Netlink, uplinks: &[String]) -> Result<NodeFacts, NetlinkError> {
     let (mut first, mut mtus) = (None, Vec::new());
     for (position, name) in uplinks.iter().enumerate() {
         if let Some(link) = netlink.link(name).await? {
@@ -25,9 +25,9 @@ pub(crate) async fn read(netlink: &Netlink, uplinks: &[String]) -> Result<Facts,
             mtus.push(u16::try_from(link.mtu).unwrap_or(u16::MAX));
         }
     }
-    let mut facts = Facts {
+    let mut facts = NodeFacts {
         mtu: mtus.iter().min().copied().filter(|_| mtus.len() == uplinks.len()),
-        ..Facts::default()
+        ..NodeFacts::default()
     };
     for (ifindex, address) in netlink.all_addresses().await? {
         if let IpAddr::V4(ip) = address.ip() {

@@ -8,24 +8,24 @@ use std::{
 
 use crate::{
     model::NetnsId,
-    netlink::{Change, Heard, NamespaceMonitor, Netlink, NetlinkError},
+    netlink::{Heard, NamespaceChange, NamespaceMonitor, Netlink, NetlinkError},
     sandbox::{Inside, PlugSpec},
 };
 
-/// The watched interfaces, and the socket that hears of their changes.
+/// The watched interfaces, and the socket that receives their changes.
 pub(super) struct Insides {
     monitor: NamespaceMonitor,
     state: Mutex<State>,
 }
 
-/// The interfaces, and what was heard of them.
+/// The interfaces, and the changes that were received.
 #[derive(Debug, Default)]
 struct State {
     watched: Watched,
-    /// Endpoints from which something may have been taken, until they are told.
+    /// Endpoints from which something may have been taken, until the engine takes them.
     harmed: BTreeSet<String>,
-    /// The socket cannot be read.
-    is_deaf: bool,
+    /// Reading the socket has failed: there are no more events.
+    has_failed: bool,
 }
 
 impl Insides {
@@ -44,11 +44,11 @@ impl Insides {
             if !harmed.is_empty() {
                 return harmed;
             }
-            if self.state().is_deaf {
+            if self.state().has_failed {
                 std::future::pending::<()>().await;
             }
             if let Err(error) = self.monitor.wait(|heard| self.state().hear(heard)).await {
-                self.state().is_deaf = true;
+                self.state().has_failed = true;
                 tracing::error!(
                     "events of network namespaces: {error}: changes in sandboxes are found within a minute"
                 );
@@ -114,7 +114,7 @@ impl State {
 /// The watched interfaces.
 #[derive(Debug, Default)]
 struct Watched {
-    by_id: BTreeMap<String, Watch>,
+    by_id: BTreeMap<String, WatchedInterface>,
     /// Endpoints by the number of the sandbox's namespace. The kernel gives the number of a
     /// namespace that has ended to another one, so that an endpoint may have a number that was its
     /// own: at worst it is looked at in vain.
@@ -123,7 +123,7 @@ struct Watched {
 
 /// A watched interface.
 #[derive(Debug)]
-struct Watch {
+struct WatchedInterface {
     netns: NetnsId,
     spec: PlugSpec,
     /// Where the interface is, if that is known.
@@ -135,16 +135,21 @@ struct Watch {
 }
 
 impl Watched {
-    /// Notes what is to be plugged. With another namespace or another specification, nothing that
-    /// differs is anybody's change.
+    /// Notes what is to be plugged. With another namespace or another specification, no difference
+    /// counts as a change by another program.
     fn begin(&mut self, id: &str, netns: NetnsId, spec: &PlugSpec) {
-        let is_same = |watch: &Watch| watch.netns == netns && watch.spec == *spec;
+        let is_same = |watch: &WatchedInterface| watch.netns == netns && watch.spec == *spec;
         if self.by_id.get(id).is_some_and(is_same) {
             return;
         }
         self.forget(id);
-        let watch =
-            Watch { netns, spec: spec.clone(), inside: None, is_settled: false, found: Vec::new() };
+        let watch = WatchedInterface {
+            netns,
+            spec: spec.clone(),
+            inside: None,
+            is_settled: false,
+            found: Vec::new(),
+        };
         self.by_id.insert(id.to_owned(), watch);
     }
 
@@ -181,8 +186,9 @@ impl Watched {
         (!found.is_empty()).then(|| format!("{} {}", watch.spec.ifname, found.join(", ")))
     }
 
-    /// Forgets an endpoint whose interface is being removed. What the other endpoints in the namespace
-    /// then lack, such as a default route that they take over, is nobody's change.
+    /// Forgets an endpoint whose interface is being removed. What the other endpoints in the
+    /// namespace then lack, such as a default route that they take over, does not count as a change
+    /// by another program.
     fn remove(&mut self, id: &str) {
         let inside = self.by_id.get(id).and_then(|watch| watch.inside);
         let siblings = inside.and_then(|inside| self.by_namespace.get(&inside.namespace));
@@ -204,7 +210,7 @@ impl Watched {
     fn harmed_by<'a>(
         &'a self,
         ids: &'a BTreeSet<String>,
-        change: &'a Change,
+        change: &'a NamespaceChange,
     ) -> impl Iterator<Item = String> + 'a {
         let is_harmed = move |id: &&String| {
             self.by_id.get(*id).is_some_and(|watch| {
@@ -301,7 +307,7 @@ mod tests {
     fn changes_concern_the_endpoints_of_the_namespace() {
         let mut watched = Watched::default();
         plug(&mut watched, &spec("eth0"), &[], true);
-        let down = Change::Link(Link { index: INSIDE.ifindex, ..Link::default() });
+        let down = NamespaceChange::Link(Link { index: INSIDE.ifindex, ..Link::default() });
         let harmed = |watched: &Watched, namespace: Option<i32>| -> Vec<String> {
             let ids = watched.by_namespace.get(&namespace);
             ids.map(|ids| watched.harmed_by(ids, &down).collect()).unwrap_or_default()

@@ -7,7 +7,7 @@ use std::{
 
 use culvert_common::abi::{MappedAddr, UplinkInfo, names};
 
-use crate::datapath::{DatapathError, Found, Options, Prefix, Table, Tables, ip_of};
+use crate::datapath::{DatapathError, Found, KernelTables, Options, Prefix, Table, ip_of};
 
 /// The entries that the agent has written to a map. It must be the only writer of the map.
 pub(super) struct Kept<K, V> {
@@ -115,7 +115,7 @@ impl KeptMaps {
 
     /// Puts the maps back to what was written to them. Notes what another program has changed.
     /// Returns the errors.
-    pub(super) fn restore(&self, tables: &Tables, found: &mut Found) -> Vec<DatapathError> {
+    pub(super) fn restore(&self, tables: &KernelTables, found: &mut Found) -> Vec<DatapathError> {
         let outcomes = [
             self.host_addrs.restore(&tables.host_addrs, found),
             self.uplinks.restore(&tables.uplinks, found),
@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(found.lines(), [(3, line.to_owned())]);
     }
 
-    /// A repair that nobody made necessary would be told as one.
+    /// Otherwise the agent would report a repair of its own write.
     #[test]
     fn what_the_agent_writes_is_no_change_by_others() {
         let (table, kept, mut found) = (Memory::new(&[]), kept(), Found::default());

@@ -71,7 +71,7 @@ async fn make_pair(netlink: &Netlink, number: u8) -> u32 {
 
 /// What is wrong with a host side.
 async fn fault(host: &Host, index: u32) -> Option<String> {
-    host.ports_differ(&[(index, MTU)].into()).await.unwrap().remove(&index)
+    host.host_sides_differ(&[(index, MTU)].into()).await.unwrap().remove(&index)
 }
 
 /// Index of the bridge that has [`PORT`] as a port.
@@ -227,11 +227,11 @@ fn a_master_that_cannot_be_left_is_told_once() {
         let differs = || fault(&host, index);
         assert_eq!(differs().await.as_deref(), Some("cv01 was a port of br9"));
         host.assistants.settle(netlink, ("cv02", index), Some(foreign)).await;
-        let line = host.port_problem(index).unwrap();
+        let line = host.host_side_problem(index).unwrap();
         assert!(line.starts_with("cv02 stays a port of br9: remove it there: "), "{line}");
         assert_eq!(differs().await, None, "it is told by the problem");
         host.assistants.settle(netlink, (PORT, index), Some(foreign)).await;
-        assert_eq!((host.port_problem(index), differs().await), (None, None));
+        assert_eq!((host.host_side_problem(index), differs().await), (None, None));
         assert_ne!(master(netlink).await, Some(foreign));
     });
 }
@@ -266,11 +266,11 @@ fn devices_are_compared_whatever_their_number() {
         let netlink = &host.netlink;
         host.keep_assistants().await;
         let foreign = netlink.create_bridge("br9", None).await.unwrap();
-        let (mut ports, mut specs) = (BTreeMap::new(), Vec::new());
+        let (mut mtus, mut specs) = (BTreeMap::new(), Vec::new());
         for number in 1..=20_u8 {
             let index = make_pair(netlink, number).await;
             netlink.set_controller(&format!("cv{number:02}"), foreign).await.unwrap();
-            ports.insert(index, MTU);
+            mtus.insert(index, MTU);
             let address = format!("10.0.{number}.1/24").parse().unwrap();
             let mac = MacAddr([2, 0x42, 10, 0, number, 1]);
             let vni = 256 + u32::from(number);
@@ -288,15 +288,15 @@ fn devices_are_compared_whatever_their_number() {
         let device = sandbox::gateway_ifname(bare.vni);
         netlink.delete_address(&device, bare.address.unwrap()).await.unwrap();
 
-        let all_ports = host.ports_differ(&ports).await.unwrap();
-        assert_eq!(all_ports.len(), ports.len() - 1, "{all_ports:?}");
-        assert!(!all_ports.contains_key(&removed));
-        assert!(all_ports.values().all(|line| line.ends_with(" was a port of br9")));
-        let mut few_ports = BTreeMap::new();
-        for (index, mtu) in &ports {
-            few_ports.extend(host.ports_differ(&[(*index, *mtu)].into()).await.unwrap());
+        let found_at_once = host.host_sides_differ(&mtus).await.unwrap();
+        assert_eq!(found_at_once.len(), mtus.len() - 1, "{found_at_once:?}");
+        assert!(!found_at_once.contains_key(&removed));
+        assert!(found_at_once.values().all(|line| line.ends_with(" was a port of br9")));
+        let mut found_singly = BTreeMap::new();
+        for (index, mtu) in &mtus {
+            found_singly.extend(host.host_sides_differ(&[(*index, *mtu)].into()).await.unwrap());
         }
-        assert_eq!(few_ports, all_ports);
+        assert_eq!(found_singly, found_at_once);
 
         let all = host.gateways_differ(&specs).await.unwrap();
         assert_eq!(all.len(), 2, "{all:?}");

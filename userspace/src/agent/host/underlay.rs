@@ -17,9 +17,9 @@ use crate::{
 /// Whose the neighbour entry of a next hop is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hop {
-    /// The agent's, which has told the kernel to keep it resolved.
+    /// The agent's: the kernel keeps it resolved (`NTF_EXT_MANAGED`).
     Managed,
-    /// The administrator's, who has entered the MAC for good. It is used, and left alone.
+    /// The administrator's: a permanent entry. It is used, and left alone.
     Permanent,
 }
 
@@ -35,7 +35,7 @@ pub(super) fn to_manage(before: &Hops, hops: &Hops) -> Vec<(u32, IpAddr)> {
 
 /// Facts about an interface that a path needs.
 #[derive(Clone, Debug)]
-struct Device {
+struct PathDevice {
     name: String,
     mac: Option<MacAddr>,
     uplink: bool,
@@ -43,14 +43,14 @@ struct Device {
 
 /// The neighbours, read once for all VTEPs, and the interfaces that were read so far.
 #[derive(Debug)]
-pub(super) struct Underlay {
-    devices: HashMap<u32, Device>,
+pub(super) struct UnderlayFacts {
+    devices: HashMap<u32, PathDevice>,
     macs: HashMap<(u32, IpAddr), MacAddr>,
     /// The permanent ones. On an uplink only an administrator enters them.
     permanent: HashSet<(u32, IpAddr)>,
 }
 
-impl Underlay {
+impl UnderlayFacts {
     pub(super) async fn read(netlink: &Netlink) -> Result<Self, NetlinkError> {
         let neighbours = netlink.neighbours().await?;
         let key = |neighbour: &Neighbour| (neighbour.ifindex, neighbour.ip);
@@ -129,7 +129,7 @@ impl Underlay {
         let name = name.to_string_lossy().into_owned();
         if let Some(link) = netlink.link(&name).await? {
             let uplink = uplinks.contains(&name);
-            self.devices.insert(link.index, Device { name, mac: link.mac, uplink });
+            self.devices.insert(link.index, PathDevice { name, mac: link.mac, uplink });
         }
         Ok(())
     }
@@ -183,13 +183,13 @@ impl Underlay {
 mod tests {
     use super::*;
 
-    fn underlay() -> Underlay {
-        let device = |name: &str, uplink| Device {
+    fn underlay() -> UnderlayFacts {
+        let device = |name: &str, uplink| PathDevice {
             name: name.to_owned(),
             mac: Some(MacAddr([2, 0, 0, 0, 0, 9])),
             uplink,
         };
-        Underlay {
+        UnderlayFacts {
             devices: [(2, device("up0", true)), (3, device("mgmt", false))].into(),
             macs: [((2, IpAddr::from([192, 0, 2, 1])), MacAddr([2, 0, 0, 0, 0, 1]))].into(),
             permanent: HashSet::new(),

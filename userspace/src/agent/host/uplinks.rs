@@ -20,8 +20,8 @@ use super::{
 };
 use crate::{
     agent::platform::{
-        ClientLinks, Facts, HostEvent, OtherLinks, Paths, PlugError, Remote, Underlay, UplinkCheck,
-        UplinkChoice,
+        ClientLinks, HostEvent, NodeFacts, OtherLinks, Paths, PlugError, Remote, Underlay,
+        UplinkCheck, UplinkChoice,
     },
     api::types::ApiError,
     choice::{self, Uplink, device::Device},
@@ -177,7 +177,7 @@ impl Underlay for Host {
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError> {
         self.note_addresses().await?;
-        let mut neighbours = underlay::Underlay::read(&self.netlink).await.map_err(refused)?;
+        let mut neighbours = underlay::UnderlayFacts::read(&self.netlink).await.map_err(refused)?;
         let resolved = neighbours.resolve(&self.netlink, &self.uplinks, vteps, used).await;
         let (paths, hops) = resolved.map_err(refused)?;
         // The hops are stored before the calls to the kernel: `event` needs them to recognise the
@@ -279,7 +279,7 @@ impl Underlay for Host {
         })
     }
 
-    async fn facts(&self) -> Result<Facts, ApiError> {
+    async fn facts(&self) -> Result<NodeFacts, ApiError> {
         facts::read(&self.netlink, &self.uplinks).await.map_err(refused)
     }
 

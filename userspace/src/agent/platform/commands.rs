@@ -15,7 +15,7 @@ pub(crate) trait Commands: Send + Sync + 'static {
     /// # Errors
     ///
     /// The supervisor or its command could not be started, on one line. The supervisor may try
-    /// again by itself: it tells the agent then.
+    /// again by itself. It then reports to the agent.
     async fn supervise(&self, launch: &Launch) -> Result<(), String>;
 
     /// The process `pid`, if it runs and is a child of the process `supervisor`.

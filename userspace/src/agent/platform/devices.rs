@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::types::{Adopted, Made, PlugError, Plugged};
+use super::types::{Adopted, Made, PlugError, PluggedPair};
 use crate::{
     api::types::ApiError,
     datapath::{DatapathError, PinCheck, Repaired},
@@ -25,9 +25,9 @@ pub(crate) trait Devices: Send + Sync + 'static {
     async fn plugged(&self) -> Result<BTreeMap<String, u32>, PlugError>;
 
     /// Makes the device pair of an endpoint with its addresses and routes, and attaches the
-    /// program. Idempotent. From then on [`HostEvent::Sandbox`](super::HostEvent::Sandbox) tells of
-    /// changes of the interface in the sandbox.
-    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<Plugged, PlugError>;
+    /// program. Idempotent. From then on each change of the interface in the sandbox is an event
+    /// [`HostEvent::Sandbox`](super::HostEvent::Sandbox).
+    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<PluggedPair, PlugError>;
 
     /// Removes the device pair of an endpoint, and detaches the program from `ifindex`.
     /// Idempotent.
@@ -40,7 +40,7 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// sandbox is gone, or another one is at its path.
     async fn forget_rules(&self, sandbox: &SandboxRef) -> Result<(), PlugError>;
 
-    /// Tells containers the MACs of addresses. Each is told what concerns it, once.
+    /// Announces the MACs of addresses to containers, each announcement once, at its interface.
     async fn announce(&self, announcements: Vec<Announcement>) -> Result<(), PlugError>;
 
     /// Detaches the programs from the host sides of all containers and from all gateway devices
@@ -71,16 +71,16 @@ pub(crate) trait Devices: Send + Sync + 'static {
     ) -> Result<BTreeMap<u32, String>, PlugError>;
 
     /// What differs between the host sides of containers' pairs and their wanted state, on one line
-    /// each, by interface index. `ports` has the wanted MTU of each interface, in bytes. Interfaces
+    /// each, by interface index. `mtus` has the wanted MTU of each interface, in bytes. Interfaces
     /// as wanted, and those that are gone, are left out.
-    async fn ports_differ(
+    async fn host_sides_differ(
         &self,
-        ports: &BTreeMap<u32, u16>,
+        mtus: &BTreeMap<u32, u16>,
     ) -> Result<BTreeMap<u32, String>, PlugError>;
 
     /// What is wrong with the host side of a container's pair and could not be put right when it was
     /// last plugged, on one line. The container works nevertheless.
-    fn port_problem(&self, ifindex: u32) -> Option<String>;
+    fn host_side_problem(&self, ifindex: u32) -> Option<String>;
 
     /// Puts pins of maps and programs back that another program has removed or replaced.
     fn repair_pins(&self, check: PinCheck) -> Repaired;

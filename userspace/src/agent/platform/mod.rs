@@ -19,8 +19,9 @@ pub(crate) use self::{
     maps::{Audit, Maps},
     ports::Ports,
     types::{
-        Adopted, ClientLinks, Facts, FoundSupervisor, Holder, HostEvent, Launch, Made, OtherLinks,
-        Paths, PlugError, Plugged, PortError, PortHold, Remote, UplinkChoice, UplinkFault, Wanted,
+        Adopted, ClientLinks, FoundSupervisor, Holder, HostEvent, Launch, Made, NodeFacts,
+        OtherLinks, Paths, PlugError, PluggedPair, PortError, PortHold, Remote, UplinkChoice,
+        UplinkFault, Wanted,
     },
     underlay::{Underlay, UplinkCheck},
 };

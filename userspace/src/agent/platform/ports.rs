@@ -17,8 +17,8 @@ pub(crate) trait Ports: Send + Sync + 'static {
     /// Finds the holder of a port of the host. [`Holder::Unseen`]: the agent cannot see a holder.
     fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder;
 
-    /// Whether the host's netfilter tracks connections. It then may masquerade, too, and nobody but
-    /// netfilter knows which ports it uses.
+    /// Whether the host's netfilter tracks connections. It then may masquerade, too, with ports
+    /// that the agent cannot read.
     fn netfilter_is_active(&self) -> bool;
 
     /// The rules of the host's netfilter, as far as they can be read. They may translate a port

@@ -55,7 +55,7 @@ impl From<ApiError> for PlugError {
 
 /// A device pair that was plugged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Plugged {
+pub(crate) struct PluggedPair {
     /// Interface index of the host side.
     pub(crate) ifindex: u32,
     /// The interface in the sandbox, and what others had changed about it, on one line. `None`:
@@ -167,7 +167,7 @@ pub(crate) struct Remote {
 
 /// What other hosts must know of this one, and may change while the agent runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Facts {
+pub(crate) struct NodeFacts {
     /// IPv4 addresses of the first uplink, in the kernel's order.
     pub(crate) uplink_ips: Vec<Ipv4Addr>,
     /// All IPv4 addresses.
@@ -178,7 +178,7 @@ pub(crate) struct Facts {
     pub(crate) mtu: Option<u16>,
 }
 
-impl Facts {
+impl NodeFacts {
     /// Those of the subnets that the record of the node has room for.
     pub(crate) fn told_prefixes(&self) -> Vec<IpNetwork> {
         self.prefixes.iter().take(Node::MOST_PREFIXES).copied().collect()

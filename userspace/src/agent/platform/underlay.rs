@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use ipnetwork::IpNetwork;
 
 use super::types::{
-    ClientLinks, Facts, HostEvent, OtherLinks, Paths, PlugError, Remote, UplinkChoice,
+    ClientLinks, HostEvent, NodeFacts, OtherLinks, Paths, PlugError, Remote, UplinkChoice,
 };
 use crate::{
     api::types::ApiError,
@@ -86,7 +86,7 @@ pub(crate) trait Underlay: Send + Sync + 'static {
     ) -> Result<UplinkChoice, ApiError>;
 
     /// Addresses and MTU of the host.
-    async fn facts(&self) -> Result<Facts, ApiError>;
+    async fn facts(&self) -> Result<NodeFacts, ApiError>;
 
     /// The name of an interface.
     fn ifname(&self, ifindex: u32) -> String;

@@ -12,12 +12,12 @@ use crate::model::Name;
 /// out.
 #[derive(Debug, Default)]
 pub(crate) struct Lives {
-    nodes: Mutex<BTreeMap<Name, Life>>,
+    nodes: Mutex<BTreeMap<Name, NodeLife>>,
 }
 
 /// Liveness of a node.
 #[derive(Clone, Copy, Debug)]
-enum Life {
+enum NodeLife {
     Alive,
     /// The time at which the lease of the node ran out. `None`: before this agent's start.
     Gone(Option<Instant>),
@@ -25,7 +25,7 @@ enum Life {
 
 impl Lives {
     // A thread that panicked with the lock held left a valid map: it changes in one step.
-    fn nodes(&self) -> MutexGuard<'_, BTreeMap<Name, Life>> {
+    fn nodes(&self) -> MutexGuard<'_, BTreeMap<Name, NodeLife>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -37,10 +37,10 @@ impl Lives {
                 nodes.remove(name);
                 return;
             }
-            (Some(true), _) => Life::Alive,
-            (Some(false), Some(Life::Alive)) => Life::Gone(Some(Instant::now())),
+            (Some(true), _) => NodeLife::Alive,
+            (Some(false), Some(NodeLife::Alive)) => NodeLife::Gone(Some(Instant::now())),
             (Some(false), Some(gone)) => *gone,
-            (Some(false), None) => Life::Gone(None),
+            (Some(false), None) => NodeLife::Gone(None),
         };
         nodes.insert(name.clone(), now);
     }
@@ -49,8 +49,8 @@ impl Lives {
     /// this agent runs.
     pub(crate) fn gone_for(&self, name: &Name) -> Option<Duration> {
         match self.nodes().get(name)? {
-            Life::Gone(since) => since.map(|since| since.elapsed()),
-            Life::Alive => None,
+            NodeLife::Gone(since) => since.map(|since| since.elapsed()),
+            NodeLife::Alive => None,
         }
     }
 }

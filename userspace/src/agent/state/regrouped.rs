@@ -13,24 +13,24 @@ use crate::model::Name;
 /// Containers of this host whose networks may differ from those in their records.
 #[derive(Debug, Default)]
 pub(crate) struct Regrouped {
-    containers: Mutex<Containers>,
+    containers: Mutex<Selection>,
     noted: Notify,
 }
 
 #[derive(Debug)]
-enum Containers {
+enum Selection {
     All,
     These(BTreeSet<Name>),
 }
 
-impl Default for Containers {
+impl Default for Selection {
     fn default() -> Self {
         Self::These(BTreeSet::new())
     }
 }
 
 impl Regrouped {
-    fn containers(&self) -> MutexGuard<'_, Containers> {
+    fn containers(&self) -> MutexGuard<'_, Selection> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -39,11 +39,11 @@ impl Regrouped {
         let mut containers = self.containers();
         match container {
             Some(name) => {
-                if let Containers::These(names) = &mut *containers {
+                if let Selection::These(names) = &mut *containers {
                     names.insert(name);
                 }
             }
-            None => *containers = Containers::All,
+            None => *containers = Selection::All,
         }
         drop(containers);
         self.noted.notify_one();
@@ -57,8 +57,8 @@ impl Regrouped {
     /// Takes the containers that were noted. `None`: any may have changed.
     pub(crate) fn take(&self) -> Option<BTreeSet<Name>> {
         match mem::take(&mut *self.containers()) {
-            Containers::All => None,
-            Containers::These(names) => Some(names),
+            Selection::All => None,
+            Selection::These(names) => Some(names),
         }
     }
 }

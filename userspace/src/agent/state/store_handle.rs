@@ -79,8 +79,8 @@ impl StoreHandle {
         });
     }
 
-    /// Uses the health of the follower of `store` from now on. Returns the store as everybody except
-    /// the follower may use it: not while it is called replaced.
+    /// Uses the health of the follower of `store` from now on. Returns a wrapper of the store for
+    /// all users except the follower: it refuses while the store counts as replaced.
     pub(crate) fn watch(
         &self,
         follower: &Follower,

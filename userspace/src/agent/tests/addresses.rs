@@ -196,8 +196,8 @@ async fn containers_are_told_of_addresses_that_move() {
         let wanted = state.wanted.values().find(|it| it.container == name(container)).unwrap();
         state.veths[&wanted.id]
     };
-    // All containers of the first host are told. The second host has only the new owner, which is
-    // not told.
+    // All containers of the first host get an announcement. The second host has only the new owner,
+    // which gets none.
     let mut told: Vec<Announcement> = [of(&one, "web"), of(&one, "client")]
         .into_iter()
         .map(|ifindex| Announcement { ifindex, ip: ip(float), mac })

@@ -538,7 +538,7 @@ async fn what_has_ended_for_good_is_not_revived_by_a_supervisor_that_lives_on() 
     command.kill();
     let ended = ContainerState::Exited { code: 143, id: None };
     one.agent.container_state(&name("web"), ended).await.unwrap();
-    // Somebody still writes to the log.
+    // The supervisor lives on, because another process still writes to the log.
     let found =
         FoundSupervisor { supervisor: supervisor.process(), process: None, detached: false };
     let paper = Arc::clone(&one.paper);

@@ -82,7 +82,8 @@ impl World {
         running
     }
 
-    /// State directory of an agent: a copy of one host is told from its original by the address.
+    /// State directory of an agent. The path has the address: it distinguishes a host from its
+    /// copy.
     pub(super) fn state_dir(&self, node: &Node) -> PathBuf {
         self.dir.path().join(format!("state-{}-{}-{}", node.name, node.vtep, node.id))
     }

@@ -83,8 +83,8 @@ async fn garbage_in_the_store_is_named_and_the_rest_works() {
 struct Flaky {
     store: Arc<dyn StateStore>,
     down: AtomicBool,
-    /// Commits are carried out, but their answers are lost.
-    deaf: AtomicBool,
+    /// Commits are applied, but their answers are lost.
+    loses_answers: AtomicBool,
     /// Commits are not sent.
     shut: AtomicBool,
     /// The user may write only the keys below [`ROOT`].
@@ -97,7 +97,7 @@ impl Flaky {
         let flaky = Arc::new(Self {
             store: Arc::clone(&world.store),
             down: AtomicBool::new(false),
-            deaf: AtomicBool::new(false),
+            loses_answers: AtomicBool::new(false),
             shut: AtomicBool::new(false),
             narrow: AtomicBool::new(false),
         });
@@ -153,7 +153,7 @@ impl StateStore for Flaky {
             return Err(StoreError::Refused("permission denied".to_owned()));
         }
         let outcome = self.store.commit(compares, writes).await;
-        if self.deaf.load(Ordering::SeqCst) {
+        if self.loses_answers.load(Ordering::SeqCst) {
             return Err(StoreError::Unavailable("no answer".to_owned()));
         }
         outcome
@@ -209,11 +209,11 @@ async fn a_commit_whose_answer_is_lost_is_taken_back() {
     let flaky = Flaky::in_world(&mut world);
     let one = world.start(1, &Paper::new()).await.ready().await;
     one.network("blue").await.unwrap();
-    flaky.deaf.store(true, Ordering::SeqCst);
+    flaky.loses_answers.store(true, Ordering::SeqCst);
     let error = one.run("web", "blue").await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
     // The endpoint was written all the same.
-    flaky.deaf.store(false, Ordering::SeqCst);
+    flaky.loses_answers.store(false, Ordering::SeqCst);
     one.eventually("nothing is left of it", |state| {
         state.veths.is_empty() && state.namespaces.is_empty() && state.tables.is_empty()
     })
@@ -232,12 +232,12 @@ async fn a_change_of_an_address_whose_answer_is_lost_can_be_repeated() {
     let change = || AddressChange { container: name("web"), ip: [10, 0, 1, 100].into() };
     let additional = || one.paper.state().wanted.values().next().unwrap().additional.len();
 
-    flaky.deaf.store(true, Ordering::SeqCst);
+    flaky.loses_answers.store(true, Ordering::SeqCst);
     let error = one.agent.address_add(&blue, change()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
     assert!(error.message.contains("may or may not be in the store"), "{error}");
     eventually("it was written all the same", || async { additional() == 1 }).await;
-    flaky.deaf.store(false, Ordering::SeqCst);
+    flaky.loses_answers.store(false, Ordering::SeqCst);
     one.agent.address_add(&blue, change()).await.unwrap();
     let refusal = PlugError::Refused(ErrorKind::Internal, "the kernel says no".to_owned());
     one.paper.state().refuse_plug = Some(refusal);
@@ -255,11 +255,11 @@ async fn a_change_of_an_address_whose_answer_is_lost_can_be_repeated() {
     })
     .await;
 
-    flaky.deaf.store(true, Ordering::SeqCst);
+    flaky.loses_answers.store(true, Ordering::SeqCst);
     let error = one.agent.address_remove(&blue, change()).await.unwrap_err();
     assert!(error.message.contains("may or may not be in the store"), "{error}");
     eventually("it is removed all the same", || async { additional() == 0 }).await;
-    flaky.deaf.store(false, Ordering::SeqCst);
+    flaky.loses_answers.store(false, Ordering::SeqCst);
     let error = one.agent.address_remove(&blue, change()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Conflict);
     assert!(error.message.contains("is not one of container 'web'"), "{error}");
@@ -293,7 +293,7 @@ async fn a_change_whose_answer_is_lost_says_what_may_have_happened() {
     };
     let (networks, vteps) = ("culvert network ls", "culvert vtep ls");
 
-    flaky.deaf.store(true, Ordering::SeqCst);
+    flaky.loses_answers.store(true, Ordering::SeqCst);
     told(one.network("red").await.map(drop), "network 'red'", networks);
     told(one.agent.vtep_add(vtep()).await, "VTEP 192.0.2.99 of network 'blue'", vteps);
     eventually("both were made all the same", || async { there() == (true, true) }).await;
@@ -304,7 +304,7 @@ async fn a_change_whose_answer_is_lost_says_what_may_have_happened() {
     eventually("both are gone", || async { there() == (false, false) }).await;
     let removed = one.agent.node_remove(&name("host2"), true).await;
     told(removed, "node 'host2'", "culvert node ls");
-    flaky.deaf.store(false, Ordering::SeqCst);
+    flaky.loses_answers.store(false, Ordering::SeqCst);
 
     flaky.shut.store(true, Ordering::SeqCst);
     for error in [

@@ -29,9 +29,9 @@ use crate::{
         conntrack::testing::MemoryFlows,
         containers::Process,
         platform::{
-            Adopted, Audit, ClientLinks, Commands, Devices, Facts, FoundSupervisor, Holder,
-            HostEvent, Launch, Made, Maps, OtherLinks, Paths, PlugError, Plugged, Remote, Underlay,
-            UplinkCheck, UplinkChoice, UplinkFault, Wanted,
+            Adopted, Audit, ClientLinks, Commands, Devices, FoundSupervisor, Holder, HostEvent,
+            Launch, Made, Maps, NodeFacts, OtherLinks, Paths, PlugError, PluggedPair, Remote,
+            Underlay, UplinkCheck, UplinkChoice, UplinkFault, Wanted,
         },
     },
     api::types::{ApiError, ErrorKind},
@@ -67,9 +67,9 @@ pub(super) struct State {
     pub(super) foreign: BTreeSet<PathBuf>,
     pub(super) learned: BTreeMap<FdbKey, LearnedEntry>,
     pub(super) heard: BTreeMap<NeighKey, HeardEntry>,
-    /// Containers cannot be told anything.
+    /// Announcements to containers fail.
     pub(super) mute: bool,
-    /// What containers were told.
+    /// Announcements that were sent to containers.
     pub(super) announced: Vec<Announcement>,
     /// The last wanted state of each endpoint that was plugged.
     pub(super) wanted: BTreeMap<String, LocalEndpoint>,
@@ -97,7 +97,7 @@ pub(super) struct State {
     /// Subnets to which gateway devices have routes, by VNI.
     pub(super) routed: BTreeMap<u32, IpNetwork>,
     /// Addresses of the host.
-    pub(super) facts: Facts,
+    pub(super) facts: NodeFacts,
     pub(super) other_links: OtherLinks,
     pub(super) client_links: ClientLinks,
     /// Number of reads of them.
@@ -178,10 +178,10 @@ impl Paper {
         Arc::new(Self {
             state: Mutex::new(State {
                 next_ifindex: 100,
-                facts: Facts {
+                facts: NodeFacts {
                     ips: (1..=254).map(|last| Ipv4Addr::new(192, 0, 2, last)).collect(),
                     mtu: Some(1500),
-                    ..Facts::default()
+                    ..NodeFacts::default()
                 },
                 resolv_conf: "nameserver 192.0.2.53\n".to_owned(),
                 routes: ["0.0.0.0/0", "10.0.0.0/24"].map(|route| route.parse().unwrap()).into(),
@@ -296,7 +296,7 @@ impl Devices for Paper {
         Ok(self.state().veths.clone())
     }
 
-    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<Plugged, PlugError> {
+    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<PluggedPair, PlugError> {
         tokio::task::block_in_place(|| self.plugging.pass());
         let mut state = self.state();
         if let Some(error) = &state.refuse_plug {
@@ -319,7 +319,7 @@ impl Devices for Paper {
         if found.is_some() {
             self.tell(HostEvent::Sandbox([endpoint.id.clone()].into()));
         }
-        Ok(Plugged { ifindex, found })
+        Ok(PluggedPair { ifindex, found })
     }
 
     async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError> {
@@ -403,20 +403,20 @@ impl Devices for Paper {
         Ok(BTreeMap::new())
     }
 
-    async fn ports_differ(
+    async fn host_sides_differ(
         &self,
-        ports: &BTreeMap<u32, u16>,
+        mtus: &BTreeMap<u32, u16>,
     ) -> Result<BTreeMap<u32, String>, PlugError> {
         let mut state = self.state();
         state.looks += 1;
         if let Some(error) = &state.refuse_looks {
             return Err(error.clone());
         }
-        let found = ports.keys().filter_map(|ifindex| state.changed.remove_entry(ifindex));
+        let found = mtus.keys().filter_map(|ifindex| state.changed.remove_entry(ifindex));
         Ok(found.collect())
     }
 
-    fn port_problem(&self, ifindex: u32) -> Option<String> {
+    fn host_side_problem(&self, ifindex: u32) -> Option<String> {
         self.state().stuck.get(&ifindex).cloned()
     }
 
@@ -706,7 +706,7 @@ impl Underlay for Paper {
         Ok(UplinkChoice { default, chosen })
     }
 
-    async fn facts(&self) -> Result<Facts, ApiError> {
+    async fn facts(&self) -> Result<NodeFacts, ApiError> {
         Ok(self.state().facts.clone())
     }
 

@@ -424,8 +424,8 @@ async fn clients_of_ports_are_kept_and_shown() {
     assert!(one.paper.state().tables.sources.is_empty());
 }
 
-/// Clients behind an interface without an Ethernet header do not reach a port. The one who publishes
-/// it is told, and so are those who look.
+/// Clients behind an interface without an Ethernet header do not reach a port. `run -p` names the
+/// interface, and so do `status`, `ps` and `ports ls`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn interfaces_that_do_not_serve_a_port_are_told() {
     let world = World::new().await;

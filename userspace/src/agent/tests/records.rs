@@ -16,8 +16,8 @@ use crate::{
         types::{Connect, ErrorKind},
     },
     model::{
-        Endpoint, IpOwner, Key, MacAddr, Node, Protocol, PublishedPort, Record, SCHEMA, SandboxRef,
-        encode,
+        Endpoint, IpOwner, Key, MacAddr, Node, Protocol, PublishedPort, SCHEMA, SandboxRef,
+        StoreRecord, encode,
         ops::{self, EndpointSpec},
     },
     store::{Outcome, Write},
@@ -51,7 +51,7 @@ async fn forge(world: &World, spec: &EndpointSpec) -> Endpoint {
 }
 
 /// Writes a record into the store.
-async fn put(world: &World, key: String, record: &impl Record) {
+async fn put(world: &World, key: String, record: &impl StoreRecord) {
     let write = Write::Put { key, value: encode(record).unwrap(), lease: None };
     world.store.commit(Vec::new(), vec![write]).await.unwrap();
 }

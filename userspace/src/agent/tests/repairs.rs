@@ -1,4 +1,4 @@
-//! Changes by other programs that the agent puts right and tells.
+//! Changes by other programs that the agent repairs and reports.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -189,7 +189,7 @@ async fn a_device_is_counted_when_it_has_been_put_right() {
 }
 
 /// Open vSwitch does not let a port go. The container works without the bridge of the agent, and
-/// the problem is told as long as there is one.
+/// `status` names the problem as long as it lasts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_that_cannot_be_left_is_a_problem_and_no_repair() {
     let world = World::new().await;
@@ -216,7 +216,7 @@ async fn a_master_that_cannot_be_left_is_a_problem_and_no_repair() {
     assert_eq!(repairs(&one, "container device").0, 0);
 }
 
-/// What others change while no agent runs is told by the next agent.
+/// The next agent reports what others have changed while no agent ran.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_that_was_changed_while_no_agent_ran_is_told() {
     let world = World::new().await;

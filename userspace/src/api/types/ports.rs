@@ -19,7 +19,7 @@ pub struct PublishedPorts {
 
 /// Whether other machines can be clients of a port, which has the form of [`PublishedRow::port`]:
 /// one on a loopback address is for the host alone.
-pub fn is_outside(port: &str) -> bool {
+pub fn may_have_clients(port: &str) -> bool {
     !port.starts_with("127.")
 }
 
@@ -32,7 +32,7 @@ pub struct PublishedRow {
     pub network: String,
     /// The port in the form of `ps`: `0.0.0.0:8080->80/tcp`.
     pub port: String,
-    /// Addresses and prefixes of clients that may use it. Empty: everybody.
+    /// Addresses and prefixes of clients that may use it. Empty: all clients.
     #[serde(default)]
     pub from: Vec<String>,
 }

@@ -6,7 +6,7 @@ use culvert_common::datapath::conntrack::FlowState;
 
 use crate::{
     cli::value,
-    config::{DEFAULT_NAT_PORTS, MAX_CONNTRACK, MIN_CONNTRACK, Timeouts},
+    config::{DEFAULT_NAT_PORTS, FlowTimeouts, MAX_CONNTRACK, MIN_CONNTRACK},
     model::Invalid,
 };
 
@@ -84,8 +84,8 @@ pub(super) fn nat_ports(text: &str) -> Result<NatPorts, Invalid> {
 /// # Errors
 ///
 /// A state is given twice.
-pub(super) fn collect(given: &[StateTimeout]) -> Result<Timeouts, Invalid> {
-    let mut timeouts = Timeouts::default();
+pub(super) fn collect(given: &[StateTimeout]) -> Result<FlowTimeouts, Invalid> {
+    let mut timeouts = FlowTimeouts::default();
     for StateTimeout { state, seconds } in given {
         if timeouts.set(*state, *seconds).is_some() {
             return Err(Invalid(format!(

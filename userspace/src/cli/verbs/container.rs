@@ -6,7 +6,9 @@ use super::each::for_all;
 use crate::{
     api::{
         Backend,
-        types::{ApiError, ContainerCreate, ContainerNetwork, ContainerRow, ErrorKind, is_outside},
+        types::{
+            ApiError, ContainerCreate, ContainerNetwork, ContainerRow, ErrorKind, may_have_clients,
+        },
     },
     cli::{
         args::{AttachArgs, DetachArgs, Format, RmArgs},
@@ -65,8 +67,8 @@ fn status(row: &ContainerRow) -> String {
     }
 }
 
-/// Published ports, each with the clients that may use it unless everybody may, and with the
-/// interfaces through which they do not reach it.
+/// Published ports, each with the clients that may use it, unless all may, and with the interfaces
+/// through which clients do not reach it.
 fn ports(network: &ContainerNetwork) -> impl Iterator<Item = String> {
     let from = match network.from.as_slice() {
         [] => String::new(),
@@ -77,7 +79,7 @@ fn ports(network: &ContainerNetwork) -> impl Iterator<Item = String> {
         names => format!(" not through {}", some(names)),
     };
     network.ports.iter().map(move |port| {
-        let unserved = if is_outside(port) { unserved.as_str() } else { "" };
+        let unserved = if may_have_clients(port) { unserved.as_str() } else { "" };
         format!("{port}{from}{unserved}")
     })
 }
@@ -162,7 +164,7 @@ pub(crate) async fn attach(
 pub(super) const FROM_UNKNOWN: &str =
     "--from: the agent is of an earlier version and does not know it: restart it with this one";
 
-/// Whether a container has published ports in the network that everybody may use.
+/// Whether a container has published ports in the network that all clients may use.
 pub(super) fn open_to_all(row: &ContainerRow, network: &str) -> bool {
     let mut networks = row.networks.iter().filter(|has| has.name == network);
     networks.any(|network| !network.ports.is_empty() && network.from.is_empty())

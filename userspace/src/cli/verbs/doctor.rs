@@ -6,7 +6,7 @@ use crate::{
     agent::last_certificates,
     api::{
         Backend, Client, Unreachable,
-        types::{PublishedRow, is_outside},
+        types::{PublishedRow, may_have_clients},
     },
     choice,
     cli::{
@@ -176,7 +176,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
     }
     if let Ok(ports) = client.ports().await {
         let external: Vec<&PublishedRow> =
-            ports.published.iter().filter(|port| is_outside(&port.port)).collect();
+            ports.published.iter().filter(|port| may_have_clients(&port.port)).collect();
         subject.external_ports = external.len();
         subject.open_ports = external.iter().filter(|port| port.from.is_empty()).count();
         subject.published = ports.published.iter().filter_map(published).collect();

@@ -32,7 +32,8 @@ use crate::{
     sandbox::{self, ExecError, Life, LogLimits, RESOLV_CONF, SuperviseSpec, Surroundings},
 };
 
-/// Time for which the end of a command in the foreground is told to an agent that does not answer.
+/// Time for which `run` tries to report the end of a foreground command to an agent that does not
+/// answer.
 /// Then `run` gives up and returns to the shell. In the background, where no user waits, there is
 /// no limit.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,8 +1,7 @@
 //! Reports of the state of a container's command to the agent.
 //!
-//! The newest state is told until the agent has taken it, also to an agent that is away when the
-//! command starts: the container would else run without anybody knowing. The command does not wait
-//! for that.
+//! The newest state is sent again until the agent has accepted it. So an agent that starts after
+//! the command learns of it, too. The command does not wait for that.
 
 use std::{
     path::{Path, PathBuf},
@@ -24,8 +23,8 @@ use crate::{
     model::{Name, SETTLED},
 };
 
-/// Longest time for which a command that has ended is not looked at, because its start is being
-/// told for the first time.
+/// Longest time for which the end of a command is not looked at, because its start is being
+/// reported for the first time.
 const FIRST: Duration = Duration::from_secs(10);
 /// Pauses between two attempts: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -41,7 +40,7 @@ pub(super) struct Sayer {
 }
 
 impl Sayer {
-    /// Has a state told from now on, in place of an earlier one that was not told yet.
+    /// Has a state reported from now on, in place of an earlier one that was not reported yet.
     pub(super) fn say(&self, state: ContainerState) {
         self.states.send_modify(|newest| {
             let number = newest.as_ref().map_or(1, |(number, _)| number + 1);
@@ -67,10 +66,10 @@ impl Sayer {
 pub(super) struct Teller<'a> {
     backend: &'a dyn Backend,
     name: &'a Name,
-    /// Remove the container once its end was told.
+    /// Remove the container once the agent has accepted its end.
     remove: bool,
-    /// Time for which the end is told to an agent that does not answer. `None`: as long as the
-    /// directory of `log` exists, which 'purge' removes.
+    /// Time for which the teller tries to report the end to an agent that does not answer. `None`:
+    /// as long as the directory of `log` exists, which 'purge' removes.
     patience: Option<Duration>,
     /// Log of the container.
     log: Option<PathBuf>,
@@ -80,9 +79,9 @@ pub(super) struct Teller<'a> {
 }
 
 impl<'a> Teller<'a> {
-    /// A teller, with the sayer for it. `remove`: the container is removed once its end was told.
-    /// `patience`: time for which the end is told to an agent that does not answer; `None` for no
-    /// limit.
+    /// A teller, with the sayer for it. `remove`: the container is removed once the agent has
+    /// accepted its end. `patience`: time for which the teller tries to report the end to an agent
+    /// that does not answer; `None` for no limit.
     pub(super) fn new(
         backend: &'a dyn Backend,
         name: &'a Name,
@@ -107,13 +106,13 @@ impl<'a> Teller<'a> {
         (sayer, teller)
     }
 
-    /// Tells the states until the end of the command was told, or the sayer is dropped, or the
-    /// patience is over.
+    /// Reports the states until the agent has accepted the end of the command, or the sayer is
+    /// dropped, or the patience is over.
     pub(super) async fn run(mut self) {
         let name = self.name;
         let mut deadline = None;
         let mut pause = PAUSES.0;
-        // The state that was told, by its number.
+        // Number of the last state that the agent has accepted.
         let mut told = 0;
         loop {
             let newest = self.states.borrow_and_update().clone();
@@ -166,7 +165,7 @@ impl<'a> Teller<'a> {
         }
     }
 
-    /// Waits while a command that keeps failing runs, and tells once that it does not fail any more.
+    /// Waits while a command that keeps failing runs, and reports once that it fails no more.
     /// `false`: there is a newer state.
     async fn remains(&mut self, state: &ContainerState) -> bool {
         let ContainerState::Running { pid, log, supervisor: Some(supervisor), id } = state else {
@@ -212,7 +211,7 @@ impl<'a> Teller<'a> {
         }
     }
 
-    /// The line about a state that could not be told.
+    /// The line about a state that could not be reported.
     fn untold(&self, state: &ContainerState, error: &ApiError) -> String {
         let what = match state {
             ContainerState::Running { .. } => "runs",

@@ -37,7 +37,7 @@ pub struct EndpointSpec {
     pub sandbox: SandboxRef,
     /// Published ports.
     pub ports: Vec<PublishedPort>,
-    /// Clients that may use the published ports. Empty: everybody.
+    /// Clients that may use the published ports. Empty: all clients.
     pub from: Vec<Ipv4Network>,
 }
 

@@ -60,7 +60,7 @@ impl From<Invalid> for Refusal {
     }
 }
 
-fn put<T: super::Record>(key: String, record: &T) -> Result<Write, Refusal> {
+fn put<T: super::StoreRecord>(key: String, record: &T) -> Result<Write, Refusal> {
     Ok(Write::Put { key, value: super::encode(record)?, lease: None })
 }
 

@@ -13,25 +13,25 @@ use crate::model::{IpOwner, Name, SCHEMA};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claims {
     /// No group is empty.
-    groups: BTreeMap<Name, Group>,
+    groups: BTreeMap<Name, NetworkClaims>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Group {
-    v4: Sorted<Ipv4Addr, Held>,
-    v6: Sorted<Ipv6Addr, Held>,
+struct NetworkClaims {
+    v4: Sorted<Ipv4Addr, PackedClaim>,
+    v6: Sorted<Ipv6Addr, PackedClaim>,
 }
 
 /// A claim. The usual form is packed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Held {
+enum PackedClaim {
     /// Owner and revision (big-endian, 48 bits) of a valid claim of this schema.
     Endpoint(Id, [u8; 6]),
     /// Any other claim: its record cannot be read, or does not have the usual form.
     Odd(Box<Claim<IpOwner>>),
 }
 
-impl Held {
+impl PackedClaim {
     fn new(claim: Claim<IpOwner>) -> Self {
         let usual = || {
             let owner = claim.owner.as_ref().filter(|owner| owner.schema == SCHEMA)?;
@@ -90,7 +90,7 @@ impl Claims {
 
     /// The claim to an address of a network.
     pub fn get(&self, network: &Name, ip: IpAddr) -> Option<Claim<IpOwner>> {
-        self.held(network, ip).map(Held::claim)
+        self.held(network, ip).map(PackedClaim::claim)
     }
 
     /// The taken addresses of a network within a range, in order.
@@ -120,12 +120,12 @@ impl Claims {
     /// The endpoint that owns an address.
     pub(crate) fn owner(&self, network: &Name, ip: IpAddr) -> Option<Id> {
         match self.held(network, ip)? {
-            Held::Endpoint(id, _) => Some(*id),
-            Held::Odd(claim) => Id::parse(&claim.owner.as_ref()?.endpoint),
+            PackedClaim::Endpoint(id, _) => Some(*id),
+            PackedClaim::Odd(claim) => Id::parse(&claim.owner.as_ref()?.endpoint),
         }
     }
 
-    fn held(&self, network: &Name, ip: IpAddr) -> Option<&Held> {
+    fn held(&self, network: &Name, ip: IpAddr) -> Option<&PackedClaim> {
         let group = self.groups.get(network)?;
         match ip {
             IpAddr::V4(ip) => group.v4.get(&ip),
@@ -136,12 +136,12 @@ impl Claims {
     /// Adds or replaces a claim.
     pub(crate) fn put(&mut self, network: &Name, ip: IpAddr, claim: Claim<IpOwner>) {
         if !self.groups.contains_key(network) {
-            self.groups.insert(network.clone(), Group::default());
+            self.groups.insert(network.clone(), NetworkClaims::default());
         }
         let Some(group) = self.groups.get_mut(network) else { return };
         match ip {
-            IpAddr::V4(ip) => group.v4.insert(ip, Held::new(claim)),
-            IpAddr::V6(ip) => group.v6.insert(ip, Held::new(claim)),
+            IpAddr::V4(ip) => group.v4.insert(ip, PackedClaim::new(claim)),
+            IpAddr::V6(ip) => group.v6.insert(ip, PackedClaim::new(claim)),
         }
     }
 
@@ -180,12 +180,12 @@ mod tests {
         ) {
             let owner = owner.map(|endpoint| IpOwner { schema, endpoint });
             let claim = Claim { owner, revision };
-            prop_assert_eq!(Held::new(claim.clone()).claim(), claim);
+            prop_assert_eq!(PackedClaim::new(claim.clone()).claim(), claim);
         }
     }
 
     #[test]
     fn a_claim_takes_few_bytes() {
-        assert!(size_of::<Held>() <= 40, "{}", size_of::<Held>());
+        assert!(size_of::<PackedClaim>() <= 40, "{}", size_of::<PackedClaim>());
     }
 }

@@ -19,7 +19,7 @@ use crate::model::{Endpoint, MacAddr, Name};
 #[derive(Clone, Default)]
 pub struct Endpoints {
     /// No group is empty.
-    groups: BTreeMap<Name, Group>,
+    groups: BTreeMap<Name, NetworkEndpoints>,
     /// Names of nodes; the index is the number of the node. They are few and are never removed.
     nodes: Vec<Name>,
     numbers: BTreeMap<Name, u32>,
@@ -195,7 +195,7 @@ impl Endpoints {
             home.insert(id, endpoint);
         }
         if !self.groups.contains_key(&endpoint.network) {
-            self.groups.insert(endpoint.network.clone(), Group::default());
+            self.groups.insert(endpoint.network.clone(), NetworkEndpoints::default());
         }
         self.groups.get_mut(&endpoint.network)?.put(packed)
     }
@@ -223,7 +223,7 @@ impl Endpoints {
 
     /// Moves all endpoints into contiguous memory.
     pub(super) fn pack(&mut self) {
-        self.groups.values_mut().for_each(Group::pack);
+        self.groups.values_mut().for_each(NetworkEndpoints::pack);
     }
 
     fn unpacked(&self) -> impl Iterator<Item = Option<Versioned<Endpoint>>> {
@@ -233,7 +233,7 @@ impl Endpoints {
 
 /// The endpoints of a network, in order of identifier.
 #[derive(Clone, Default)]
-struct Group {
+struct NetworkEndpoints {
     items: Chunked<Item>,
     /// Packed endpoints in contiguous memory. Single allocations would be spread over the memory
     /// that a read of the store takes, and would keep the allocator from returning it.
@@ -253,7 +253,7 @@ enum Item {
     InSlab { from: u32, length: u32 },
 }
 
-impl Group {
+impl NetworkEndpoints {
     /// Number of unused bytes that a small slab may have.
     const DEAD: usize = 1 << 16;
 
@@ -473,7 +473,7 @@ mod tests {
             }
         }
         let group = &endpoints.groups[&net.name];
-        assert!(group.dead <= Group::DEAD + group.slab.len() / 2);
+        assert!(group.dead <= NetworkEndpoints::DEAD + group.slab.len() / 2);
         assert!(size_of::<Item>() <= 16);
     }
 }

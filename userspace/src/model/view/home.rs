@@ -13,7 +13,7 @@ use super::packed::Id;
 use crate::model::{Endpoint, Name};
 
 /// Network and identifier of an endpoint.
-type Place = (Name, Id);
+type EndpointRef = (Name, Id);
 
 /// A single port of the host: address, port and IP protocol.
 pub(crate) type HostPort = (Ipv4Addr, u16, u8);
@@ -26,9 +26,9 @@ pub(super) struct Home {
     all: BTreeMap<Name, BTreeSet<Id>>,
     /// By container, sorted. Most containers have one endpoint, for which a tree of its own would
     /// take ten times the memory.
-    containers: BTreeMap<Name, Vec<Place>>,
+    containers: BTreeMap<Name, Vec<EndpointRef>>,
     /// By path of the network namespace, sorted.
-    sandboxes: BTreeMap<PathBuf, Vec<Place>>,
+    sandboxes: BTreeMap<PathBuf, Vec<EndpointRef>>,
     /// How many times each port of the host is published.
     ports: BTreeMap<HostPort, usize>,
 }
@@ -120,7 +120,7 @@ pub(crate) fn host_ports(endpoint: &Endpoint) -> impl Iterator<Item = HostPort> 
 }
 
 /// Adds a place to a group. The list of the group has no room to spare.
-fn add_to<K: Ord>(groups: &mut BTreeMap<K, Vec<Place>>, group: K, place: Place) {
+fn add_to<K: Ord>(groups: &mut BTreeMap<K, Vec<EndpointRef>>, group: K, place: EndpointRef) {
     let places = groups.entry(group).or_default();
     if let Err(index) = places.binary_search(&place) {
         places.reserve_exact(1);
@@ -129,7 +129,7 @@ fn add_to<K: Ord>(groups: &mut BTreeMap<K, Vec<Place>>, group: K, place: Place) 
 }
 
 /// Removes a place from a group, and the group with its last place.
-fn drop_from<K: Ord>(groups: &mut BTreeMap<K, Vec<Place>>, group: K, place: &Place) {
+fn drop_from<K: Ord>(groups: &mut BTreeMap<K, Vec<EndpointRef>>, group: K, place: &EndpointRef) {
     if let Entry::Occupied(mut places) = groups.entry(group) {
         if let Ok(index) = places.get().binary_search(place) {
             places.get_mut().remove(index);

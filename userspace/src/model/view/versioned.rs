@@ -4,7 +4,7 @@ use std::ops::Deref;
 
 use crate::store::Revision;
 
-/// A record and the revision that wrote it, as [`crate::store::Compare::Unchanged`] wants it.
+/// A record and the revision that wrote it, as [`crate::store::Compare::Unchanged`] needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Versioned<T> {
     /// The record.

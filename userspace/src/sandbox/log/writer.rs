@@ -224,13 +224,13 @@ impl Pump {
         }
     }
 
-    /// Waits until nobody has the pipe any more: the program's own children may outlive it, and
-    /// they must not be killed by SIGPIPE.
+    /// Waits until no process has the pipe open any more: the program's own children may outlive
+    /// it, and they must not be killed by SIGPIPE.
     pub(in crate::sandbox) async fn finish(self) {
         let _ = self.task.await;
     }
 
-    /// Whether nobody has the pipe any more.
+    /// Whether no process has the pipe open any more.
     pub(in crate::sandbox) fn is_finished(&self) -> bool {
         self.task.is_finished()
     }

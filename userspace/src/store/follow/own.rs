@@ -27,7 +27,8 @@ impl OwnWrites {
         read.unwrap_or(Self { schema: 1, writes: Vec::new() })
     }
 
-    /// The value after another write. If `known` is not one of the writes, somebody else wrote them.
+    /// The value after another write. If `known` is not one of the writes, another agent wrote
+    /// them.
     fn with_another(self, known: Option<&OwnWitness>) -> (String, Self) {
         let id = format!("{:016x}", rand::random::<u64>());
         let is_own = known.is_some_and(|known| self.writes.contains(&known.id));
@@ -51,8 +52,9 @@ impl Worker {
         if OwnWrites::of(key, &now.entries).writes.contains(id) {
             return Ok(Some(*revision));
         }
-        // Nobody else writes the key. If it was written later, this host was set back, not the store:
-        // its disk took no writes, or it is a virtual machine that was restored from a snapshot.
+        // No other host writes the key. If it was written later, this host was set back, not the
+        // store: its disk took no writes, or it is a virtual machine that was restored from a
+        // snapshot.
         let is_later = |entry: &Entry| entry.key == *key && entry.mod_revision > *revision;
         if now.entries.iter().any(is_later) { Ok(None) } else { Err(rolled_back(key, *revision)) }
     }
@@ -109,8 +111,7 @@ impl Worker {
         // these keys, or is a copy of this one from before the first own write.
         let proven = self.check_same().await?;
         if !self.covers(proven) {
-            // The old witness is all that tells. In a store that was rolled back, a new one would hide
-            // what was lost.
+            // Only the old witness can show a rollback of the store. A new one would hide it.
             return Ok(());
         }
         let compares =

@@ -323,8 +323,8 @@ async fn an_accepted_store_is_delivered_as_a_whole() {
     assert_eq!(follower.health().borrow().accepted, 1);
 }
 
-/// A user that may use only the followed keys follows without a witness of its own. That is told, and
-/// ends with the permission.
+/// A user that may use only the followed keys follows without a witness of its own. The health
+/// names that until the user gets the permission.
 #[tokio::test]
 async fn a_refused_own_witness_breaks_nothing() {
     let store = Paper::new(Contents::new());

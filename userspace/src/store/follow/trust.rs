@@ -5,7 +5,7 @@ use crate::store::{Compare, Entry, Outcome, Revision, StoreError, StoreMark, Wri
 
 impl Worker {
     /// Checks that the store is the one that was followed before. Returns the revision up to which
-    /// its history is known to be the one that was seen. `None`: the history that would tell is
+    /// its history is known to be the one that was seen. `None`: that part of the history is
     /// compacted.
     pub(super) async fn check_same(&self) -> Result<Option<Revision>, Break> {
         if self.last.is_some() {
@@ -89,7 +89,7 @@ impl Worker {
         }
     }
 
-    /// Whether a key was written at a revision. `None`: the history that would tell is compacted.
+    /// Whether a key was written at a revision. `None`: that part of the history is compacted.
     async fn was_written(&self, key: &str, revision: Revision) -> Result<Option<bool>, Break> {
         match self.store.was_written(key, revision).await {
             Ok(written) => return Ok(Some(written)),

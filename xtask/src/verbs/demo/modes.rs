@@ -5,11 +5,11 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::stage::{LISTENING, Stage, wait_until};
-use crate::lab::{HostPlan, outside, path};
+use crate::lab::{HostPlan, external, path};
 use crate::process::{self, Background};
 
 /// Log of the external host's web server.
-const LOG: &str = "outside-web.log";
+const LOG: &str = "external-web.log";
 
 /// Whether the external host has seen a request from `ip`.
 fn seen_from(log: &str, ip: &str) -> bool {
@@ -18,23 +18,23 @@ fn seen_from(log: &str, ip: &str) -> bool {
 
 /// A web server on the external host. It ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Outside {
+pub(super) struct ExternalServer {
     plan: HostPlan,
     server: Background,
 }
 
-impl Outside {
+impl ExternalServer {
     /// Shows the external host and starts its web server.
     pub(super) fn start(stage: &mut Stage) -> Result<Self> {
-        let plan = outside::outside();
-        stage.step("A host outside, behind a router: it knows no route to any container")?;
+        let plan = external::host();
+        stage.step("An external host, behind a router: it knows no route to any container")?;
         let said = stage.type_on(&plan, "ip route")?;
         stage.expect("no route to 172.17.0.0/16", !said.contains("172.17."))?;
-        let dir = path("outside-web");
+        let dir = path("external-web");
         let dir = dir.display();
         stage.type_on(
             &plan,
-            &format!("mkdir -p {dir} && echo 'Hello from outside' > {dir}/index.html"),
+            &format!("mkdir -p {dir} && echo 'Hello from external' > {dir}/index.html"),
         )?;
         let line = format!("python3 -u -m http.server 80 --directory {dir}");
         let log = path(LOG);
@@ -42,7 +42,7 @@ impl Outside {
         let mut command: Command = plan.command("sh".as_ref());
         let line = format!("exec {line}");
         let mut server = Background::start("python3", command.args(["-c", &line]), &log)?;
-        process::wait_for("the outside host's web server", LISTENING, || {
+        process::wait_for("the external host's web server", LISTENING, || {
             server.check()?;
             let page = plan.shell("curl -sf http://127.0.0.1/")?;
             Ok(page.status.success().then_some(()))
@@ -66,10 +66,10 @@ impl Outside {
     ) -> Result<()> {
         let line = format!("culvert exec {container} -- curl -s http://{}/", self.plan.ip);
         let said = stage.type_on(host, &line)?;
-        stage.expect("the outside host's page", said.trim() == "Hello from outside")?;
+        stage.expect("the external host's page", said.trim() == "Hello from external")?;
         let said = stage.type_on(&self.plan, &format!("tail -n 1 {}", path(LOG).display()))?;
         stage.expect(
-            &format!("the outside host sees {} ({}), not {ip}", host.ip, host.node),
+            &format!("the external host sees {} ({}), not {ip}", host.ip, host.node),
             seen_from(&said, &host.ip) && !seen_from(&said, ip),
         )
     }
@@ -97,7 +97,7 @@ impl Outside {
         let default = said.contains("default via 172.17.0.1 dev eth0");
         stage.expect("a default route by the gateway", default)?;
 
-        stage.step("The way out is masqueraded, in eBPF: the outside host sees host1")?;
+        stage.step("SNAT of outgoing packets, in eBPF: the external host sees host1")?;
         self.sees_the_host(stage, one, "web", "172.17.0.2")?;
         let said = stage.type_on(one, "culvert nat ls")?;
         let flow = said.lines().any(|l| l.contains("172.17.0.2:") && l.contains(&one.ip));
@@ -109,22 +109,24 @@ impl Outside {
             said.trim().lines().all(|line| line.contains("state disabled")),
         )?;
 
-        stage.step("Each hop counts: the gateway, the router, the outside host")?;
+        stage.step("Each hop counts: the gateway, the router, the external host")?;
         let out = &self.plan.ip;
         // ping fails if only an ICMP error comes back. The exit code of grep says whether it came.
         let ping = |ttl: u8, line: &str| {
             format!("culvert exec web -- ping -n -c 1 -W 2 -t {ttl} {out} | grep '{line}'")
         };
-        let router = outside::router().ip;
+        let router = external::router().ip;
         for (ttl, who, ip) in [(1, "the gateway", "172.17.0.1"), (2, "the router", &*router)] {
             let said = stage.type_on(one, &ping(ttl, "Time to live exceeded"))?;
             stage.expect(&format!("TTL {ttl}: {who}"), said.contains(&format!("From {ip} ")))?;
         }
         let said = stage.type_on(one, &ping(64, "bytes from"))?;
         stage
-            .expect("TTL 64: the outside host's answer, two hops less", said.contains("ttl=62"))?;
+            .expect("TTL 64: the external host's answer, two hops less", said.contains("ttl=62"))?;
 
-        stage.step("The published port: from outside, from host2, and on host1 by 127.0.0.1")?;
+        stage.step(
+            "The published port: from the external host, from host2, and on host1 by 127.0.0.1",
+        )?;
         stage.type_on(one, "culvert ps")?;
         for (from, to) in [(&self.plan, &*one.ip), (two, &*one.ip), (one, "127.0.0.1")] {
             let said = stage.type_on(from, &format!("curl -s http://{to}:8080/"))?;
@@ -169,7 +171,9 @@ impl Outside {
         two: &HostPlan,
         ip: &str,
     ) -> Result<()> {
-        stage.step("The way out of the overlay: the same eth0, where Docker adds a second one")?;
+        stage.step(
+            "External access from the overlay: the same eth0, where Docker adds a second one",
+        )?;
         let said = stage.type_on(two, "culvert exec over2 -- ip -brief link")?;
         stage.expect("lo and eth0 alone", said.lines().count() == 2 && said.contains("eth0"))?;
         self.sees_the_host(stage, two, "over2", ip)

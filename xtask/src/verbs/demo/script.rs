@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::modes::Outside;
+use super::modes::ExternalServer;
 use super::stage::{LISTENING, Stage, wait_until};
 use crate::lab::{Etcd, Host, HostPlan, Underlay};
 use crate::process::{self, Background};
@@ -38,15 +38,15 @@ pub(super) fn play() -> Result<()> {
     two.wait_ready()?;
     stage.type_on(&one.plan, "culvert status")?;
 
-    let outside = Outside::start(&mut stage)?;
-    outside.bridge(&mut stage, &one.plan, &two.plan)?;
-    outside.other_modes(&mut stage, &one.plan)?;
+    let external = ExternalServer::start(&mut stage)?;
+    external.bridge(&mut stage, &one.plan, &two.plan)?;
+    external.other_modes(&mut stage, &one.plan)?;
     let mut play = Play { stage, one: one.plan.clone(), two: two.plan.clone() };
     play.network()?;
     let (ip1, ip2) = play.containers()?;
     play.inside_a_container(&ip2)?;
     play.reach(&ip1, &ip2)?;
-    outside.out_of_the_overlay(&mut play.stage, &play.two, &ip2)?;
+    external.out_of_the_overlay(&mut play.stage, &play.two, &ip2)?;
     play.tables(&ip1, &ip2)?;
     play.throughput(&ip2)?;
     play.removal()?;
@@ -54,7 +54,7 @@ pub(super) fn play() -> Result<()> {
     etcd.check()?;
     one.check()?;
     two.check()?;
-    outside.stop()?;
+    external.stop()?;
     play.end(one, two)?;
     etcd.stop()?;
 

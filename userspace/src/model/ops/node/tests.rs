@@ -200,7 +200,7 @@ fn a_host_does_not_leave_its_node_by_another_name() {
     let refused = line(register(&cluster.view, &new, 1));
     assert!(refused.contains("this host is node 'old' in the store"), "{refused}");
     assert!(refused.contains("start with --node old"), "{refused}");
-    register(&cluster.view, &old, 1).expect("the way out");
+    register(&cluster.view, &old, 1).expect("the advice works");
     // An earlier version has let it happen: the present name stays.
     cluster.put(Key::node(&new.name), &new);
     register(&cluster.view, &new, 1).expect("plan");

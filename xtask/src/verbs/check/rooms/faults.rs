@@ -26,12 +26,12 @@ pub(super) fn faults(table: &Table, it: &Crate, imports: &[Import]) -> Vec<Strin
         }
     }
     for circle in circles(imports) {
-        let ways: Vec<_> = circle
+        let steps: Vec<_> = circle
             .iter()
             .map(|Import { from, line, path, .. }| format!("{}:{line} ('{path}')", name(*from)))
             .collect();
         if let Some(first) = circle.first() {
-            let fault = format!("a circle of {} files: {}", circle.len(), ways.join(" -> "));
+            let fault = format!("a circle of {} files: {}", circle.len(), steps.join(" -> "));
             faults.insert((name(first.from).to_owned(), first.line, fault));
         }
     }

@@ -183,6 +183,35 @@ fn every_crate_that_must_have_a_table_is_asked_for() {
     assert_eq!(first, Some("docs/ARCHITECTURE.md: no table of rooms for other/src"));
 }
 
+/// The floors in the documentation of the programs, and the rows of the table of rooms.
+#[test]
+fn a_room_of_the_programs_may_import_all_lower_floors_and_no_other() {
+    let read = |path: &str| fs::read_to_string(paths::root().join(path)).expect(path);
+    let tables = table::read(&read(DOCUMENT)).expect("the tables are readable");
+    let root = "ebpf/src/main.rs";
+    let table =
+        tables.iter().find(|table| table.room_of(root).is_some()).expect("a table of ebpf/");
+    let programs = read(root);
+    let mut rooms = Vec::new();
+    // A row is `//! | FLOOR | ROOMS | what is there |`.
+    for row in programs.lines().filter_map(|line| line.strip_prefix("//! | ")) {
+        let (floor, rest) = row.split_once(" | ").expect(row);
+        let Ok(floor) = floor.parse::<u8>() else { continue };
+        let (names, _) = rest.split_once(" | ").expect(row);
+        for name in names.split('`').skip(1).step_by(2) {
+            let room = table.room_of(&format!("ebpf/src/{name}.rs")).expect(name);
+            rooms.push((floor, name, room));
+        }
+    }
+    assert_eq!(rooms.len() + 1, table.paths().count(), "main.rs alone has no floor: {rooms:?}");
+    for (upper, from, above) in &rooms {
+        for (lower, to, below) in rooms.iter().filter(|(_, to, _)| to != from) {
+            let may_import = table.refuses(*above, *below).is_none();
+            assert_eq!(may_import, upper > lower, "{from} imports {to}");
+        }
+    }
+}
+
 #[test]
 fn a_table_that_is_not_as_it_should_be_is_refused() {
     for (from, to, wanted) in [

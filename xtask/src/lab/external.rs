@@ -1,7 +1,7 @@
 //! The external network: a router on the switch, and a host behind it without a route to any
 //! container. Neither has an agent.
 
-use culvert_testbed::outside::{self, Outside};
+use culvert_testbed::external::{self, External};
 
 use super::host::{HostPlan, UPLINK};
 
@@ -14,8 +14,8 @@ pub(crate) fn router() -> HostPlan {
 }
 
 /// The external host.
-pub(crate) fn outside() -> HostPlan {
-    plan("outside", outside::DEVICE, outside::ROUTER_DEVICE, &Outside::IP.to_string())
+pub(crate) fn host() -> HostPlan {
+    plan("external", external::DEVICE, external::ROUTER_DEVICE, &External::IP.to_string())
 }
 
 fn plan(name: &str, uplink: &'static str, port: &str, ip: &str) -> HostPlan {

@@ -17,7 +17,7 @@ pub const ROUTER_DEVICE: &str = "out0";
 /// The router's address towards the host.
 const ROUTER_IP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
-/// Puts `host` behind `router`: [`Outside::IP`] is its address, and its default route leads to
+/// Puts `host` behind `router`: [`External::IP`] is its address, and its default route leads to
 /// the router, which forwards.
 ///
 /// # Errors
@@ -29,21 +29,21 @@ pub fn put_behind(router: &Netns, host: &Netns) -> Result<()> {
     ))?;
     host.sh(&format!(
         "ip addr add {}/24 dev {DEVICE} && ip route add default via {ROUTER_IP}",
-        Outside::IP
+        External::IP
     ))?;
     Ok(())
 }
 
 /// A router on the underlay, and a host behind it.
 #[derive(Debug)]
-pub struct Outside {
+pub struct External {
     /// The router; its interfaces are `up0` to the underlay and `out0` to the host.
     pub router: Netns,
     /// The host.
     pub host: Netns,
 }
 
-impl Outside {
+impl External {
     /// Address of the host (RFC 5737).
     pub const IP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
     /// Index of the router on the underlay.
@@ -63,7 +63,7 @@ impl Outside {
     /// When the kernel refuses.
     pub fn behind<'a>(switch: &Netns, hosts: impl IntoIterator<Item = &'a Netns>) -> Self {
         let router = Underlay::join(switch, Self::ROUTER);
-        let host = Netns::new("outside");
+        let host = Netns::new("external");
         if let Err(error) = put_behind(&router, &host) {
             panic!("{error:#}");
         }
