@@ -36,11 +36,11 @@ const NEEDED: [(CapabilitySet, &str); 11] = [
 ];
 
 /// What [`give_up`] has done, for the log, which is not set up then.
-static DONE: OnceLock<Kept> = OnceLock::new();
+static DONE: OnceLock<KeptCapabilities> = OnceLock::new();
 
 /// The capabilities that the agent has kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Kept {
+enum KeptCapabilities {
     /// Those of [`NEEDED`] that it had.
     Needed,
     /// All, and why.
@@ -50,7 +50,8 @@ enum Kept {
 /// Gives up the capabilities that the agent does not need. Must be called while the process has one
 /// thread: capabilities belong to threads, and new ones inherit them.
 pub fn give_up() {
-    let kept = limit().unwrap_or_else(|errno| Kept::All(format!("the kernel refuses: {errno}")));
+    let kept = limit()
+        .unwrap_or_else(|errno| KeptCapabilities::All(format!("the kernel refuses: {errno}")));
     let _ = DONE.set(kept);
 }
 
@@ -58,12 +59,12 @@ pub fn give_up() {
 pub(super) fn tell() {
     match DONE.get() {
         None => {}
-        Some(Kept::Needed) => {
+        Some(KeptCapabilities::Needed) => {
             for (capability, reason) in NEEDED {
                 tracing::debug!("capability {capability:?} is kept: {reason}");
             }
         }
-        Some(Kept::All(why)) => {
+        Some(KeptCapabilities::All(why)) => {
             tracing::info!("capabilities: those that are not needed are kept, too: {why}");
         }
     }
@@ -80,10 +81,10 @@ fn needed() -> CapabilitySet {
 }
 
 /// Takes from the calling thread what the agent does not need.
-fn limit() -> io::Result<Kept> {
+fn limit() -> io::Result<KeptCapabilities> {
     let now = capabilities(None)?;
     if let Some(why) = reason_to_keep_all(now)? {
-        return Ok(Kept::All(why.to_owned()));
+        return Ok(KeptCapabilities::All(why.to_owned()));
     }
     let needed = needed();
     set_capabilities(
@@ -94,7 +95,7 @@ fn limit() -> io::Result<Kept> {
             inheritable: now.inheritable,
         },
     )?;
-    Ok(Kept::Needed)
+    Ok(KeptCapabilities::Needed)
 }
 
 /// Why a program that this thread starts would not get all capabilities back, or why the agent
@@ -139,13 +140,13 @@ mod tests {
     fn the_agent_has_what_it_needs_and_its_programs_have_all() {
         let before = of_a_program();
         on_a_thread(move || {
-            assert_eq!(limit(), Ok(Kept::Needed));
+            assert_eq!(limit(), Ok(KeptCapabilities::Needed));
             let now = capabilities(None).unwrap();
             assert_eq!(now.effective, now.permitted);
             assert!(needed().contains(now.permitted), "{:?}", now.permitted);
             assert!(!now.permitted.contains(CapabilitySet::SYS_MODULE));
             assert_eq!(of_a_program(), before);
-            assert_eq!(limit(), Ok(Kept::Needed), "again, as after a restart in place");
+            assert_eq!(limit(), Ok(KeptCapabilities::Needed), "again, as after a restart in place");
         });
     }
 
@@ -170,7 +171,10 @@ mod tests {
         on_a_thread(move || {
             set_no_new_privs(true).unwrap();
             let kept = limit().unwrap();
-            assert!(matches!(&kept, Kept::All(why) if why.contains("no_new_privs")), "{kept:?}");
+            assert!(
+                matches!(&kept, KeptCapabilities::All(why) if why.contains("no_new_privs")),
+                "{kept:?}"
+            );
             assert!(are_limited());
             assert_eq!(of_a_program(), before);
         });
@@ -180,7 +184,9 @@ mod tests {
             let (effective, permitted) = (without(effective), without(permitted));
             let sets = CapabilitySets { effective, permitted, inheritable };
             set_capabilities(None, sets).unwrap();
-            assert!(matches!(limit().unwrap(), Kept::All(why) if why.contains("CAP_SYS_PTRACE")));
+            assert!(
+                matches!(limit().unwrap(), KeptCapabilities::All(why) if why.contains("CAP_SYS_PTRACE"))
+            );
             assert_eq!(capabilities(None).unwrap(), sets);
         });
     }

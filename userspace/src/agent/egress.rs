@@ -22,7 +22,7 @@ const PROBLEM: &str = "egress";
 /// Watches the counter until the agent stops. When it grows, `status` names the interfaces that the
 /// packets may have been for. The log has the line once.
 pub(super) async fn keep(shared: Arc<Shared>) {
-    let mut watch = Watch::default();
+    let mut watch = EgressWatch::default();
     loop {
         watch.look(&shared, Instant::now()).await;
         tokio::select! {
@@ -34,7 +34,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
 
 /// State from look to look.
 #[derive(Debug, Default)]
-struct Watch {
+struct EgressWatch {
     /// The counter at the last look. What was counted before the first is not told.
     count: Option<u64>,
     /// When the counter has last grown, while the problem is shown.
@@ -43,7 +43,7 @@ struct Watch {
     read: Option<Instant>,
 }
 
-impl Watch {
+impl EgressWatch {
     async fn look(&mut self, shared: &Shared, now: Instant) {
         let Ok(count) = shared.platform.dropped(DropReason::NotAnUplink) else { return };
         let before = self.count.replace(count);

@@ -48,7 +48,7 @@ const REFUSAL: Duration = Duration::from_secs(1);
 
 /// The limits of the connections.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct ConnectionLimits {
     /// Greatest number of connections. Further clients wait until one ends.
     pub(super) all: usize,
     /// Greatest number of connections of all users but `own`, together. Further ones are refused.
@@ -60,7 +60,7 @@ pub(super) struct Limits {
     pub(super) header: Duration,
 }
 
-impl Default for Limits {
+impl Default for ConnectionLimits {
     fn default() -> Self {
         let own = geteuid().as_raw();
         Self { all: 1024, others: 64, own, header: Duration::from_secs(10) }
@@ -69,12 +69,12 @@ impl Default for Limits {
 
 /// Counts of connections since the start.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct ConnectionCounts {
     refused: AtomicU64,
     late: AtomicU64,
 }
 
-impl Counts {
+impl ConnectionCounts {
     /// The present counts.
     pub(super) fn now(&self) -> ApiConnections {
         ApiConnections {
@@ -89,8 +89,8 @@ impl Counts {
 pub(super) async fn serve(
     mut listener: Spared,
     router: Router,
-    limits: Limits,
-    counts: Arc<Counts>,
+    limits: ConnectionLimits,
+    counts: Arc<ConnectionCounts>,
     mut stopping: watch::Receiver<bool>,
 ) {
     let refusing = Router::new().fallback(move || async move { too_many(limits.others) });
@@ -168,7 +168,7 @@ async fn connection(
     stream: UnixStream,
     peer: Peer,
     router: Router,
-    limits: Limits,
+    limits: ConnectionLimits,
     mut stopping: watch::Receiver<bool>,
 ) -> hyper::Result<()> {
     let router = TowerToHyperService::new(router);
@@ -213,18 +213,18 @@ mod tests {
     struct Served {
         _dir: TempDir,
         socket: PathBuf,
-        counts: Arc<Counts>,
+        counts: Arc<ConnectionCounts>,
         stop: watch::Sender<bool>,
         task: tokio::task::JoinHandle<()>,
     }
 
-    fn served(limits: Limits) -> Served {
+    fn served(limits: ConnectionLimits) -> Served {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
         let listener = Spared::new(UnixListener::bind(&socket).unwrap());
         let router = Router::new().route("/", get(|| async { "here" }));
         let (stop, stopping) = watch::channel(false);
-        let counts = Arc::new(Counts::default());
+        let counts = Arc::new(ConnectionCounts::default());
         let serving = serve(listener, router, limits, Arc::clone(&counts), stopping);
         let task = tokio::spawn(serving);
         Served { _dir: dir, socket, counts, stop, task }
@@ -255,7 +255,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_without_a_request_ends() {
-        let limits = Limits { header: Duration::from_millis(100), ..Limits::default() };
+        let limits =
+            ConnectionLimits { header: Duration::from_millis(100), ..ConnectionLimits::default() };
         let served = served(limits);
         let mut silent = served.connect().await;
         let mut half = served.connect().await;
@@ -275,7 +276,8 @@ mod tests {
     #[tokio::test]
     async fn other_users_have_a_share_of_the_connections() {
         let own = geteuid().as_raw();
-        let served = served(Limits { others: 1, own: own ^ 1, ..Limits::default() });
+        let served =
+            served(ConnectionLimits { others: 1, own: own ^ 1, ..ConnectionLimits::default() });
         let first = served.connect().await;
         let refused = served.ask().await;
         assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
@@ -290,7 +292,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_own_user_waits_for_a_connection_and_has_more_than_a_share() {
-        let served = served(Limits { all: 2, others: 0, ..Limits::default() });
+        let served = served(ConnectionLimits { all: 2, others: 0, ..ConnectionLimits::default() });
         let (first, _second) = (served.connect().await, served.connect().await);
         let mut asked = pin!(served.ask());
         let soon = Duration::from_millis(100);
@@ -302,7 +304,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_is_to_stop_ends_idle_connections() {
-        let Served { _dir, socket, stop, task, .. } = served(Limits::default());
+        let Served { _dir, socket, stop, task, .. } = served(ConnectionLimits::default());
         let mut idle = UnixStream::connect(&socket).await.unwrap();
         idle.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         let mut first = [0; 8];

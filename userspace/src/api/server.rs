@@ -17,7 +17,7 @@ use tokio::{sync::watch, time::timeout};
 use super::{
     Backend, Listener,
     accept::Spared,
-    connections::{self, Counts, Limits},
+    connections::{self, ConnectionCounts, ConnectionLimits},
     deadline,
     peer::Peer,
     types::{
@@ -52,11 +52,11 @@ pub async fn serve(
 ) -> io::Result<()> {
     let (socket, _guard) = listener.into_tokio()?;
     let (stop, stopping) = watch::channel(false);
-    let counts = Arc::new(Counts::default());
+    let counts = Arc::new(ConnectionCounts::default());
     let router = router(backend, Arc::clone(&counts));
     let listener = Spared::new(socket);
     let mut serving =
-        pin!(connections::serve(listener, router, Limits::default(), counts, stopping));
+        pin!(connections::serve(listener, router, ConnectionLimits::default(), counts, stopping));
     tokio::select! {
         () = serving.as_mut() => return Ok(()),
         () = shutdown => {}
@@ -67,7 +67,7 @@ pub async fn serve(
     Ok(())
 }
 
-fn router(backend: Arc<dyn Backend>, counts: Arc<Counts>) -> Router {
+fn router(backend: Arc<dyn Backend>, counts: Arc<ConnectionCounts>) -> Router {
     Router::new()
         .route("/v1/networks", get(networks).post(network_create))
         .route("/v1/networks/{name}", get(network_inspect).delete(network_remove))
@@ -341,7 +341,7 @@ async fn stats(State(backend): Shared) -> Answer<Vec<StatsRow>> {
 
 async fn status(
     State(backend): Shared,
-    Extension(counts): Extension<Arc<Counts>>,
+    Extension(counts): Extension<Arc<ConnectionCounts>>,
 ) -> Answer<Status> {
     // The backend does not see connections.
     let status = backend.status().await?;

@@ -37,7 +37,7 @@ pub(super) fn parse(text: &str) -> Ruleset {
             "rule" => {
                 let Some(name) = word("chain") else { continue };
                 let expressions = object.get("expr").and_then(Value::as_array);
-                let context = Context { table: &table, sets: &sets };
+                let context = TableContext { table: &table, sets: &sets };
                 let rules = context.rules(expressions.map(Vec::as_slice).unwrap_or_default());
                 ruleset.chains.entry(chain(&table, name)).or_default().extend(rules);
             }
@@ -158,12 +158,12 @@ fn destination(value: &Value) -> Option<Ipv4Network> {
 }
 
 /// What the rules of a table refer to.
-struct Context<'a> {
+struct TableContext<'a> {
     table: &'a str,
     sets: &'a Sets<'a>,
 }
 
-impl<'a> Context<'a> {
+impl<'a> TableContext<'a> {
     /// The rules that a list of expressions stands for. A map has an alternative for each element.
     fn rules(&self, expressions: &[Value]) -> Vec<Rule> {
         let mut ways = vec![Match::default()];
