@@ -86,6 +86,7 @@ async fn stay(
                 shared.shown.problems.set("node/removed", removed(shared, new));
                 remember(shared);
                 if let Some(entered) = entered.take() {
+                    shared.readiness.entered(Some(revision));
                     // The receiver is gone if the agent is stopping.
                     let _ = entered.send(Ok(()));
                 }
@@ -116,6 +117,7 @@ async fn stay(
                 // The agent can read the store without the entry, so the containers on this host
                 // keep their network.
                 if let Some(entered) = entered.take() {
+                    shared.readiness.entered(None);
                     let _ = entered.send(Ok(()));
                 }
                 let line =
