@@ -8,7 +8,7 @@ use std::{
 use super::{Engine, queue::Work, reading::finished};
 use crate::{
     agent::{memory, platform::Remote, state::PlugState},
-    model::{Endpoint, HostPort, Name, Node, Protocol, PublishedPort, Touched},
+    model::{Endpoint, Name, Node, Protocol, PublishedPort, Touched},
     store::Update,
 };
 
