@@ -63,9 +63,9 @@ fn a_gateway_gives_way_to_a_route_of_the_host() {
     });
 }
 
-/// The device's route would hide a part of a wider route of the host, and the device's address the
-/// machine to which a narrower one leads. The kernel itself prefers a route to another part of the
-/// subnet.
+/// The device's address would hide the machine to which a narrower route of the host leads. The
+/// kernel itself prefers a route to another part of the subnet. Beside a wider route the network goes
+/// on.
 #[test]
 #[ignore = "needs root"]
 fn a_gateway_hides_no_route_of_the_host() {
@@ -78,7 +78,7 @@ fn a_gateway_hides_no_route_of_the_host() {
     block_on(async {
         let netlink = Netlink::in_netns(host.fd().as_fd()).unwrap();
         plug_gateway(&netlink, &spec()).await.unwrap();
-        for to in ["10.9.0.0/16", "10.0.0.0/8", "10.9.0.0/25", "10.9.0.1"] {
+        for to in ["10.9.0.0/25", "10.9.0.1"] {
             open_gateway(&netlink, &spec()).await.unwrap();
             assert!(addresses().contains("10.9.0.1/24"), "{to}: {}", addresses());
             host.run(&format!("ip route add {to} dev lan0"));
@@ -93,7 +93,8 @@ fn a_gateway_hides_no_route_of_the_host() {
             assert_eq!(routes.trim_end(), format!("{to} dev lan0 scope link"));
             host.run(&format!("ip route del {to} dev lan0"));
         }
-        for to in ["10.9.0.128/25", "10.9.0.7", "0.0.0.0/1", "default"] {
+        let others = ["10.9.0.128/25", "10.9.0.7", "10.9.0.0/16", "10.0.0.0/8", "0.0.0.0/1"];
+        for to in others.into_iter().chain(["default"]) {
             host.run(&format!("ip route add {to} dev lan0"));
             open_gateway(&netlink, &spec()).await.unwrap();
             assert!(addresses().contains("10.9.0.1/24"), "{to}: {}", addresses());

@@ -108,8 +108,8 @@ fn a_route_that_overlaps_a_network_in_use_is_told() {
     let cluster = host_with_a_gateway();
     let host = &cluster.hosts[0];
     connect_lan(host, "198.18.0.5/24");
-    for to in ["10.9.0.0/16", "10.9.0.0/25"] {
-        host.netns.run(&format!("ip route add {to} dev lan0"));
+    for to in ["10.9.0.0/24", "10.9.0.0/25"] {
+        host.netns.run(&format!("ip route add {to} dev lan0 metric 5"));
         let words = format!("this host has a route to {to} by lan0");
         wait_until(SOON, "the problem", || has_problem(host, &words));
         assert!(has_problem(host, "network 'net'"), "{}", host.ok(&["status"]));
@@ -123,6 +123,14 @@ fn a_route_that_overlaps_a_network_in_use_is_told() {
         });
         wait_until(SOON, "no problem", || !has_problem(host, "has a route to"));
     }
+    // A VPN brings a route to more than the subnet: the network goes on.
+    host.netns.run("ip route add 10.0.0.0/8 dev lan0");
+    wait_until(SOON, "the problem", || {
+        has_problem(host, "network 'net': subnet 10.9.0.0/24 is a part of 10.0.0.0/8")
+    });
+    host.netns.run("ping -c1 -W9 10.9.0.9");
+    host.netns.run("ip route del 10.0.0.0/8 dev lan0");
+    wait_until(SOON, "no problem", || !has_problem(host, "has a route"));
     // The kernel prefers this route. The network keeps the other half.
     host.netns.run("ip route add 10.9.0.128/25 dev lan0");
     wait_until(SOON, "the problem", || {

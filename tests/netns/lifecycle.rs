@@ -172,7 +172,7 @@ fn commands_come_back_after_a_reboot_and_rm_is_carried_out() {
     assert_eq!(row(host, &web)["restart"], "always");
     assert_eq!(host.ok(&["logs", &web]).trim_end(), "secret in /usr\nsecret in /usr");
     let pid = row(host, &web)["pid"].to_string();
-    let inside = std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let inside = fs::read_link(format!("/proc/{pid}/ns/net")).ok();
     let named = host.in_container(&web, "readlink /proc/self/ns/net");
     assert_eq!(inside.map(|path| path.display().to_string()), Some(named.trim().to_owned()));
     cluster.hosts[1].wait_ping(&peer, "10.0.0.2");
@@ -185,7 +185,7 @@ fn commands_come_back_after_a_reboot_and_rm_is_carried_out() {
     assert!(line.contains("is running"), "{line}");
     host.ok(&["rm", "-f", &web]);
     // Without a parent that waits for it, a process that has ended stays as a zombie.
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
 }
 
@@ -193,14 +193,14 @@ fn commands_come_back_after_a_reboot_and_rm_is_carried_out() {
 /// Returns the pid of the command.
 fn forget_command(host: &Host, name: &str) -> Option<i64> {
     let path = host.dir().join(format!("state/containers/{name}.json"));
-    let text = std::fs::read(&path).unwrap_or_default();
+    let text = fs::read(&path).unwrap_or_default();
     let mut record: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
     let pid = record["process"]["pid"].as_i64();
     for field in ["process", "supervisor", "log"] {
         record[field] = serde_json::Value::Null;
     }
     record["begun"] = false.into();
-    assert!(std::fs::write(&path, record.to_string()).is_ok());
+    assert!(fs::write(&path, record.to_string()).is_ok());
     pid
 }
 

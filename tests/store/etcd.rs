@@ -362,7 +362,7 @@ async fn a_role_without_the_witnesses_is_enough_to_follow() {
     let passwords = Passwords::new();
     let store = connect(&passwords.options(&server, Some("culvert"), "pässword")).await;
     let options = FollowOptions {
-        own_key: Some(culvert::model::witness_key("test")),
+        own_key: Some(witness_key("test")),
         own_every: Duration::from_millis(50),
         ..culvert::model::follow_options()
     };

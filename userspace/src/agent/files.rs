@@ -384,6 +384,7 @@ mod tests {
 
     /// The state directory of an earlier version: each directory and file in it.
     fn earlier(state_dir: &Path) {
+        fs::create_dir(state_dir).unwrap();
         for directory in [".", "containers", "logs", "etc", "etc/web", "store"] {
             let path = state_dir.join(directory);
             fs::create_dir_all(&path).unwrap();

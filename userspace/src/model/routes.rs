@@ -25,15 +25,16 @@ impl HostRoute {
     }
 }
 
-/// Whether the gateway device of a network would take something from a host that has a route of its
-/// own to `destination`: the destination, because the route of the device leads to all or a part of
-/// it, or the machine with the device's address. `gateway` is the address of the device with the
-/// prefix length of the subnet. A route to another part of the subnet does not count: the kernel
-/// prefers it to that of the device.
+/// Whether the gateway device of a network would take all of a route from a host that has a route of
+/// its own to `destination`: the destination is the subnet, or a part of it with the device's
+/// address. `gateway` is this address with the prefix length of the subnet. A route to another part
+/// of the subnet does not count: the kernel prefers it to that of the device. A route to more than
+/// the subnet does not count either: a network in use goes on if, for example, a VPN brings such a
+/// route.
 pub fn excludes_gateway(destination: IpNetwork, gateway: IpNetwork) -> bool {
-    destination.prefix() >= NETWORK
+    destination.prefix() >= gateway.prefix().max(NETWORK)
         && overlap(destination, gateway)
-        && (destination.prefix() <= gateway.prefix() || destination.contains(gateway.ip()))
+        && (destination.prefix() == gateway.prefix() || destination.contains(gateway.ip()))
 }
 
 /// The first route of a host to an address of one of a network's subnets, and that subnet.
@@ -101,11 +102,11 @@ mod tests {
     fn a_gateway_device_takes_nothing_from_the_host() {
         let gateway: IpNetwork = "10.9.0.1/24".parse().expect("address");
         let excludes = |to: &str| excludes_gateway(to.parse().expect("network"), gateway);
-        for to in ["10.9.0.0/24", "10.9.0.0/16", "10.0.0.0/8", "10.9.0.0/25", "10.9.0.1/32"] {
+        for to in ["10.9.0.0/24", "10.9.0.0/25", "10.9.0.1/32"] {
             assert!(excludes(to), "{to}");
         }
         let others = ["10.9.0.128/25", "10.9.0.7/32", "10.9.1.0/24", "0.0.0.0/1", "0.0.0.0/0"];
-        for to in others.into_iter().chain(["::/0", "fd00::/8"]) {
+        for to in others.into_iter().chain(["10.9.0.0/16", "10.0.0.0/8", "::/0", "fd00::/8"]) {
             assert!(!excludes(to), "{to}");
         }
     }

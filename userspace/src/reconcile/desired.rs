@@ -382,7 +382,7 @@ mod tests {
         let one = cluster.node(1);
         cluster.network("blue", &[]);
         let web = cluster.endpoint("blue", &one, "web");
-        let port = crate::model::PublishedPort {
+        let port = PublishedPort {
             host_ip: [0; 4].into(),
             host_port: 8080,
             container_port: 80,

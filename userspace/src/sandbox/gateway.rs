@@ -140,9 +140,9 @@ pub fn keep_settings(device: &str) -> Result<Vec<&'static str>> {
 }
 
 /// Brings the gateway device up, gives it its address, and routes the subnet to it. Must be called
-/// after the device's program is attached. Where the host has a route of its own to the subnet, to
-/// more than the subnet, or to the device's address, the device gives way: it keeps neither the
-/// address, which a machine there may have, nor a route, see [`excludes_gateway`].
+/// after the device's program is attached. Where the host has a route of its own to the subnet, or
+/// to a part of it with the device's address, the device gives way: it keeps neither the address,
+/// which a machine there may have, nor a route, see [`excludes_gateway`].
 ///
 /// # Errors
 /// The host has such a route, the interface does not exist, or the kernel refuses.

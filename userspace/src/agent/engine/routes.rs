@@ -1,8 +1,8 @@
 //! Routes of the host into the subnets of networks that are in use here.
 //!
-//! A network takes nothing from the host: where a route of the host and the gateway device exclude
-//! each other, the device gives way (`sandbox::open_gateway`). Where the kernel prefers the host's
-//! route for a part of the subnet, the part is told.
+//! Where a route of the host and the gateway device exclude each other, the device gives way
+//! (`sandbox::open_gateway`). Where one of the two leads to a part of the other's destination, the
+//! kernel prefers it for that part, and the part is told.
 
 use std::collections::BTreeMap;
 
@@ -77,16 +77,23 @@ impl Engine {
     }
 }
 
-/// The problem, on one line, that routes of the host lead to parts of a network's subnet. `None`:
-/// there are no such routes.
+/// The problem, on one line, that routes of the host lead to parts of a network's subnet, or to more
+/// than the subnet. `None`: there are no such routes.
 fn part(name: &Name, gateway: IpNetwork, routes: &[HostRoute]) -> Option<String> {
     let subnet = subnet_of(gateway);
-    let mut parts = routes.iter().filter(|route| validate::overlap(route.destination, subnet));
+    let overlapping =
+        |route: &&HostRoute| route.is_taken() && validate::overlap(route.destination, subnet);
+    let mut parts = routes.iter().filter(overlapping);
     let HostRoute { destination, device } = parts.next()?;
     let further = match parts.count() {
         0 => String::new(),
         number => format!(" ({number} more)"),
     };
+    if destination.prefix() < subnet.prefix() {
+        return Some(format!(
+            "network '{name}': subnet {subnet} is a part of {destination}, to which this host has a route by {device}{further}: the host reaches no other machine in that part; remove the route, or renumber one of the two"
+        ));
+    }
     Some(format!(
         "network '{name}': this host has a route to {destination} by {device}{further}, which is a part of subnet {subnet}: the host does not reach containers there; remove the route, or renumber one of the two"
     ))
@@ -112,5 +119,10 @@ mod tests {
         }
         let three = line(&["10.9.0.128/25", "10.9.0.7/32", "10.9.0.9/32"]).unwrap();
         assert!(three.contains("by lan0 (2 more), which"), "{three}");
+        let wide = line(&["10.0.0.0/8"]).unwrap();
+        assert!(
+            wide.contains("part of 10.0.0.0/8, to which this host has a route by lan0"),
+            "{wide}"
+        );
     }
 }

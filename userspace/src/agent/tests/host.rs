@@ -86,15 +86,21 @@ async fn a_network_gives_way_to_a_route_that_comes_later() {
         one.paper.state().routes.retain(|route| *route != gone);
         tell_route(&one, to);
     };
-    for wide in ["10.0.0.0/16", "10.0.1.0/24"] {
-        add(wide);
+    for taken in ["10.0.1.0/25", "10.0.1.0/24"] {
+        add(taken);
         is_routed("no gateway's route", false).await;
-        let line = format!("network 'blue': gateway: this host has a route to {wide} by up0");
+        let line = format!("network 'blue': gateway: this host has a route to {taken} by up0");
         eventually("the problem", || async { has_problem(&one, &line) }).await;
-        remove(wide);
+        remove(taken);
         is_routed("the gateway's route again", true).await;
         eventually("no problem", || async { !has_problem(&one, "has a route to") }).await;
     }
+    add("10.0.0.0/16");
+    let words = "network 'blue': subnet 10.0.1.0/24 is a part of 10.0.0.0/16, to which this host has a route by up0";
+    eventually("the problem", || async { has_problem(&one, words) }).await;
+    assert!(one.paper.state().routed.contains_key(&VNI));
+    remove("10.0.0.0/16");
+    eventually("no problem", || async { !has_problem(&one, words) }).await;
     // The kernel prefers this one for a part of the subnet.
     add("10.0.1.128/25");
     let words = "network 'blue': this host has a route to 10.0.1.128/25 by up0";
