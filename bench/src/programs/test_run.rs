@@ -44,7 +44,11 @@ impl<'a> Known<'a> {
     /// The programs and packets at both places of a path.
     pub(super) fn both(path: &'a Path<'_>, traffic: Traffic) -> Result<[Self; 2]> {
         let [first, next] = &path.places;
-        let sent = frame(path.peers, traffic)?;
+        if traffic == Traffic::Tcp {
+            // Only a SYN begins a flow to a published port.
+            first.sends_on(&frame(path.peers, Packet::Syn)?, FIRST)?;
+        }
+        let sent = frame(path.peers, Packet::Data(traffic))?;
         let arrives = next.receives(first.sends_on(&sent, FIRST)?.frame, path.answered)?;
         next.sends_on(&arrives, FIRST)?;
         Ok([Self { place: first, frame: sent }, Self { place: next, frame: arrives }])
@@ -72,17 +76,27 @@ impl<'a> Known<'a> {
     }
 }
 
-/// The packet that the client of a path sends.
-fn frame(peers: &Peers, traffic: Traffic) -> Result<Vec<u8>> {
-    let to = *peers.to.ip();
+/// A packet that the client of a path sends.
+#[derive(Clone, Copy)]
+enum Packet {
+    /// The beginning of a TCP connection.
+    Syn,
+    /// Payload.
+    Data(Traffic),
+}
+
+/// The frame of a packet that the client of a path sends.
+fn frame(peers: &Peers, kind: Packet) -> Result<Vec<u8>> {
+    let (to, port) = (*peers.to.ip(), peers.to.port());
     let ends = join(spawn(&peers.client, Side::Client, move || Ends::ask(to))?)?;
     let packet =
         PacketBuilder::ethernet2(ends.mac, ends.next_hop).ipv4(ends.ip.octets(), to.octets(), 64);
     let mut frame = Vec::new();
-    match traffic {
-        Traffic::Udp => packet.udp(SOURCE_PORT, peers.port).write(&mut frame, &[0x5a; 64]),
-        Traffic::Tcp => {
-            let segment = packet.tcp(SOURCE_PORT, peers.port, 1, u16::MAX).ack(1);
+    match kind {
+        Packet::Syn => packet.tcp(SOURCE_PORT, port, 0, u16::MAX).syn().write(&mut frame, &[]),
+        Packet::Data(Traffic::Udp) => packet.udp(SOURCE_PORT, port).write(&mut frame, &[0x5a; 64]),
+        Packet::Data(Traffic::Tcp) => {
+            let segment = packet.tcp(SOURCE_PORT, port, 1, u16::MAX).ack(1);
             segment.write(&mut frame, &[0x5a; SEGMENT])
         }
     }?;
