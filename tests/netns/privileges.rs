@@ -113,7 +113,9 @@ fn user_and_capabilities_hold_for_every_command_of_a_container() {
     wait_until(SOON, "its pid", || row(host, &name)["pid"].is_number());
     let pid = row(host, &name)["pid"].to_string();
     host.ok(&["rm", "-f", &name]);
-    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    // Its supervisor reaps it.
+    let process = format!("/proc/{pid}");
+    wait_until(SOON, "its end", || !Path::new(&process).exists());
 
     // Without --user the command is root, and has no more capabilities either.
     let name = unique_name("user");
