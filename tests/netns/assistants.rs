@@ -235,10 +235,9 @@ fn tunnelled(from: Ipv4Addr, to: Ipv4Addr, vni: u32, options: &[u8]) -> Vec<u8> 
     wrapped((from, to), vni, options, &two)
 }
 
-/// The IPv4 packet of a VXLAN datagram with the VNI and the MAC of the vxlan device. The inner packet
+/// The IPv4 packet of a VXLAN datagram with the VNI of the vxlan device and the inner destination `mac`. The inner packet
 /// is for the host itself.
-fn to_the_device(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
-    let mac = [0x02, 0x43, 0x56, 0x47, 0x52, 0x4f];
+fn to_the_device(from: Ipv4Addr, to: Ipv4Addr, mac: [u8; 6]) -> Vec<u8> {
     let host = packet::Host { mac, v4: to.octets(), v6: [0; 16] };
     wrapped((from, to), 0, &[], &host)
 }
@@ -366,10 +365,18 @@ fn what_reaches_the_kernel_s_socket_gets_nowhere() {
     all(&cluster.hosts[1].netns, 4);
     nothing(&cluster.hosts[1]);
 
-    // The bridge drops frames with the VNI of the device, also those to the device's MAC.
-    let packet = to_the_device(from, to);
-    send(&[std::slice::from_ref(&packet), &fragments(&packet, 900)].concat());
-    wait_until(SOON, "the device to receive", || frames(&cluster.hosts[1].netns, GRO) == 2);
+    // The bridge drops frames with the VNI of the device: to the device's MAC, and to groups that a
+    // bridge hands to the host's stack by default.
+    cluster.hosts[1]
+        .netns
+        .run("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $f; done");
+    let group = |last| [0x01, 0x80, 0xc2, 0, 0, last];
+    let macs = [[0x02, 0x43, 0x56, 0x47, 0x52, 0x4f], group(0x00), group(0x02), group(0x0e)];
+    for (id, mac) in (900..).zip(macs) {
+        let packet = to_the_device(from, to, mac);
+        send(&[std::slice::from_ref(&packet), &fragments(&packet, id)].concat());
+    }
+    wait_until(SOON, "the device to receive", || frames(&cluster.hosts[1].netns, GRO) == 8);
     assert_eq!((on_host.seen().len(), frames(&cluster.hosts[1].netns, ROOM)), (0, 0));
 
     // A device for all VNIs receives the frames.

@@ -19,6 +19,7 @@ cases!(
     tcp,
     udp,
     ping,
+    vxlan,
     a_service,
     a_service_from_an_isolated_network,
     only_what_opens_a_connection,
@@ -47,6 +48,16 @@ fn begins(lab: &mut Lab, packet: &V4) {
 /// The flow that `came` begins.
 fn began(came: &V4) -> Began<'_> {
     Began { came, from: Place::At(Interface::A1), went: came, to: Place::Stack, kind: kind::HOST }
+}
+
+/// The kernel's VXLAN socket may be that of another system, and receives at each address of the host.
+fn vxlan(lab: &mut Lab) {
+    for to in [GATEWAY, SECOND, US] {
+        let packet = to_gateway(&V4::udp(&ONE, &to, (50_000, 4789), &payload(60)));
+        lab.at_container(Interface::A1, &packet.frame()).drops(DropReason::VxlanFromContainer);
+    }
+    let other = V4::udp(&ONE, &GATEWAY, (4789, 53), &payload(60));
+    begins(lab, &other);
 }
 
 /// The host forwards `packet`, and `A1` gets it with the MACs of the network.

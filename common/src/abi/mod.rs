@@ -38,7 +38,7 @@ pub use seal::{Sealed, SealedU32};
 pub use underlay::{HeaderTemplate, PathMtu, UnderlayPath, VtepId, VtepKey};
 
 /// VNI of the agent's own vxlan device, which has a VNI so that it can share its socket with the
-/// devices of other programs. No network has this VNI. A frame with it is never passed on.
+/// devices of other programs. No network has this VNI.
 pub const RESERVED_VNI: u32 = 0;
 
 /// Version of the map layout. Pins live under a directory of this number, so

@@ -32,6 +32,7 @@ use crate::{
     },
     count::note,
     facts::{inner::Inner, routed::Kind, sender::Sender},
+    globals::VXLAN_PORT,
     kernel::{
         fib::{self, Route},
         redirect,
@@ -231,6 +232,10 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     }
     if gateway || is_local(work) {
         if !is_published(work) {
+            // The socket of `cvgro0` is also that of other systems' vxlan devices.
+            if is_vxlan(work) {
+                return Err(DropReason::VxlanFromContainer);
+            }
             fragments::note_host_datagram(&work.routed);
             return track(sender, work);
         }
@@ -445,6 +450,13 @@ fn end(ctx: &TcContext, work: &mut Work) -> Result<(), DropReason> {
     }
     work.target.to = work.routed.key.tuple;
     Ok(())
+}
+
+/// Whether the packet is VXLAN by its port.
+#[inline(always)]
+fn is_vxlan(work: &Work) -> bool {
+    let key = &work.routed.key;
+    key.protocol == PROTO_UDP && key.tuple.dst_port == VXLAN_PORT.load().to_be_bytes()
 }
 
 /// Whether the packet is VXLAN for a VTEP: it would leave with the address of this host's VTEP as

@@ -83,6 +83,7 @@ async fn stay(
                 backoff.reset();
                 shared.store.registered();
                 shared.shown.problems.set("node", None);
+                shared.shown.problems.set("node/record", None);
                 shared.shown.problems.set("node/removed", removed(shared, new));
                 remember(shared);
                 if let Some(entered) = entered.take() {

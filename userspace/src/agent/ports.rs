@@ -38,8 +38,8 @@ type PortKey = (String, PublishedPort);
 pub(crate) struct Synced {
     /// The problems, a line each under a key of its own.
     pub(crate) lines: BTreeMap<String, String>,
-    /// The ports that are not held. A process of the host, or another container, may have them:
-    /// they must not be published.
+    /// The ports at which a process of the host, or another container, serves clients: they must
+    /// not be published.
     pub(crate) unclaimed: BTreeSet<PortKey>,
 }
 
@@ -49,14 +49,23 @@ pub(crate) struct Reservations {
     state: Mutex<State>,
 }
 
+/// A port of an endpoint that could not be held. It is published all the same if nobody serves
+/// clients there: the port is the container's, and only its reservation is missing.
+struct Failed {
+    /// The problem, on one line.
+    line: String,
+    /// Somebody else serves clients there.
+    is_taken: bool,
+}
+
 #[derive(Default)]
 struct State {
     /// Ports of endpoints.
     held: BTreeMap<PortKey, PortHold>,
     /// Ports whose endpoint is being made, with the name of its container.
     pending: BTreeMap<PublishedPort, (Name, PortHold)>,
-    /// Ports of endpoints that could not be held, and the reason on one line.
-    failed: BTreeMap<PortKey, String>,
+    /// Ports of endpoints that could not be held.
+    failed: BTreeMap<PortKey, Failed>,
     /// Ports of endpoints for which no open file was left. They are tried again at the next
     /// [`Reservations::sync`].
     starved: Option<Starved>,
@@ -119,9 +128,13 @@ pub(crate) struct Translated {
 }
 
 impl Translated {
-    /// The first of the ports of `port` that is translated, and by what.
+    /// The first of the ports of `port` that is translated, and by what. Rules with further
+    /// conditions may be for others than the clients of the port; `culvert doctor` names them.
     fn taker(&self, port: &PublishedPort) -> Option<(PublishedPort, &Translation)> {
         let (translation, host_port) = self.rules.taker(port, &self.addresses)?;
+        if translation.conditional {
+            return None;
+        }
         Some((PublishedPort { host_port, count: 1, ..*port }, translation))
     }
 }
@@ -318,13 +331,22 @@ impl Reservations {
             // and other tasks do not wait for it.
             let explain = |(key, container, error): (PortKey, Name, PortError)| {
                 let why = refusal(platform, &key.1, &error).message;
-                (key, format!("container '{container}': {why}; the port is not published"))
+                let is_taken = matches!(error, PortError::InUse) && self.is_taken(platform, &key.1);
+                let end = if is_taken { "; the port is not published" } else { "" };
+                let line = format!("container '{container}': {why}{end}");
+                (key, Failed { line, is_taken })
             };
             let failed: Vec<_> =
                 tokio::task::block_in_place(|| refused.into_iter().map(explain).collect());
             self.state().failed.extend(failed);
         }
         self.synced(wanted)
+    }
+
+    /// Whether a process of the host, or another container, serves clients at a port.
+    fn is_taken(&self, platform: &dyn Ports, port: &PublishedPort) -> bool {
+        let another = self.state().held.keys().any(|(_, held)| overlapping(held, port));
+        another || platform.is_served(port.host_ip, port.host_port, port.protocol)
     }
 
     /// Whether ports are not held because no open file was left.
@@ -334,15 +356,15 @@ impl Reservations {
 
     fn synced(&self, wanted: &BTreeMap<PortKey, Name>) -> Synced {
         let state = self.state();
-        let line = |((id, port), line): (&PortKey, &String)| {
-            (format!("{PROBLEM}{id}/{port}"), line.clone())
+        let line = |((id, port), failed): (&PortKey, &Failed)| {
+            (format!("{PROBLEM}{id}/{port}"), failed.line.clone())
         };
         let starved = state.starved.iter();
         let starved = starved.map(|starved| (format!("{PROBLEM}files"), starved.line()));
-        let free = wanted.keys().filter(|key| !state.held.contains_key(*key));
+        let is_taken = |key: &&PortKey| state.failed.get(key).is_some_and(|failed| failed.is_taken);
         Synced {
             lines: state.failed.iter().map(line).chain(starved).collect(),
-            unclaimed: free.cloned().collect(),
+            unclaimed: wanted.keys().filter(is_taken).cloned().collect(),
         }
     }
 

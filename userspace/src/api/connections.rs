@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{Router, extract::ConnectInfo};
@@ -45,6 +45,8 @@ const MAX_HEADER: usize = 64 << 10;
 const REFUSALS: usize = 16;
 /// Time for a refusal.
 const REFUSAL: Duration = Duration::from_secs(1);
+/// Least time between two lines of the log about refused connections.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// The limits of the connections.
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +100,7 @@ pub(super) async fn serve(
     let others = Arc::new(Semaphore::new(limits.others));
     let refusals = Arc::new(Semaphore::new(REFUSALS));
     let tasks = TaskTracker::new();
-    let mut told = false;
+    let mut told: Option<Instant> = None;
     loop {
         let accepted = async {
             // First, so that clients wait in the kernel's backlog. The semaphore is never closed.
@@ -116,10 +118,10 @@ pub(super) async fn serve(
             let share = Arc::clone(&others).try_acquire_owned().ok();
             if share.is_none() {
                 counts.refused.fetch_add(1, Ordering::Relaxed);
-                if !told {
+                if told.is_none_or(|told| told.elapsed() > QUIET) {
+                    told = Some(Instant::now());
                     tracing::warn!("{}", too_many(limits.others));
                 }
-                told = true;
                 if let Ok(place) = Arc::clone(&refusals).try_acquire_owned() {
                     let refusal =
                         connection(stream, peer, refusing.clone(), limits, stopping.clone());
@@ -130,7 +132,6 @@ pub(super) async fn serve(
                 }
                 continue;
             }
-            told = false;
             share
         };
         let served = connection(stream, peer, router.clone(), limits, stopping.clone());
@@ -203,7 +204,6 @@ mod tests {
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::UnixListener,
-        time::Instant,
     };
 
     use super::*;

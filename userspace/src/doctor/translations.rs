@@ -70,10 +70,11 @@ pub(super) fn translated(
     let taken = published.iter().filter_map(|(container, port)| {
         let (translation, single) = facts.rules.taker(port, &facts.addresses)?;
         let PublishedPort { host_ip, protocol, .. } = port;
+        let conditions = if translation.conditional { ", under further conditions," } else { "" };
         Some(warning(
             "translation",
             format!(
-                "port {single}/{protocol} on {host_ip} is published by container '{container}' and translated by {} as well: the other system does not get the packets of clients, which Culvert takes before netfilter",
+                "port {single}/{protocol} on {host_ip} is published by container '{container}' and translated by {}{conditions} as well: the other system does not get the packets of clients, which Culvert takes before netfilter",
                 translation.by
             ),
             "give one of the two another port",
@@ -161,6 +162,7 @@ mod tests {
                     protocol: Protocol::Tcp,
                     ports: (8085, 8085),
                     destination: None,
+                    conditional: false,
                     by: Translator::Chain(chain("DOCKER")),
                 }],
                 ..Rules::default()

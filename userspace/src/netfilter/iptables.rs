@@ -53,16 +53,29 @@ fn rule(line: &str) -> Option<(String, Rule)> {
         }
         let is_negated = std::mem::take(&mut negated);
         match word.as_str() {
-            // Other conditions, and negated ones, are left out, see `Match`.
-            "-p" | "-d" | "--dport" | "--dports" if is_negated => drop(words.next()?),
+            // What a target is given is no condition.
+            _ if goes.is_some() => {}
+            "-p" | "-d" | "--dport" | "--dports" if is_negated => {
+                matches.conditional = true;
+                drop(words.next()?);
+            }
+            // An external client's packet comes in on an uplink, with a source of its own.
+            "-i" | "-s" if is_negated => drop(words.next()?),
+            "-m" => drop(words.next()?),
             "-p" => matches.protocols = Some(vec![protocol(&words.next()?)?]),
             "-d" => matches.destinations = Some(vec![words.next()?.parse::<Ipv4Network>().ok()?]),
             "--dport" | "--dports" => matches.ports = Some(ports(&words.next()?)?),
-            "--dst-type" if words.next()? == "LOCAL" && is_negated => return None,
+            "--dst-type" => match (words.next()?.as_str(), is_negated) {
+                ("LOCAL", true) => return None,
+                ("LOCAL", false) => {}
+                _ => matches.conditional = true,
+            },
+            // Of the packets that another rule leaves, the rule gets a share.
+            "--mode" | "--probability" | "--every" | "--packet" => drop(words.next()?),
             // A comment may have words that look like options.
             "--comment" => drop(words.next()?),
             "-j" | "-g" => goes = Some(words.next()?),
-            _ => {}
+            other => matches.conditional |= other.starts_with('-'),
         }
     }
     let goes = match goes?.as_str() {
@@ -136,7 +149,8 @@ mod tests {
             .map(|one| {
                 let (first, last) = one.ports;
                 let to = one.destination.map(|net| net.to_string()).unwrap_or_default();
-                format!("{} {first}-{last} {to} {}", one.protocol, one.by)
+                let conditions = if one.conditional { " (conditional)" } else { "" };
+                format!("{} {first}-{last} {to} {}{conditions}", one.protocol, one.by)
             })
             .collect();
         let by = |chain: &str| format!("chain {chain} of table nat ('iptables-save -t nat')");
@@ -153,6 +167,32 @@ mod tests {
         );
         assert_eq!(rules.kube_proxy.map(|chain| chain.name).as_deref(), Some("KUBE-SERVICES"));
         assert_eq!(rules.services, ["10.96.0.10".parse().unwrap()].into());
+    }
+
+    /// Rules for others than external clients refuse no port.
+    #[test]
+    fn further_conditions_are_noted() {
+        let conditional = |rule: &str| {
+            let text = format!("*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING {rule}\nCOMMIT\n");
+            let found = rules(&text).translations;
+            let [one] = found.as_slice() else { panic!("{rule}: {found:?}") };
+            one.conditional
+        };
+        for rule in [
+            "-i virbr0 -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 8080",
+            "-s 10.0.0.0/8 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.9",
+            "! -d 192.0.2.1/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.9",
+            "-p tcp -m set --match-set some src -m tcp --dport 80 -j REDIRECT",
+        ] {
+            assert!(conditional(rule), "{rule}");
+        }
+        for rule in [
+            "! -i docker0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2:80",
+            "! -s 10.0.0.0/8 -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 8080 --random",
+            "-d 192.0.2.1/32 -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 80 -j REDIRECT",
+        ] {
+            assert!(!conditional(rule), "{rule}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ fn service(line: &str) -> Option<Translation> {
     // Port 0 stands for every port of an address.
     let port = u16::from_str_radix(port, 16).ok().filter(|port| *port != 0)?;
     let (ports, destination) = ((port, port), Some(address.into()));
-    Some(Translation { protocol, ports, destination, by: Translator::Ipvs })
+    Some(Translation { protocol, ports, destination, conditional: false, by: Translator::Ipvs })
 }
 
 #[cfg(test)]

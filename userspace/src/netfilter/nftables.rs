@@ -82,7 +82,13 @@ enum Part {
     /// The destination port, of one protocol or of each.
     Port(Option<Protocol>),
     Destination,
-    /// What does not matter here.
+    /// The family of addresses.
+    Family,
+    /// What holds for all packets to the host, or for a share of them.
+    Always,
+    /// What only packets of IPv6 have.
+    Ipv6,
+    /// What cannot be compared here.
     Other,
 }
 
@@ -97,6 +103,9 @@ impl Part {
             (Some("th"), Some("dport"), _) => Self::Port(None),
             (Some("ip"), Some("daddr"), _) => Self::Destination,
             (Some("ip"), Some("protocol"), _) | (_, _, Some("l4proto")) => Self::Protocol,
+            (Some("ip6"), ..) => Self::Ipv6,
+            (_, _, Some("nfproto")) => Self::Family,
+            _ if left.get("fib").is_some() || left.get("numgen").is_some() => Self::Always,
             _ => Self::Other,
         }
     }
@@ -112,7 +121,10 @@ impl Part {
                 matches.ports = Some(understood(values, ports)?);
             }
             Self::Destination => matches.destinations = Some(understood(values, destination)?),
-            Self::Other => {}
+            Self::Family => drop(understood(values, is_ipv4)?),
+            Self::Always => {}
+            Self::Ipv6 => return None,
+            Self::Other => matches.conditional = true,
         }
         Some(matches)
     }
@@ -122,6 +134,10 @@ impl Part {
 fn understood<T>(values: &[&Value], read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
     let read: Vec<T> = values.iter().filter_map(|value| read(value)).collect();
     (!read.is_empty()).then_some(read)
+}
+
+fn is_ipv4(value: &Value) -> Option<()> {
+    (value.as_str() == Some("ipv4") || value.as_u64() == Some(2)).then_some(())
 }
 
 fn protocol(value: &Value) -> Option<Protocol> {
@@ -171,6 +187,9 @@ impl<'a> TableContext<'a> {
             match kind {
                 "match" => ways = narrow(&ways, &self.condition(body)),
                 "vmap" => return self.verdicts(&ways, body),
+                "dnat" if body.get("family").and_then(Value::as_str) == Some("ip6") => {
+                    return Vec::new();
+                }
                 "dnat" | "redirect" => {
                     let maps =
                         ["addr", "port"].into_iter().filter_map(|key| body.get(key)?.get("map"));
@@ -180,9 +199,11 @@ impl<'a> TableContext<'a> {
                     }
                     return with(ways, &Goes::Elsewhere);
                 }
-                // Rules of iptables. Their other conditions are not shown.
+                // Rules of iptables. What their extensions compare is not shown; `iptables-save`
+                // shows it.
                 "xt" => {
                     let name = body.get("name").and_then(Value::as_str).unwrap_or_default();
+                    ways = narrow(&ways, &[Match::some()]);
                     if matches!(name, "DNAT" | "REDIRECT") {
                         return with(ways, &Goes::Elsewhere);
                     }
@@ -205,15 +226,20 @@ impl<'a> TableContext<'a> {
             return Vec::new();
         };
         if body.get("op").and_then(Value::as_str) == Some("!=") {
-            let is_local = left.get("fib").is_some() && right.as_str() == Some("local");
-            let protocols = match Part::of(left) {
-                Part::Port(protocol) => protocol.map(|protocol| vec![protocol]),
-                _ => None,
-            };
-            return if is_local {
-                Vec::new()
-            } else {
-                vec![Match { protocols, ..Match::default() }]
+            return match Part::of(left) {
+                Part::Always if right.as_str() == Some("local") => Vec::new(),
+                Part::Family if is_ipv4(right).is_some() => Vec::new(),
+                Part::Ipv6 => Vec::new(),
+                Part::Port(protocol) => {
+                    let protocols = protocol.map(|protocol| vec![protocol]);
+                    vec![Match { protocols, ..Match::some() }]
+                }
+                // An external client's packet comes in on an uplink, with a source of its own.
+                _ if is_origin(left) => vec![Match::default()],
+                Part::Family => vec![Match::default()],
+                Part::Protocol | Part::Destination | Part::Always | Part::Other => {
+                    vec![Match::some()]
+                }
             };
         }
         let values: Vec<&Value> = match right.as_str().and_then(|name| name.strip_prefix('@')) {
@@ -272,6 +298,16 @@ impl<'a> TableContext<'a> {
     }
 }
 
+/// Whether a value is the interface that a packet comes in on, or its source address.
+fn is_origin(left: &Value) -> bool {
+    let is = |key: &str, member: &str, wanted: &[&str]| {
+        let word = left.get(key).and_then(|value| value.get(member)).and_then(Value::as_str);
+        word.is_some_and(|word| wanted.contains(&word))
+    };
+    is("meta", "key", &["iif", "iifname", "iifgroup"])
+        || (is("payload", "protocol", &["ip"]) && is("payload", "field", &["saddr"]))
+}
+
 /// The values of which a value consists. `None`: it is a single one.
 fn parts(value: &Value) -> Option<&[Value]> {
     Some(value.get("concat")?.as_array()?.as_slice())
@@ -322,7 +358,8 @@ mod tests {
             let (first, last) = one.ports;
             let to = one.destination.map(|net| net.to_string()).unwrap_or_default();
             let by = one.by.to_string().replace(" ('nft list ruleset')", "");
-            format!("{} {first}-{last} {to} {by}", one.protocol)
+            let conditions = if one.conditional { " (conditional)" } else { "" };
+            format!("{} {first}-{last} {to} {by}{conditions}", one.protocol)
         };
         rules.translations.iter().map(line).collect()
     }
@@ -345,7 +382,7 @@ mod tests {
                 format!("tcp 1002-1002  {own}"),
                 format!("tcp 2001-2001  {own}"),
                 format!("tcp 2002-2002  {own}"),
-                format!("tcp 8080-8080  {own}"),
+                format!("tcp 8080-8080  {own} (conditional)"),
                 format!("tcp 30080-30080 192.0.2.1/32 {kube}"),
                 format!("udp 777-777  {own}"),
                 format!("udp 5000-5010  {own}"),
@@ -370,7 +407,47 @@ mod tests {
             {"rule": {"family": "ip", "table": "nat", "chain": "PREROUTING", "expr": [
                 {"xt": {"type": "match", "name": "addrtype"}}, {"jump": {"target": "DOCKER"}}]}}
         ]}"#;
-        assert_eq!(shown(&rules(text)), ["tcp 8081-8081  chain DOCKER of table ip nat"]);
+        let line = "tcp 8081-8081  chain DOCKER of table ip nat (conditional)";
+        assert_eq!(shown(&rules(text)), [line]);
+    }
+
+    /// Rules for others than external clients, and for packets of IPv6.
+    #[test]
+    fn further_conditions_are_noted_and_rules_of_ipv6_left_out() {
+        let found = |conditions: &str, target: &str| {
+            let text = format!(
+                r#"{{"nftables": [
+                {{"chain": {{"family": "inet", "table": "own", "name": "pre", "type": "nat",
+                           "hook": "prerouting"}}}},
+                {{"rule": {{"family": "inet", "table": "own", "chain": "pre", "expr": [
+                    {conditions},
+                    {{"match": {{"op": "==", "left": {{"payload": {{"protocol": "tcp",
+                        "field": "dport"}}}}, "right": 80}}}}, {target}]}}}}]}}"#
+            );
+            rules(&text).translations.iter().map(|one| one.conditional).collect::<Vec<_>>()
+        };
+        let condition = |left: &str, op: &str, right: &str| {
+            format!(r#"{{"match": {{"op": "{op}", "left": {left}, "right": "{right}"}}}}"#)
+        };
+        let dnat = |family: &str| format!(r#"{{"dnat": {{"addr": "x", "family": "{family}"}}}}"#);
+        let meta = |key: &str| format!(r#"{{"meta": {{"key": "{key}"}}}}"#);
+        let payload = |protocol: &str, field: &str| {
+            format!(r#"{{"payload": {{"protocol": "{protocol}", "field": "{field}"}}}}"#)
+        };
+        for (left, op, right, expected) in [
+            (meta("iifname"), "==", "virbr0", vec![true]),
+            (meta("iifname"), "!=", "docker0", vec![false]),
+            (payload("ip", "saddr"), "==", "10.0.0.1", vec![true]),
+            (payload("ip", "daddr"), "!=", "192.0.2.1", vec![true]),
+            (meta("nfproto"), "==", "ipv4", vec![false]),
+            (meta("nfproto"), "==", "ipv6", vec![]),
+            (payload("ip6", "daddr"), "==", "2001:db8::1", vec![]),
+        ] {
+            let condition = condition(&left, op, right);
+            assert_eq!(found(&condition, &dnat("ip")), expected, "{condition}");
+        }
+        let any = condition(&meta("nfproto"), "==", "ipv4");
+        assert!(found(&any, &dnat("ip6")).is_empty());
     }
 
     #[test]

@@ -67,6 +67,9 @@ pub struct Translation {
     pub ports: (u16, u16),
     /// Destination addresses of the packets. `None`: every address.
     pub destination: Option<Ipv4Network>,
+    /// Whether the rules have further conditions, such as an interface or a source address, so that
+    /// they may not apply to a packet that an external client sends.
+    pub conditional: bool,
     /// What translates.
     pub by: Translator,
 }
@@ -92,15 +95,15 @@ impl Rules {
         }
     }
 
-    /// The first translation that takes packets to one of the ports of `port`, and this port.
-    /// `addresses` are those of the host.
+    /// The first translation that takes packets to one of the ports of `port`, and this port. One
+    /// without further conditions is preferred. `addresses` are those of the host.
     pub fn taker(
         &self,
         port: &PublishedPort,
         addresses: &BTreeSet<Ipv4Addr>,
     ) -> Option<(&Translation, u16)> {
         let (first, last) = port.host_ports()?;
-        self.translations.iter().find_map(|translation| {
+        let takers = self.translations.iter().filter_map(|translation| {
             let single = first.max(translation.ports.0);
             let meets = translation.protocol == port.protocol
                 && single <= last.min(translation.ports.1)
@@ -111,7 +114,8 @@ impl Rules {
                     }
                 });
             meets.then_some((translation, single))
-        })
+        });
+        takers.min_by_key(|(translation, _)| translation.conditional)
     }
 }
 
@@ -119,8 +123,7 @@ fn is_of_kube(chain: &Chain) -> bool {
     chain.name == KUBE_CHAIN || chain.table == KUBE_TABLE
 }
 
-/// The packets that a rule applies to. A condition that is not understood is left out: the rule
-/// then seems to apply to more packets.
+/// The packets that a rule applies to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Match {
     /// `None`: each.
@@ -129,9 +132,16 @@ pub(super) struct Match {
     pub(super) ports: Option<Vec<(u16, u16)>>,
     /// Destination addresses. `None`: each.
     pub(super) destinations: Option<Vec<Ipv4Network>>,
+    /// Whether there are further conditions: the rule may apply to fewer packets.
+    pub(super) conditional: bool,
 }
 
 impl Match {
+    /// Packets of which a condition is known, but not which packets meet it.
+    pub(super) fn some() -> Self {
+        Self { conditional: true, ..Self::default() }
+    }
+
     /// The packets that match both. `None`: no packet does.
     pub(super) fn and(&self, other: &Self) -> Option<Self> {
         let same = |one: &Protocol, two: &Protocol| (one == two).then_some(*one);
@@ -151,6 +161,7 @@ impl Match {
                 other.destinations.as_deref(),
                 narrower,
             )?,
+            conditional: self.conditional || other.conditional,
         })
     }
 }
@@ -267,6 +278,7 @@ impl<'a> Walk<'a> {
                     protocol: *protocol,
                     ports: *ports,
                     destination: *destination,
+                    conditional: matches.conditional,
                     by: Translator::Chain(by.clone()),
                 }));
             }
@@ -299,6 +311,7 @@ mod tests {
             protocol: Protocol::Tcp,
             ports: (8080, 8090),
             destination: destination.map(|net| net.parse().unwrap()),
+            conditional: false,
             by: Translator::Chain(chain("DOCKER")),
         };
         let addresses: BTreeSet<Ipv4Addr> =
@@ -351,11 +364,13 @@ mod tests {
             protocols: Some(vec![Protocol::Udp]),
             ports: Some(vec![(90, 210)]),
             destinations: Some(vec![net("10.1.2.3/32"), net("11.0.0.0/8")]),
+            conditional: true,
         };
         let expected = Match {
             protocols: Some(vec![Protocol::Udp]),
             ports: Some(vec![(90, 100), (200, 210)]),
             destinations: Some(vec![net("10.1.2.3/32")]),
+            conditional: true,
         };
         assert_eq!(wide.and(&narrow), Some(expected.clone()));
         assert_eq!(narrow.and(&wide), Some(expected));

@@ -11,8 +11,8 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{
-        BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags,
-        LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+        BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
+        InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
     },
     nsid::{NsidAttribute, NsidMessage},
 };
@@ -304,6 +304,24 @@ impl Netlink {
         message.attributes.push(LinkAttribute::Controller(bridge));
         let verb = if bridge == 0 { "removing the master of" } else { "setting the master of" };
         self.change(name, verb, message).await
+    }
+
+    /// Makes a port of a bridge treat frames to 01:80:c2:00:00:00 to 0f as all others
+    /// (`group_fwd_mask`). Otherwise the host's stack receives most of them even from a port that is
+    /// disabled (`br_handle_frame`, net/bridge/br_input.c).
+    ///
+    /// # Errors
+    /// The interface does not exist or is no port of a bridge, or the kernel refuses.
+    pub async fn treat_groups_alike(&self, name: &str) -> Result<()> {
+        let what = format!("setting the group_fwd_mask of {name}");
+        let mut message = named(name);
+        // The kernel refuses the bit of 01:80:c2:00:00:01 (pause frames), which it drops.
+        let port = vec![InfoBridgePort::GroupFwdMask(!(1 << 1))];
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(port)),
+        ]));
+        self.request(&what, RouteNetlinkMessage::NewLink(message), 0).await.map(drop)
     }
 
     /// Deletes the interface, and its other end if it is one end of a pair.

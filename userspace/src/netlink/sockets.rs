@@ -76,6 +76,8 @@ pub struct LocalSocket {
     pub port: u16,
     /// Inode of the socket's file; 0 if no process has it open, as for a connection in TIME_WAIT.
     pub inode: u64,
+    /// Whether the socket has a remote port: it serves no other clients.
+    pub connected: bool,
 }
 
 /// Sockets of the calling thread's network namespace, IPv4 before IPv6. If `port` is given, only
@@ -137,6 +139,7 @@ fn read(mut part: &[u8], sockets: &mut Vec<LocalSocket>) -> io::Result<bool> {
                 address: row.socket_id.source_address,
                 port: row.socket_id.source_port,
                 inode: row.inode.into(),
+                connected: row.socket_id.destination_port != 0,
             }),
             // A kernel without the handler reports the error at the end of an empty list.
             NetlinkPayload::Done(done) if done.code < 0 => {
@@ -184,14 +187,16 @@ fn listed(dir: &Path, transport: Transport, port: Option<u16>) -> io::Result<Vec
 }
 
 /// A row of `/proc/net/tcp` or a file of the same format. Field 1 (counted from 0) is the local
-/// address and port in hexadecimal; field 9 is the inode.
+/// address and port in hexadecimal; field 2 is the remote one, and field 9 is the inode.
 fn parse(row: &str) -> Option<LocalSocket> {
     let mut fields = row.split_whitespace();
     let (address, port) = fields.nth(1)?.split_once(':')?;
+    let (_, remote) = fields.next()?.split_once(':')?;
     Some(LocalSocket {
         address: parse_address(address)?,
         port: u16::from_str_radix(port, 16).ok()?,
-        inode: fields.nth(7)?.parse().ok()?,
+        inode: fields.nth(6)?.parse().ok()?,
+        connected: u16::from_str_radix(remote, 16).ok()? != 0,
     })
 }
 
@@ -237,7 +242,11 @@ mod tests {
 ";
 
     fn socket(address: &str, port: u16, inode: u64) -> LocalSocket {
-        LocalSocket { address: address.parse().unwrap(), port, inode }
+        LocalSocket { address: address.parse().unwrap(), port, inode, connected: false }
+    }
+
+    fn connected(address: &str, port: u16, inode: u64) -> LocalSocket {
+        LocalSocket { connected: true, ..socket(address, port, inode) }
     }
 
     fn inode_of(socket: impl AsFd) -> u64 {
@@ -254,8 +263,8 @@ mod tests {
         let listed = |transport, port| listed(dir.path(), transport, port).unwrap();
         let all = [
             socket("127.0.0.1", 8080, 21_340),
-            socket("192.168.0.2", 54_321, 99_120),
-            socket("192.168.0.2", 54_322, 0),
+            connected("192.168.0.2", 54_321, 99_120),
+            connected("192.168.0.2", 54_322, 0),
             socket("::1", 80, 20_011),
             socket("::ffff:127.0.0.1", 8080, 20_012),
         ];
@@ -297,8 +306,8 @@ mod tests {
         let port = at.port();
         let of_tcp = [
             socket("127.0.0.1", port, inode_of(&listener)),
-            socket("127.0.0.1", port, inode_of(&server)),
-            socket("127.0.0.1", client.local_addr().unwrap().port(), inode_of(&client)),
+            connected("127.0.0.1", port, inode_of(&server)),
+            connected("127.0.0.1", client.local_addr().unwrap().port(), inode_of(&client)),
         ];
         let of_udp = socket("127.0.0.1", udp_at.port(), inode_of(&udp));
         let text = |transport| listed(Path::new(TEXT), transport, None).unwrap();

@@ -231,6 +231,14 @@ pub async fn keep_gro(netlink: &Netlink, port: u16) -> Result<Assistant> {
     Ok(Assistant { index: link.index, found, master: link.master })
 }
 
+/// Sets the vxlan device down, because it is no port of the first bridge.
+///
+/// # Errors
+/// The kernel refuses.
+pub async fn close_gro(netlink: &Netlink) -> Result<()> {
+    Ok(netlink.set_down(GRO).await?)
+}
+
 /// Brings the vxlan device up. It must be a port of the first bridge, which drops the frames with
 /// the device's VNI: without the bridge the host's stack would receive them. Idempotent.
 ///
@@ -238,6 +246,7 @@ pub async fn keep_gro(netlink: &Netlink, port: u16) -> Result<Assistant> {
 /// Another socket holds the port, or the kernel refuses. Then `discard` is called with the index of
 /// the device before the device is removed.
 pub async fn open_gro(netlink: &Netlink, index: u32, discard: impl Fn(u32) + Send) -> Result<()> {
+    netlink.treat_groups_alike(GRO).await?;
     // The kernel binds the port only when the device comes up.
     let Err(error) = netlink.set_up(GRO).await else { return Ok(()) };
     discard(index);

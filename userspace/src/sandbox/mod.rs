@@ -26,8 +26,8 @@ mod spec;
 mod sysctl;
 
 pub use assist::{
-    Assistant, GRO, ROOM, is_assistant, is_port_taken, is_room, is_room_ifname, keep_gro,
-    keep_lender, keep_room, lender_ifname, open_gro, remove_assistants, room_ifname,
+    Assistant, GRO, ROOM, close_gro, is_assistant, is_port_taken, is_room, is_room_ifname,
+    keep_gro, keep_lender, keep_room, lender_ifname, open_gro, remove_assistants, room_ifname,
 };
 pub use attach::{
     Inside, Plugged, alias_of, endpoint_of, free_ifname, host_ifname, keep_quiet, leads_into,
@@ -46,7 +46,7 @@ pub use interface::forget_rules;
 pub use log::{LogLimits, LogReader, ReadError, remove_log};
 pub use privileges::may_have;
 pub use resolver::{RESOLV_CONF, RESOLVER_ADVICE, ResolvConf, Resolver};
-pub use rooms::{Enrolled, Rooms, enrol};
+pub use rooms::{Enrolled, Rooms, enrol, fence};
 pub use spec::PlugSpec;
 
 /// Result of this module.

@@ -14,8 +14,8 @@ use rustix::{
     process::{Gid, Uid},
     thread::{
         CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set,
-        remove_capability_from_bounding_set, set_capabilities, set_thread_gid, set_thread_groups,
-        set_thread_uid,
+        clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
+        set_thread_gid, set_thread_groups, set_thread_uid,
     },
 };
 
@@ -45,6 +45,8 @@ impl Identity {
     /// # Errors
     /// The kernel refuses.
     pub(super) fn take(&self) -> io::Result<()> {
+        // The kernel itself clears the ambient set only if the thread's user is root.
+        clear_ambient_capability_set()?;
         // The user last: the calls before need its privileges.
         set_thread_groups(&self.groups)?;
         set_thread_gid(self.group)?;

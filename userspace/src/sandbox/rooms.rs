@@ -172,10 +172,21 @@ pub enum Enrolled {
     Refused,
 }
 
+/// Makes a port of a bridge drop frames to the groups of IEEE 802.1D, too. With the program attached
+/// no frame reaches the bridge.
+pub async fn fence(netlink: &Netlink, name: &str) {
+    if let Err(error) = netlink.treat_groups_alike(name).await {
+        tracing::debug!("{error}");
+    }
+}
+
 /// Makes an interface a port of the bridge with the index `room`, and of no other device.
 pub async fn enrol(netlink: &Netlink, room: u32, name: &str) -> Enrolled {
     match netlink.set_controller(name, room).await {
-        Ok(()) => Enrolled::Port,
+        Ok(()) => {
+            fence(netlink, name).await;
+            Enrolled::Port
+        }
         // `find_portno` (net/bridge/br_if.c).
         Err(error) if error.errno() == Some(Errno::EXFULL) => Enrolled::Full,
         Err(error) => {

@@ -192,7 +192,10 @@ mod tests {
 
     fn sockets(ports: &[u16]) -> Vec<LocalSocket> {
         let address = std::net::Ipv4Addr::LOCALHOST.into();
-        ports.iter().map(|port| LocalSocket { address, port: *port, inode: 1 }).collect()
+        ports
+            .iter()
+            .map(|port| LocalSocket { address, port: *port, inode: 1, connected: false })
+            .collect()
     }
 
     #[test]

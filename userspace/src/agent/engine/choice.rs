@@ -8,7 +8,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::agent::platform::UplinkChoice;
+use crate::agent::platform::{UplinkChoice, UplinkFault};
 
 /// What the agent does about the interface of the default route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,11 +56,17 @@ impl Choice {
         self.due = Some(then);
     }
 
-    /// What the host demands of an agent with the uplinks `present`. `given`: they are the values of
-    /// `--uplink`.
-    pub(super) fn course(&mut self, now: UplinkChoice, present: &[String], given: bool) -> Course {
+    /// What the host demands of an agent with the uplinks `present` and the VTEP address `vtep`.
+    /// `given`: the uplinks are the values of `--uplink`. Uplinks that have the VTEP address are
+    /// kept: other hosts send to it, and the default route may come back.
+    pub(super) fn course(
+        &mut self,
+        now: UplinkChoice,
+        (present, vtep): (&[String], Ipv4Addr),
+        given: bool,
+    ) -> Course {
         let uplinks = present.join(" and ");
-        if !given {
+        if !given && !now.addresses.contains(&vtep) {
             // That its address is lost is another problem.
             if let (Some(name), [only]) = (&now.default, present)
                 && name == only
@@ -75,10 +81,7 @@ impl Choice {
                     ),
                     chosen,
                 ),
-                Err(fault) => Course::Tell(format!(
-                    "default route: {}; the agent keeps the uplink {uplinks}, but a restarted agent would not start with it",
-                    fault.line()
-                )),
+                Err(fault) => Course::Tell(kept(&uplinks, &fault)),
             };
         }
         match now.default {
@@ -87,9 +90,14 @@ impl Choice {
                 Course::Stay
             }
             // A host may have its default route elsewhere on purpose: only that it has left is told.
-            Some(name) if self.led_out => Course::Tell(format!(
-                "default route: it leads out of {name} now, and no longer out of the uplink {uplinks}: packets of containers that take it are dropped (not_an_uplink); start the agent with --uplink {name} as well"
+            Some(name) if self.led_out || !given => Course::Tell(format!(
+                "default route: it leads out of {name} now, and no longer out of the uplink {uplinks}: packets of containers that take it are dropped (not_an_uplink); start the agent with --uplink {name} as well, if it has an Ethernet header"
             )),
+            // A restarted agent would not find an uplink.
+            None if !given => match now.chosen {
+                Err(fault) => Course::Tell(kept(&uplinks, &fault)),
+                Ok(_) => Course::Stay,
+            },
             _ => Course::Stay,
         }
     }
@@ -116,12 +124,20 @@ impl Choice {
     }
 }
 
+/// The problem, on one line, that an agent that starts now would find no uplink.
+fn kept(uplinks: &str, fault: &UplinkFault) -> String {
+    format!(
+        "default route: {}; the agent keeps the uplink {uplinks}, but a restarted agent would not start with it",
+        fault.line()
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::platform::UplinkFault;
 
     const STEADY: Duration = Duration::from_secs(2);
+    const VTEP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
     fn names(names: &[&str]) -> Vec<String> {
         names.iter().map(|&name| name.to_owned()).collect()
@@ -130,7 +146,23 @@ mod tests {
     /// What a host says whose default route leads out of `name`.
     fn leads_out_of(name: &str) -> UplinkChoice {
         let vtep = Ipv4Addr::new(192, 0, 2, 1);
-        UplinkChoice { default: Some(name.to_owned()), chosen: Ok((names(&[name]), vtep)) }
+        let chosen = Ok((names(&[name]), vtep));
+        UplinkChoice { addresses: Vec::new(), default: Some(name.to_owned()), chosen }
+    }
+
+    /// The uplink has the VTEP address, and another card has the default route.
+    #[test]
+    fn an_uplink_with_the_vtep_address_is_kept() {
+        let mut choice = Choice::default();
+        let addresses = vec![VTEP];
+        let mut course = |name: &str| {
+            let now = UplinkChoice { addresses: addresses.clone(), ..leads_out_of(name) };
+            choice.course(now, (&names(&["up0"]), VTEP), false)
+        };
+        assert_eq!(course("up0"), Course::Stay);
+        let told = course("card0");
+        let Course::Tell(line) = &told else { panic!("{told:?}") };
+        assert!(line.contains("out of card0 now") && line.contains("--uplink card0"), "{line}");
     }
 
     /// The address of the uplink was moved to a bridge, or is gone.
@@ -139,7 +171,7 @@ mod tests {
         let mut choice = Choice::default();
         let began = Instant::now();
         let mut look = |now: UplinkChoice, after: Duration| {
-            let course = choice.course(now, &names(&["up0"]), false);
+            let course = choice.course(now, (&names(&["up0"]), VTEP), false);
             let settled = choice.settle(course, began + after, STEADY);
             (settled, choice.due().map(|due| due - began))
         };
@@ -173,8 +205,8 @@ mod tests {
             UplinkFault::Wrong("uplink tun9 has no Ethernet header".to_owned()),
         ] {
             let line = fault.line().to_owned();
-            let now = UplinkChoice { default: None, chosen: Err(fault) };
-            let course = choice.course(now, &names(&["up0"]), false);
+            let now = UplinkChoice { addresses: vec![VTEP], default: None, chosen: Err(fault) };
+            let course = choice.course(now, (&names(&["up0"]), VTEP), false);
             let Course::Tell(told) = &course else { panic!("{course:?}") };
             assert!(told.contains(&line) && told.contains("keeps the uplink up0"), "{told}");
             let began = Instant::now();
@@ -190,7 +222,8 @@ mod tests {
         let mut course = |default: Option<&str>| {
             let default = default.map(str::to_owned);
             let chosen = Ok((present.clone(), Ipv4Addr::new(192, 0, 2, 1)));
-            choice.course(UplinkChoice { default, chosen }, &present, true)
+            let now = UplinkChoice { addresses: vec![VTEP], default, chosen };
+            choice.course(now, (&present, VTEP), true)
         };
         // Elsewhere on purpose.
         assert_eq!(course(Some("mgmt")), Course::Stay);

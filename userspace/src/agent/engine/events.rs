@@ -22,6 +22,10 @@ impl Engine {
                 self.choice.changed();
                 self.routes_stale = true;
                 self.underlay_changed();
+                // A port may be published at an address that the host has got now.
+                if !self.published.is_empty() {
+                    self.hold_ports(true);
+                }
             }
             HostEvent::Ipv6(ifindex) => drop(self.ipv6_up.insert(ifindex)),
             HostEvent::Uplink => {

@@ -28,7 +28,8 @@ impl Engine {
                 return;
             }
         };
-        let course = self.choice.course(now, &shared.uplinks, !given.is_empty());
+        let vtep = shared.node.vtep;
+        let course = self.choice.course(now, (&shared.uplinks, vtep), !given.is_empty());
         match self.choice.settle(course, Instant::now(), self.periods.steady) {
             None => {}
             Some(Course::Stay) => shared.shown.problems.set(PROBLEM, None),

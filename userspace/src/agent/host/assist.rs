@@ -32,6 +32,8 @@ pub(super) struct Assistants {
     port_taken: AtomicBool,
     /// Another program has made a vxlan device on the VXLAN port, which shares the socket.
     other_device: AtomicBool,
+    /// Whether the ports that an earlier agent has made were fenced.
+    fenced: AtomicBool,
     /// Whether it was found out if a socket of another program had the port at the start.
     port_probed: AtomicBool,
     /// The host is being purged: the devices are not made again.
@@ -106,12 +108,13 @@ impl Assistants {
         }
         let gro = sandbox::keep_gro(netlink, port).await;
         let before = self.gro.load(Ordering::Relaxed);
-        found.extend(fault(sandbox::GRO, before != 0, &gro));
         // The bridges are filled after the vxlan device is made, because that device determines the
         // headroom.
         let room = self.keep_room(netlink, 0, &mut found).await;
         self.lend(netlink, 0, &gro, &mut found).await;
         let gro = self.open_gro(netlink, gro).await;
+        let is_open = self.rooms().lender(0).is_some();
+        found.extend(fault(sandbox::GRO, before != 0, &gro).filter(|_| is_open));
         self.gro.store(index_after(netlink, &gro, before).await, Ordering::Relaxed);
         let taken = gro.as_ref().err().and_then(errno) == Some(Errno::EADDRINUSE);
         self.port_taken.store(taken, Ordering::Relaxed);
@@ -126,7 +129,15 @@ impl Assistants {
             Ok(()) => self.fill(netlink, &mut found).await,
             Err(error) => Err(error),
         };
-        tell(&mut told.gro, gro.err().map(|error| explain(&error, port)));
+        let is_closed = gro.is_ok() && self.rooms().lender(0).is_none();
+        let closed = is_closed.then(|| {
+            format!(
+                "{}: it is no port of {}; VXLAN frames are decapsulated one by one",
+                sandbox::GRO,
+                sandbox::ROOM
+            )
+        });
+        tell(&mut told.gro, gro.err().map(|error| explain(&error, port)).or(closed));
         let (room, further) = match filled {
             Ok(further) => (None, further),
             Err(error) => (Some(copied(&error)), None),
@@ -146,6 +157,8 @@ impl Assistants {
         if self.rooms().lender(0) == Some(gro.index) {
             let discard = |index| self.discarded.store(index, Ordering::Relaxed);
             sandbox::open_gro(netlink, gro.index, discard).await?;
+        } else {
+            sandbox::close_gro(netlink).await?;
         }
         Ok(gro)
     }
@@ -219,6 +232,14 @@ impl Assistants {
             problem = problem.or(kept.err());
         }
         self.rooms().observe(&links);
+        if !self.fenced.swap(true, Ordering::Relaxed) {
+            // Ports that an earlier agent has made.
+            for link in &links {
+                if link.master.is_some_and(|master| self.rooms().has(master)) {
+                    sandbox::fence(netlink, &link.name).await;
+                }
+            }
+        }
         let homeless = self.rooms().homeless(&links);
         for (index, name) in homeless {
             let (enrolled, made) = self.place(netlink, &name, index).await;

@@ -61,19 +61,23 @@ fn default_uplink(links: &[Link], routes: &[Route]) -> Result<String, UplinkFaul
     })
 }
 
+/// The IPv4 addresses of an interface.
+pub(crate) fn ipv4_addresses(link: &Link) -> impl Iterator<Item = Ipv4Addr> {
+    link.addresses.iter().filter_map(|address| match address.ip() {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    })
+}
+
 fn vtep_address(
     vtep_ip: Option<Ipv4Addr>,
     uplinks: &[String],
     links: &[Link],
 ) -> Result<Ipv4Addr, UplinkFault> {
-    let v4 = |link: &Link| -> Vec<Ipv4Addr> {
-        let ips = link.addresses.iter().map(|address| address.ip());
-        ips.filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None }).collect()
-    };
     match vtep_ip {
         Some(ip) => {
             validate::vtep_address(ip).map_err(|error| UplinkFault::Wrong(error.0))?;
-            if links.iter().any(|link| v4(link).contains(&ip)) {
+            if links.iter().flat_map(ipv4_addresses).any(|other| other == ip) {
                 return Ok(ip);
             }
             Err(UplinkFault::Absent(format!(
@@ -83,7 +87,7 @@ fn vtep_address(
         None => {
             let first = uplinks.first().map(String::as_str).unwrap_or_default();
             let link = links.iter().find(|link| link.name == first);
-            link.and_then(|link| v4(link).first().copied()).ok_or_else(|| {
+            link.and_then(|link| ipv4_addresses(link).next()).ok_or_else(|| {
                 UplinkFault::Absent(format!(
                     "uplink {first} has no IPv4 address: give it one, or name the VTEP address with --vtep-ip"
                 ))

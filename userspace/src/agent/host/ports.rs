@@ -23,7 +23,7 @@ use crate::{
     limits::name_limit,
     model::Protocol,
     netfilter::{self, Rules},
-    netlink::sockets::{Transport, sockets},
+    netlink::sockets::{LocalSocket, Transport, sockets},
     netns::Netns,
 };
 
@@ -45,6 +45,11 @@ impl Ports for Host {
 
     fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
         holder(ip, port, protocol)
+    }
+
+    fn is_served(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> bool {
+        let sockets = sockets_at(port, protocol);
+        sockets.iter().any(|socket| !socket.connected && conflicts(socket.address, ip))
     }
 
     fn netfilter_is_active(&self) -> bool {
@@ -107,11 +112,7 @@ fn unprivileged() -> u16 {
 /// Finds the socket that has a port in the calling thread's network namespace, and the process
 /// that has the socket open.
 fn holder(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
-    let transport = match protocol {
-        Protocol::Tcp => Transport::Tcp,
-        Protocol::Udp => Transport::Udp,
-    };
-    let sockets = sockets(transport, Some(port)).unwrap_or_default();
+    let sockets = sockets_at(port, protocol);
     let inodes: Vec<u64> = sockets
         .iter()
         .filter(|socket| conflicts(socket.address, ip))
@@ -119,6 +120,15 @@ fn holder(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
         .collect();
     let process = process_with(&inodes);
     process.unwrap_or(if inodes.contains(&0) { Holder::Ending } else { Holder::Unseen })
+}
+
+/// The sockets with a port in the calling thread's network namespace.
+fn sockets_at(port: u16, protocol: Protocol) -> Vec<LocalSocket> {
+    let transport = match protocol {
+        Protocol::Tcp => Transport::Tcp,
+        Protocol::Udp => Transport::Udp,
+    };
+    sockets(transport, Some(port)).unwrap_or_default()
 }
 
 /// Whether a socket that is bound to `bound` prevents a bind to `ip`. `::` covers every IPv4

@@ -273,7 +273,10 @@ impl Underlay for Host {
     ) -> Result<UplinkChoice, ApiError> {
         let links = self.netlink.links().await.map_err(refused)?;
         let routes = self.netlink.routes().await.map_err(refused)?;
+        let present = links.iter().filter(|link| self.uplinks.contains(&link.name));
+        let free = present.filter(|link| link.master.is_none());
         Ok(UplinkChoice {
+            addresses: free.flat_map(chosen::ipv4_addresses).collect(),
             default: default_link(&links, &routes).map(|link| link.name.clone()),
             chosen: chosen::find(given, vtep_ip, &links, &routes),
         })

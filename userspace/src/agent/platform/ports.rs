@@ -17,6 +17,10 @@ pub(crate) trait Ports: Send + Sync + 'static {
     /// Finds the holder of a port of the host. [`Holder::Unseen`]: the agent cannot see a holder.
     fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder;
 
+    /// Whether a socket of the host serves clients at a port: it listens, or it is a UDP socket
+    /// without a remote port.
+    fn is_served(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> bool;
+
     /// Whether the host's netfilter tracks connections. It then may masquerade, too, with ports
     /// that the agent cannot read.
     fn netfilter_is_active(&self) -> bool;

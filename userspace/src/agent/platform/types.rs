@@ -191,6 +191,8 @@ pub(crate) struct UplinkChoice {
     /// Name of the interface of the default route. `None`: there is no default route, or it has
     /// several interfaces.
     pub(crate) default: Option<String>,
+    /// IPv4 addresses of the present uplinks that are ports of no other device.
+    pub(crate) addresses: Vec<Ipv4Addr>,
     /// The names of the uplinks, and the VTEP address, that an agent would choose that starts now.
     pub(crate) chosen: Result<(Vec<String>, Ipv4Addr), UplinkFault>,
 }

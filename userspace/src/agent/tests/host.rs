@@ -44,7 +44,13 @@ async fn the_default_route_is_followed_to_another_interface() {
     lead_out_of(&one, Some("up0"));
     eventually("no problem", || async { !has_problem(&one, words) }).await;
     assert!(!one.shared.ending.again.is_cancelled());
+    // Another card has the default route for now, and the tunnel goes on.
+    lead_out_of(&one, Some("card0"));
+    let words = "leads out of card0 now";
+    eventually("the problem", || async { has_problem(&one, words) }).await;
+    assert!(!one.shared.ending.again.is_cancelled());
 
+    one.paper.state().vtep_lost = true;
     lead_out_of(&one, Some("br0"));
     eventually("the agent starts anew", || async { one.shared.ending.again.is_cancelled() }).await;
     let reason = one.shared.ending.reason();

@@ -94,6 +94,8 @@ pub(super) struct State {
     pub(super) routes: Vec<IpNetwork>,
     /// The interface of the default route. Its first address is the VTEP address of the agent.
     pub(super) default_link: Option<String>,
+    /// The uplink has lost its address.
+    pub(super) vtep_lost: bool,
     /// Subnets to which gateway devices have routes, by VNI.
     pub(super) routed: BTreeMap<u32, IpNetwork>,
     /// Addresses of the host.
@@ -186,6 +188,7 @@ impl Paper {
                 resolv_conf: "nameserver 192.0.2.53\n".to_owned(),
                 routes: ["0.0.0.0/0", "10.0.0.0/24"].map(|route| route.parse().unwrap()).into(),
                 default_link: Some("up0".to_owned()),
+                vtep_lost: false,
                 ..State::default()
             }),
             reads: Gate::default(),
@@ -703,7 +706,9 @@ impl Underlay for Paper {
         } else {
             Ok((uplinks, vtep))
         };
-        Ok(UplinkChoice { default, chosen })
+        let lost = self.state().vtep_lost;
+        let addresses = if lost { Vec::new() } else { vec![Ipv4Addr::new(192, 0, 2, 1)] };
+        Ok(UplinkChoice { addresses, default, chosen })
     }
 
     async fn facts(&self) -> Result<NodeFacts, ApiError> {

@@ -148,6 +148,7 @@ async fn a_port_that_a_rule_translates_is_left_to_it() {
         protocol: Tcp,
         ports,
         destination: destination.map(|net| net.parse().unwrap()),
+        conditional: false,
         by: Translator::Chain(chain(by)),
     };
     one.paper.state().rules.translations = vec![

@@ -100,7 +100,7 @@ fn link(facts: &mut Facts) -> &mut Link {
 }
 
 fn socket(address: &str) -> LocalSocket {
-    LocalSocket { address: address.parse().unwrap(), port: 4789, inode: 5 }
+    LocalSocket { address: address.parse().unwrap(), port: 4789, inode: 5, connected: false }
 }
 
 /// Asserts that exactly one finding is not ok: it has this check, this level and these words.

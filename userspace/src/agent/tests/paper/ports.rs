@@ -72,6 +72,10 @@ impl Ports for Paper {
         self.holder((ip, port, protocol))
     }
 
+    fn is_served(&self, _ip: Ipv4Addr, port: u16, protocol: Protocol) -> bool {
+        self.state().busy.keys().any(|busy| (busy.1, busy.2) == (port, protocol))
+    }
+
     fn netfilter_is_active(&self) -> bool {
         self.state().netfilter
     }
