@@ -106,7 +106,7 @@ impl Assistants {
                 Err(error) => tracing::debug!("UDP port {port}: {error}"),
             }
         }
-        let gro = sandbox::keep_gro(netlink, port).await;
+        let gro = self.keep_gro(netlink, port).await;
         let before = self.gro.load(Ordering::Relaxed);
         // The bridges are filled after the vxlan device is made, because that device determines the
         // headroom.
@@ -145,6 +145,16 @@ impl Assistants {
         tell(&mut told.room, room);
         tell(&mut told.further, further);
         found
+    }
+
+    /// Keeps the vxlan device. It is not made again as long as another socket has the port.
+    async fn keep_gro(&self, netlink: &Netlink, port: u16) -> Result<Assistant, SandboxError> {
+        let was_taken = self.port_taken.load(Ordering::Relaxed);
+        if was_taken && sandbox::is_port_taken(netlink, port).await? {
+            let taken = std::io::Error::from_raw_os_error(Errno::EADDRINUSE as i32);
+            return Err(NetlinkError::kernel(format!("binding UDP port {port}"), taken).into());
+        }
+        sandbox::keep_gro(netlink, port).await
     }
 
     /// Brings the vxlan device up, if it is a port of the first bridge.
