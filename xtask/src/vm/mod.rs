@@ -64,7 +64,7 @@ impl Clock {
             // Without ERMS and FSRM a copy takes one instruction for 8 bytes. With them it takes
             // one instruction for each byte: QEMU counts each step of `rep movsb`.
             Self::Instructions => format!(
-                "-accel tcg,thread=single -cpu max,-erms,-fsrm -smp 1 -icount shift={SHIFT},sleep=off"
+                "-accel tcg,thread=single -cpu max,-erms,-fsrm,-cx16 -smp 1 -icount shift={SHIFT},sleep=off"
             ),
         };
         words.split(' ').map(str::to_owned).collect()
