@@ -140,8 +140,8 @@ impl Engine {
     }
 
     /// Holds the ports of the host that local endpoints publish. `again`: also those that could not
-    /// be held before. The programs publish only what is held: with any other port they would take
-    /// packets from whoever has it.
+    /// be held before. Ports at which somebody else serves clients are not published: the programs
+    /// would take their packets.
     pub(super) fn hold_ports(&mut self, again: bool) {
         let unclaimed = self.shared.hold_ports(&self.published, again);
         let changed = unclaimed.symmetric_difference(&self.unclaimed);
