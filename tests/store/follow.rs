@@ -346,6 +346,18 @@ pub(crate) async fn a_store_that_was_rolled_back_is_recognized(mut backend: Etcd
 }
 
 /// What the next run knows of a store.
+/// Rolls the store back, writes past the revision `seen`, and compacts the history.
+async fn roll_back_and_compact(backend: &mut Etcd, store: &dyn StateStore, seen: i64) {
+    backend.roll_back().await;
+    backend.start_again().await;
+    for n in 0..50 {
+        insist(store, "/culvert/v1/y", &n.to_string()).await;
+    }
+    let now = store.snapshot("/culvert/").await.expect("a list").revision;
+    assert!(now > seen, "{now} {seen}");
+    backend.compact(now).await;
+}
+
 fn known(health: Health) -> Known {
     let Health { revision, mark, witness, own, replaced, .. } = health;
     Known { mark: mark.expect("a mark"), revision, witness, own, replaced }
@@ -379,14 +391,7 @@ pub(crate) async fn a_roll_back_is_recognized_in_spite_of_a_compaction(mut backe
     for follower in &followers {
         health(follower, "the break to show", |health| !health.healthy).await;
     }
-    backend.roll_back().await;
-    backend.start_again().await;
-    for n in 0..50 {
-        insist(&*store, "/culvert/v1/y", &n.to_string()).await;
-    }
-    let now = store.snapshot("/culvert/").await.expect("a list").revision;
-    assert!(now > known.revision, "{now} {}", known.revision);
-    backend.compact(now).await;
+    roll_back_and_compact(&mut backend, &*store, known.revision).await;
     cut.send_replace(false);
 
     let again = FollowOptions { known: Some(known), ..with_own() };
@@ -434,14 +439,7 @@ pub(crate) async fn a_roll_back_to_before_the_registration_is_recognized(mut bac
     let known = known(follower.health().borrow().clone());
     drop(follower);
 
-    backend.roll_back().await;
-    backend.start_again().await;
-    for n in 0..50 {
-        insist(&*store, "/culvert/v1/y", &n.to_string()).await;
-    }
-    let now = store.snapshot("/culvert/").await.expect("a list").revision;
-    assert!(now > known.revision, "{now} {}", known.revision);
-    backend.compact(now).await;
+    roll_back_and_compact(&mut backend, &*store, known.revision).await;
     let again = FollowOptions { known: Some(known), ..host };
     let mut follower = Follower::spawn(backend.store(), again);
     let state =

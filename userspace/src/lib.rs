@@ -41,6 +41,7 @@ pub mod netfilter;
 pub mod netlink;
 pub mod netns;
 pub mod printable;
+pub mod private;
 pub mod reconcile;
 pub mod sandbox;
 pub mod store;

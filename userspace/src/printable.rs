@@ -12,16 +12,19 @@ fn acts(c: char) -> bool {
         || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// The text on one line, with each character that acts on a terminal as an escape sequence, such as
-/// `\u{1b}` or `\n`.
-pub fn printable(text: &str) -> Cow<'_, str> {
-    if !text.contains(acts) {
+/// The text with each character that `acts` replaced by what `escape` appends for it.
+fn escaped(
+    text: &str,
+    acts: impl Fn(char) -> bool,
+    escape: impl Fn(char, &mut String),
+) -> Cow<'_, str> {
+    if !text.contains(&acts) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 16);
     for c in text.chars() {
         if acts(c) {
-            shown.extend(c.escape_default());
+            escape(c, &mut shown);
         } else {
             shown.push(c);
         }
@@ -29,24 +32,21 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
+/// The text on one line, with each character that acts on a terminal as an escape sequence, such as
+/// `\u{1b}` or `\n`.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    escaped(text, acts, |c, shown| shown.extend(c.escape_default()))
+}
+
 /// JSON with the same value, in which no string has a character that acts on a terminal. JSON
 /// itself escapes only those up to U+001F.
 pub fn printable_json(json: &str) -> Cow<'_, str> {
     // Line breaks are between the strings, never in them.
     let acts = |c: char| c != '\n' && acts(c);
-    if !json.contains(acts) {
-        return Cow::Borrowed(json);
-    }
-    let mut shown = String::with_capacity(json.len() + 16);
-    for c in json.chars() {
-        if acts(c) {
-            // All of them are in the basic plane. A write to a string does not fail.
-            let _ = write!(shown, "\\u{:04x}", u32::from(c));
-        } else {
-            shown.push(c);
-        }
-    }
-    Cow::Owned(shown)
+    escaped(json, acts, |c, shown| {
+        // All of them are in the basic plane. A write to a string does not fail.
+        let _ = write!(shown, "\\u{:04x}", u32::from(c));
+    })
 }
 
 #[cfg(test)]

@@ -15,11 +15,11 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{
-    files::{ATTEMPTS, remove_if_there, write_atomically, write_unsynced},
+use super::files::{ATTEMPTS, remove_if_there, write_atomically, write_unsynced};
+use crate::{
+    model::{Name, SCHEMA, SandboxRef},
     private,
 };
-use crate::model::{Name, SCHEMA, SandboxRef};
 
 /// An attempt to attach a container to a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,13 +19,11 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{
-    files::{remove_if_there, write_atomically},
-    private,
-};
+use super::files::{remove_if_there, write_atomically};
 use crate::{
     api::types::ContainerNetwork,
     model::{Name, NameOptions, NetnsId, Privileges, RestartPolicy, SCHEMA, SandboxRef},
+    private,
 };
 
 /// Origin of a container's network namespace.

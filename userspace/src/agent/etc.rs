@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::private;
+use crate::private;
 use crate::{
     model::Name,
     sandbox::{self, ResolvConf},

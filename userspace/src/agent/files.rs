@@ -8,7 +8,8 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{etc, private};
+use super::etc;
+use crate::private;
 use crate::{
     model::Name,
     store::{Known, OwnWitness, Witness, new_id},
@@ -32,12 +33,7 @@ fn replace(path: &Path, contents: &[u8], sync: bool) -> io::Result<()> {
     let mut scratch = path.as_os_str().to_owned();
     scratch.push(".new");
     let scratch = PathBuf::from(scratch);
-    // One that is left over from a crash, or that somebody else has put there.
-    let _ = fs::remove_file(&scratch);
-    let written = private::options()
-        .write(true)
-        .create_new(true)
-        .open(&scratch)
+    let written = private::create_anew(&scratch)
         .and_then(|mut file| {
             file.write_all(contents)?;
             if sync { file.sync_all() } else { Ok(()) }

@@ -17,7 +17,7 @@
 //! * `open_files`: the limit of open files; `memory`: returns free memory to the kernel.
 //! * `capabilities`: the capabilities that the agent keeps.
 //! * `attempts`, `containers`, `etc`, `files`, `reruns`, `unfinished`: the files in the state
-//!   directory; `private`: their permissions.
+//!   directory.
 //!
 //! The data plane works without an agent: programs, links and maps are pinned. An agent
 //! changes nothing of a former run before it has read the first list of the store.
@@ -42,7 +42,6 @@ mod node;
 mod open_files;
 mod platform;
 mod ports;
-mod private;
 mod purge;
 mod reruns;
 mod shared;

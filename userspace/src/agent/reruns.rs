@@ -7,11 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    files::{RERUNS, remove_if_there, write_atomically},
-    private,
-};
-use crate::{api::types::Rerun, model::Name};
+use super::files::{RERUNS, remove_if_there, write_atomically};
+use crate::{api::types::Rerun, model::Name, private};
 
 fn path(state_dir: &Path, name: &Name) -> PathBuf {
     state_dir.join(RERUNS).join(format!("{name}.json"))

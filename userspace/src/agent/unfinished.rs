@@ -20,9 +20,11 @@ use serde::{Deserialize, Serialize};
 use super::{
     containers::{boot, is_past},
     files::{UNFINISHED, remove_if_there, write_unsynced},
+};
+use crate::{
+    model::{Name, NetnsId},
     private,
 };
-use crate::model::{Name, NetnsId};
 
 /// `unfinished/NAME.json`.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]

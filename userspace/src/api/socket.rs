@@ -7,7 +7,7 @@ use std::{
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{
-            fs::{FileTypeExt, OpenOptionsExt, PermissionsExt},
+            fs::{FileTypeExt, PermissionsExt},
             net::UnixListener,
         },
     },
@@ -17,7 +17,6 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
-    libc,
     sys::{
         socket::{
             AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, getsockopt, listen,
@@ -26,6 +25,8 @@ use nix::{
         stat::{Mode, fchmod},
     },
 };
+
+use crate::private;
 
 /// Mode of the socket: root and the socket's group have access. root may change the group.
 const MODE: u32 = 0o660;
@@ -165,14 +166,8 @@ fn lock(path: &Path) -> io::Result<Result<Guard, Option<i32>>> {
     lock.push(".lock");
     let lock = PathBuf::from(lock);
     loop {
-        let file = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&lock)?;
+        let file =
+            private::options().read(true).write(true).create(true).truncate(false).open(&lock)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut held) => {
                 // The previous holder may have removed the file between our open and our lock. A

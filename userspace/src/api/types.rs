@@ -11,7 +11,7 @@ use std::{
     path::PathBuf,
 };
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
@@ -546,7 +546,7 @@ pub struct AgentStatus {
     pub state_dir: String,
     /// Ranges of service addresses (`--service-cidr`).
     #[serde(default)]
-    pub services: Vec<String>,
+    pub services: Vec<Ipv4Network>,
 }
 
 /// The store in [`Status`].

@@ -37,17 +37,13 @@ pub(super) fn privileges(
 
 /// User and groups, by number.
 fn look_up(UserOption { user, group }: &UserOption) -> Result<RunAs, Failure> {
-    let known = match user {
-        Account::Number(uid) => User::from_uid(Uid::from_raw(*uid)).map_err(unread)?,
+    let (uid, known) = match user {
+        Account::Number(uid) => (*uid, User::from_uid(Uid::from_raw(*uid)).map_err(unread)?),
         Account::Name(name) => {
             let known = User::from_name(name).map_err(unread)?;
-            Some(known.ok_or_else(|| missing("user", name))?)
+            let known = known.ok_or_else(|| missing("user", name))?;
+            (known.uid.as_raw(), Some(known))
         }
-    };
-    let uid = match (&known, user) {
-        (Some(known), _) => known.uid.as_raw(),
-        (None, Account::Number(uid)) => *uid,
-        (None, Account::Name(name)) => return Err(missing("user", name)),
     };
     let gid = match group {
         Some(Account::Number(gid)) => *gid,

@@ -1,7 +1,6 @@
 //! Output as tables for people and as JSON for scripts.
 
 use std::{
-    borrow::Cow,
     fmt::Display,
     io::{self, Write},
 };
@@ -40,15 +39,6 @@ pub(super) fn line(out: &mut dyn Write, text: &str) -> io::Result<()> {
     writeln!(out, "{}", printable(text))
 }
 
-/// The text of a cell.
-fn cell(text: String) -> String {
-    let shown = match printable(&text) {
-        Cow::Borrowed(_) => None,
-        Cow::Owned(shown) => Some(shown),
-    };
-    shown.unwrap_or(text)
-}
-
 /// Prints a table as Docker does: no borders, three spaces between the columns. Lines are not
 /// cut to the width of the terminal, as a script must get whole values.
 pub(super) fn table(
@@ -59,7 +49,9 @@ pub(super) fn table(
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(headers);
-    table.add_rows(rows.map(|cells| cells.into_iter().map(cell).collect::<Vec<_>>()));
+    table.add_rows(rows.map(|cells| {
+        cells.into_iter().map(|text| printable(&text).into_owned()).collect::<Vec<_>>()
+    }));
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));
     }

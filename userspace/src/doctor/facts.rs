@@ -75,8 +75,8 @@ pub struct Facts {
     pub bpffs: Bpffs,
     /// The uplinks, in the order of the subject.
     pub uplinks: Vec<UplinkFacts>,
-    /// The interface of the default route, without its addresses. `None`: there is no default route,
-    /// or it has several interfaces.
+    /// The interface of the default route. `None`: there is no default route, or it has several
+    /// interfaces.
     pub default_link: Option<Link>,
     /// Programs of Culvert that are attached to interfaces and are not pinned in the agent's BPF
     /// file system.
@@ -193,8 +193,7 @@ impl Facts {
             host: HostFacts::collect(),
             bpffs: bpffs(&subject.bpffs),
             uplinks,
-            default_link: default_link(&links, &routes)
-                .map(|link| Link { addresses: Vec::new(), ..link.clone() }),
+            default_link: default_link(&links, &routes).cloned(),
             leftovers: leftovers(netlink, &links, &subject.bpffs).await,
             sockets: sockets
                 .into_iter()

@@ -181,22 +181,25 @@ pub struct UserOption {
     pub group: Option<Account>,
 }
 
+impl UserOption {
+    fn parse(text: &str) -> Option<Self> {
+        let (user, group) = match text.split_once(':') {
+            None => (text, None),
+            Some((user, group)) => (user, Some(Account::parse(group)?)),
+        };
+        Some(Self { user: Account::parse(user)?, group })
+    }
+}
+
 impl FromStr for UserOption {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let (user, group) = match text.split_once(':') {
-            None => (Account::parse(text), Ok(None)),
-            Some((user, group)) => {
-                (Account::parse(user), Account::parse(group).map(Some).ok_or(()))
-            }
-        };
-        match (user, group) {
-            (Some(user), Ok(group)) => Ok(Self { user, group }),
-            _ => Err(Invalid(format!(
+        Self::parse(text).ok_or_else(|| {
+            Invalid(format!(
                 "user {text:?} is malformed: UID, UID:GID, NAME or NAME:GROUP is valid"
-            ))),
-        }
+            ))
+        })
     }
 }
 

@@ -209,10 +209,12 @@ impl Network {
     /// The address of the network from which a MAC is derived. Such a MAC belongs to whoever has
     /// the address.
     pub fn address_of(&self, mac: MacAddr) -> Option<Ipv4Addr> {
-        let within = |ip: &Ipv4Addr| {
-            self.subnets.iter().any(|subnet| subnet.subnet.contains(IpAddr::V4(*ip)))
-        };
-        mac.to_ipv4().filter(within)
+        mac.to_ipv4().filter(|ip| self.subnet_with(IpAddr::V4(*ip)).is_some())
+    }
+
+    /// The subnet that has an address.
+    pub fn subnet_with(&self, ip: IpAddr) -> Option<&Subnet> {
+        self.subnets.iter().find(|subnet| subnet.subnet.contains(ip))
     }
 
     /// Whether containers may send from any address (`anti_spoof=false`): addresses move between

@@ -88,6 +88,8 @@ enum Part {
     Always,
     /// What only packets of IPv6 have.
     Ipv6,
+    /// The interface that a packet comes in on, or its source address.
+    Origin,
     /// What cannot be compared here.
     Other,
 }
@@ -103,6 +105,8 @@ impl Part {
             (Some("th"), Some("dport"), _) => Self::Port(None),
             (Some("ip"), Some("daddr"), _) => Self::Destination,
             (Some("ip"), Some("protocol"), _) | (_, _, Some("l4proto")) => Self::Protocol,
+            (Some("ip"), Some("saddr"), _) => Self::Origin,
+            (_, _, Some("iif" | "iifname" | "iifgroup")) => Self::Origin,
             (Some("ip6"), ..) => Self::Ipv6,
             (_, _, Some("nfproto")) => Self::Family,
             _ if left.get("fib").is_some() || left.get("numgen").is_some() => Self::Always,
@@ -124,7 +128,7 @@ impl Part {
             Self::Family => drop(understood(values, is_ipv4)?),
             Self::Always => {}
             Self::Ipv6 => return None,
-            Self::Other => matches.conditional = true,
+            Self::Origin | Self::Other => matches.conditional = true,
         }
         Some(matches)
     }
@@ -235,8 +239,7 @@ impl<'a> TableContext<'a> {
                     vec![Match { protocols, ..Match::some() }]
                 }
                 // An external client's packet comes in on an uplink, with a source of its own.
-                _ if is_origin(left) => vec![Match::default()],
-                Part::Family => vec![Match::default()],
+                Part::Origin | Part::Family => vec![Match::default()],
                 Part::Protocol | Part::Destination | Part::Always | Part::Other => {
                     vec![Match::some()]
                 }
@@ -296,16 +299,6 @@ impl<'a> TableContext<'a> {
         let target = body.get("target")?.as_str()?;
         matches!(kind, "jump" | "goto").then(|| Goes::To(chain(self.table, target)))
     }
-}
-
-/// Whether a value is the interface that a packet comes in on, or its source address.
-fn is_origin(left: &Value) -> bool {
-    let is = |key: &str, member: &str, wanted: &[&str]| {
-        let word = left.get(key).and_then(|value| value.get(member)).and_then(Value::as_str);
-        word.is_some_and(|word| wanted.contains(&word))
-    };
-    is("meta", "key", &["iif", "iifname", "iifgroup"])
-        || (is("payload", "protocol", &["ip"]) && is("payload", "field", &["saddr"]))
 }
 
 /// The values of which a value consists. `None`: it is a single one.

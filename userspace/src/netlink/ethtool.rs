@@ -76,7 +76,7 @@ impl Netlink {
             return Ok(None);
         };
         let blocks = device.features(bit + 1)?;
-        Ok(Some(blocks.get(bit / 32).is_some_and(|block| block.active >> (bit % 32) & 1 == 1)))
+        Ok(Some(is_on(&blocks, bit)))
     }
 
     /// The features of an interface that are on and merge received VXLAN datagrams of different
@@ -88,12 +88,11 @@ impl Netlink {
         let device = Device::new(self.control(), name)?;
         let names = device.names()?;
         let blocks = device.features(names.len())?;
-        let is_on = |feature: &&'static str| {
+        let has = |feature: &&'static str| {
             let bit = names.iter().position(|known| known == *feature);
-            let block = bit.and_then(|bit| Some((blocks.get(bit / 32)?, bit % 32)));
-            block.is_some_and(|(block, bit)| block.active >> bit & 1 == 1)
+            bit.is_some_and(|bit| is_on(&blocks, bit))
         };
-        Ok(MERGING.into_iter().filter(is_on).collect())
+        Ok(MERGING.into_iter().filter(has).collect())
     }
 
     /// Name of an interface's driver. `None` if it has no driver or the driver does not report its
@@ -145,6 +144,11 @@ impl Netlink {
     pub fn disable_features(&self, name: &str, features: &[&str]) -> Result<bool> {
         self.set_features(name, features, false)
     }
+}
+
+/// Whether the feature with the number `bit` is on.
+fn is_on(blocks: &[Block], bit: usize) -> bool {
+    blocks.get(bit / 32).is_some_and(|block| block.active >> (bit % 32) & 1 == 1)
 }
 
 /// 32 features of a device, a bit each.

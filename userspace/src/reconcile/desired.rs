@@ -134,15 +134,13 @@ pub(super) fn published(
     endpoint: &Endpoint,
     ifindex: u32,
 ) -> impl Iterator<Item = (PublishedKey, PublishedEntry)> {
-    let unclaimed = inputs.unclaimed;
-    // The usual case is none.
-    let is_claimed = move |port: &PublishedPort| {
-        unclaimed.is_empty() || !unclaimed.contains(&(endpoint.id.clone(), *port))
-    };
+    let own = inputs.unclaimed.iter().filter(|(id, _)| *id == endpoint.id);
+    let unclaimed: BTreeSet<PublishedPort> = own.map(|(_, port)| *port).collect();
     let addr = endpoint.ipv4.map(|ip| MappedAddr::v4(ip.octets()));
     let flags = if endpoint.from.is_empty() { 0 } else { PublishedEntry::RESTRICTED };
-    let singles = endpoint.ports.iter().flat_map(|port| port.singles()).filter(is_claimed);
-    singles.filter_map(move |port| {
+    let singles = endpoint.ports.iter().flat_map(|port| port.singles());
+    let claimed = singles.filter(move |port| !unclaimed.contains(port));
+    claimed.filter_map(move |port| {
         let key = PublishedKey {
             addr: MappedAddr::v4(port.host_ip.octets()),
             port: port.host_port.to_be_bytes(),

@@ -316,7 +316,7 @@ fn inspect_predefined(name: &Name) -> NetworkInspect {
 fn container(network: &Network, endpoint: &Endpoint) -> InspectContainer {
     let cidr = |ip: Option<std::net::IpAddr>| {
         let ip = ip?;
-        let subnet = network.subnets.iter().find(|subnet| subnet.subnet.contains(ip))?;
+        let subnet = network.subnet_with(ip)?;
         Some(format!("{ip}/{}", subnet.subnet.prefix()))
     };
     InspectContainer {

@@ -239,7 +239,7 @@ impl Agent {
                 vxlan_port: shared.node.port,
                 uplinks: shared.uplinks.clone(),
                 state_dir: shared.options.state_dir.display().to_string(),
-                services: shared.options.services.iter().map(ToString::to_string).collect(),
+                services: shared.options.services.clone(),
             },
             store: StoreStatus {
                 kind,

@@ -23,9 +23,7 @@ impl Engine {
                 self.routes_stale = true;
                 self.underlay_changed();
                 // A port may be published at an address that the host has got now.
-                if !self.published.is_empty() {
-                    self.hold_ports(true);
-                }
+                self.ports_stale = true;
             }
             HostEvent::Ipv6(ifindex) => drop(self.ipv6_up.insert(ifindex)),
             HostEvent::Uplink => {
@@ -83,6 +81,7 @@ impl Engine {
             self.all_devices_changed();
         }
         if self.informed {
+            self.retry_ports();
             self.check_devices().await;
         }
         if lost {

@@ -154,11 +154,12 @@ impl Engine {
         }
     }
 
-    /// Tries the ports again for which no open file was left. While none is left, that is one call
-    /// of the kernel.
-    pub(super) fn hold_starved_ports(&mut self) {
-        if self.shared.lacks_files_for_ports() {
-            self.hold_ports(false);
+    /// Tries ports again that may be free now: those for which no open file was left, and all after a
+    /// change of the host's addresses. While no file is left, that is one call of the kernel.
+    pub(super) fn retry_ports(&mut self) {
+        let again = std::mem::take(&mut self.ports_stale);
+        if again || self.shared.lacks_files_for_ports() {
+            self.hold_ports(again);
         }
     }
 

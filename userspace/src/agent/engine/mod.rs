@@ -143,6 +143,8 @@ pub(crate) struct Engine {
     subnets: BTreeMap<u32, (Name, IpNetwork)>,
     /// A route of the host into one of these subnets may have been changed.
     routes_stale: bool,
+    /// Ports that could not be held may be free now.
+    ports_stale: bool,
     /// Interfaces on which IPv6 has come up since the last look at settings.
     ipv6_up: BTreeSet<u32>,
     /// Gateway devices that could not be opened are to be opened in this turn.
@@ -188,6 +190,7 @@ impl Engine {
             gateways_stale: false,
             subnets: BTreeMap::new(),
             routes_stale: false,
+            ports_stale: false,
             ipv6_up: BTreeSet::new(),
             reopens: false,
             settings_at: String::new(),
@@ -234,7 +237,7 @@ impl Engine {
                     self.retry();
                     self.find_lost_sandboxes();
                     if self.informed {
-                        self.hold_starved_ports();
+                        self.retry_ports();
                         self.check_devices().await;
                         self.repair().await;
                     }

@@ -81,9 +81,7 @@ impl Engine {
 /// than the subnet. `None`: there are no such routes.
 fn part(name: &Name, gateway: IpNetwork, routes: &[HostRoute]) -> Option<String> {
     let subnet = subnet_of(gateway);
-    let overlapping =
-        |route: &&HostRoute| route.is_taken() && validate::overlap(route.destination, subnet);
-    let mut parts = routes.iter().filter(overlapping);
+    let mut parts = routes.iter().filter(|route| validate::overlap(route.destination, subnet));
     let HostRoute { destination, device } = parts.next()?;
     let further = match parts.count() {
         0 => String::new(),

@@ -129,8 +129,7 @@ impl Assistants {
             Ok(()) => self.fill(netlink, &mut found).await,
             Err(error) => Err(error),
         };
-        let is_closed = gro.is_ok() && self.rooms().lender(0).is_none();
-        let closed = is_closed.then(|| {
+        let closed = (gro.is_ok() && !is_open).then(|| {
             format!(
                 "{}: it is no port of {}; VXLAN frames are decapsulated one by one",
                 sandbox::GRO,
@@ -164,10 +163,12 @@ impl Assistants {
         gro: Result<Assistant, SandboxError>,
     ) -> Result<Assistant, SandboxError> {
         let gro = gro?;
-        if self.rooms().lender(0) == Some(gro.index) {
+        let was_open = gro.found.is_none();
+        let is_port = self.rooms().lender(0) == Some(gro.index);
+        if is_port && !was_open {
             let discard = |index| self.discarded.store(index, Ordering::Relaxed);
             sandbox::open_gro(netlink, gro.index, discard).await?;
-        } else {
+        } else if was_open && !is_port {
             sandbox::close_gro(netlink).await?;
         }
         Ok(gro)

@@ -1,7 +1,6 @@
 //! Whether the state directory can be written.
 
 use std::{
-    fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,9 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Problems;
 use crate::{
-    agent::private,
+    agent::files::remove_if_there,
     api::types::{ApiError, ErrorKind},
     limits::name_limit,
+    private,
 };
 
 /// Period of the checks.
@@ -138,18 +138,16 @@ impl Disk {
 /// Writes a file and removes it.
 fn try_to_write(directory: &Path) -> io::Result<()> {
     let path = directory.join(PROBE);
-    // One that is left over from a crash, or that somebody else has put there.
-    let _ = fs::remove_file(&path);
-    let made = private::options().write(true).create_new(true).open(&path);
+    let made = private::create_anew(&path);
     let written = made.and_then(|mut file| file.write_all(&[0; BLOCK]));
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => written.and(Err(error)),
-        _ => written,
-    }
+    let removed = remove_if_there(&path);
+    written.and(removed)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::testing::SmallDisk;
 

@@ -30,7 +30,7 @@ struct State {
 }
 
 /// What the log has of a kind in a [`WINDOW`].
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Logged {
     since: Instant,
     lines: usize,
@@ -42,19 +42,22 @@ fn kind_of(key: &str) -> &str {
 }
 
 impl State {
+    /// The keys that begin with `prefix`.
+    fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a String> {
+        let from = self.lines.range::<str, _>((Included(prefix), Unbounded));
+        from.map(|(key, _)| key).take_while(move |key| key.starts_with(prefix))
+    }
+
     /// Whether one more line of a kind may be logged now.
     fn may_log(&mut self, kind: &str, now: Instant) -> bool {
-        if !self.logged.contains_key(kind) {
-            let fresh = Logged { since: now, lines: 0, left_out: 0 };
-            self.logged.insert(kind.to_owned(), fresh);
-        }
-        let Some(logged) = self.logged.get_mut(kind) else { return true };
+        let fresh = Logged { since: now, lines: 0, left_out: 0 };
+        let logged = self.logged.entry(kind.to_owned()).or_insert(fresh);
         if now.duration_since(logged.since) >= WINDOW {
             if logged.left_out > 0 {
                 let left_out = logged.left_out;
                 tracing::warn!("{left_out} lines about problems of kind '{kind}' were left out");
             }
-            *logged = Logged { since: now, lines: 0, left_out: 0 };
+            *logged = fresh;
         }
         if logged.lines < MOST {
             logged.lines += 1;
@@ -117,9 +120,7 @@ impl Problems {
     pub(crate) fn set_below(&self, prefix: &str, lines: BTreeMap<String, String>) {
         let over: Vec<String> = {
             let state = self.state();
-            let from = state.lines.range::<str, _>((Included(prefix), Unbounded));
-            let below = from.map(|(key, _)| key).take_while(|key| key.starts_with(prefix));
-            below.filter(|key| !lines.contains_key(*key)).cloned().collect()
+            state.below(prefix).filter(|key| !lines.contains_key(*key)).cloned().collect()
         };
         for key in over {
             self.set(&key, None);
@@ -143,9 +144,7 @@ impl Problems {
 
     /// Whether there is a problem whose key begins with `prefix`.
     pub(crate) fn has_below(&self, prefix: &str) -> bool {
-        let state = self.state();
-        let mut from = state.lines.range::<str, _>((Included(prefix), Unbounded));
-        from.next().is_some_and(|(key, _)| key.starts_with(prefix))
+        self.state().below(prefix).next().is_some()
     }
 
     /// The problems, a line each: of each kind the first [`MOST`], and the number of the others.

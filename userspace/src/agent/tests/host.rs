@@ -16,6 +16,20 @@ async fn start(world: &World) -> Running {
     one
 }
 
+/// Waits until the route of the network's subnet to its gateway is there, or is not.
+async fn is_routed(one: &Running, what: &str, wanted: bool) {
+    one.eventually(what, move |state| state.routed.contains_key(&VNI) == wanted).await;
+}
+
+/// As [`start`], with a container in the network `blue`.
+async fn start_with_a_network(world: &World) -> Running {
+    let one = start(world).await;
+    one.network("blue").await.unwrap();
+    one.run("web", "blue").await.unwrap();
+    is_routed(&one, "the gateway's route", true).await;
+    one
+}
+
 fn has_problem(running: &Running, words: &str) -> bool {
     running.shared.shown.problems.lines().iter().any(|line| line.contains(words))
 }
@@ -76,13 +90,7 @@ async fn a_default_route_that_leaves_a_given_uplink_is_told() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_gives_way_to_a_route_that_comes_later() {
     let world = World::new().await;
-    let one = start(&world).await;
-    one.network("blue").await.unwrap();
-    one.run("web", "blue").await.unwrap();
-    let is_routed = |what: &'static str, wanted: bool| {
-        one.eventually(what, move |state| state.routed.contains_key(&VNI) == wanted)
-    };
-    is_routed("the gateway's route", true).await;
+    let one = start_with_a_network(&world).await;
     let add = |to: &str| {
         one.paper.state().routes.push(to.parse().unwrap());
         tell_route(&one, to);
@@ -94,11 +102,11 @@ async fn a_network_gives_way_to_a_route_that_comes_later() {
     };
     for taken in ["10.0.1.0/25", "10.0.1.0/24"] {
         add(taken);
-        is_routed("no gateway's route", false).await;
+        is_routed(&one, "no gateway's route", false).await;
         let line = format!("network 'blue': gateway: this host has a route to {taken} by up0");
         eventually("the problem", || async { has_problem(&one, &line) }).await;
         remove(taken);
-        is_routed("the gateway's route again", true).await;
+        is_routed(&one, "the gateway's route again", true).await;
         eventually("no problem", || async { !has_problem(&one, "has a route to") }).await;
     }
     add("10.0.0.0/16");
@@ -123,13 +131,7 @@ async fn a_network_gives_way_to_a_route_that_comes_later() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn subnets_beyond_those_of_the_record_are_told() {
     let world = World::new().await;
-    let one = start(&world).await;
-    one.network("blue").await.unwrap();
-    one.run("web", "blue").await.unwrap();
-    let is_routed = |what: &'static str, wanted: bool| {
-        one.eventually(what, move |state| state.routed.contains_key(&VNI) == wanted)
-    };
-    is_routed("the gateway's route", true).await;
+    let one = start_with_a_network(&world).await;
     let connect = |number: u8| {
         let subnets = (0..number).map(|n| format!("10.0.{n}.0/26").parse().unwrap());
         // The record has no room for the one that overlaps the subnet of the network.
@@ -143,9 +145,9 @@ async fn subnets_beyond_those_of_the_record_are_told() {
         view.nodes.get(&name("host1")).is_some_and(|node| node.record.prefixes.len() == 64)
     })
     .await;
-    is_routed("no gateway's route", false).await;
+    is_routed(&one, "no gateway's route", false).await;
     connect(0);
     eventually("no problem", || async { !has_problem(&one, "connected to") }).await;
-    is_routed("the gateway's route again", true).await;
+    is_routed(&one, "the gateway's route again", true).await;
     one.paper.reads.close(false);
 }

@@ -188,7 +188,6 @@ impl Paper {
                 resolv_conf: "nameserver 192.0.2.53\n".to_owned(),
                 routes: ["0.0.0.0/0", "10.0.0.0/24"].map(|route| route.parse().unwrap()).into(),
                 default_link: Some("up0".to_owned()),
-                vtep_lost: false,
                 ..State::default()
             }),
             reads: Gate::default(),

@@ -164,8 +164,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
     if subject.uplinks.is_empty() {
         subject.uplinks = status.agent.uplinks;
     }
-    let services = status.agent.services.iter();
-    subject.services = services.filter_map(|range| range.parse().ok()).collect();
+    subject.services = status.agent.services;
     // Without the store the agent lists the networks as it last read them.
     if let Ok(networks) = client.networks().await {
         subject.networks = networks

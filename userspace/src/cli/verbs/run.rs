@@ -3,9 +3,8 @@
 use std::{
     env,
     ffi::OsString,
-    fs::{self, DirBuilder},
+    fs,
     io::Write,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -29,6 +28,7 @@ use crate::{
         value::LogOpt,
     },
     model::{Name, NameOptions, RestartPolicy},
+    private,
     sandbox::{self, ExecError, Life, LogLimits, RESOLV_CONF, SuperviseSpec, Surroundings},
 };
 
@@ -266,7 +266,7 @@ fn limits(options: &[LogOpt]) -> LogLimits {
 /// Path of the log of a detached container. Makes its directory, for this process's user alone.
 fn log_path(state_dir: &str, name: &Name) -> Result<PathBuf, Failure> {
     let directory = Path::new(state_dir).join("logs");
-    DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|error| {
+    private::make_dir(&directory).map_err(|error| {
         Failure::refusal(format!("log directory {} cannot be made: {error}", directory.display()))
     })?;
     Ok(directory.join(format!("{name}.log")))

@@ -88,7 +88,7 @@ fn full(view: &View, network: &Network, subnet: Subnet) -> Refusal {
 /// Checks that an endpoint may get an address.
 pub(super) fn check_address(view: &View, network: &Network, ip: IpAddr) -> Result<(), Refusal> {
     let name = &network.name;
-    let Some(subnet) = network.subnets.iter().find(|subnet| subnet.subnet.contains(ip)) else {
+    let Some(subnet) = network.subnet_with(ip) else {
         let subnets: Vec<_> = network.subnets.iter().map(|s| s.subnet.to_string()).collect();
         return Err(Refusal::Invalid(format!(
             "address {ip} is outside network '{name}': one in {} is valid",

@@ -100,7 +100,7 @@ pub(super) fn pack(endpoint: &Versioned<Endpoint>, node: u32) -> Option<Box<[u8]
         }
         there
     };
-    let mac = set(part::MAC, record.ipv4.is_none_or(|ip| MacAddr::from_ipv4(ip) != record.mac));
+    let mac = set(part::MAC, !record.has_derived_mac());
     set(part::IPV4, record.ipv4.is_some());
     set(part::IPV6, record.ipv6.is_some());
     let ifname = set(part::IFNAME, record.ifname != IFNAME);

@@ -117,7 +117,7 @@ impl View {
             }
         }
         for ip in endpoint.addresses() {
-            if !network.subnets.iter().any(|subnet| subnet.subnet.contains(ip)) {
+            if network.subnet_with(ip).is_none() {
                 return fail(format!("address {ip} is outside the network's subnets"));
             }
             match self.ip_claim(name, ip).map(|claim| claim.owner) {
@@ -140,7 +140,7 @@ impl View {
         endpoint.vni == network.vni.get()
             && self.mac_fault(network, endpoint.mac, endpoint.ipv4, is_own).is_none()
             && endpoint.addresses().all(|ip| {
-                network.subnets.iter().any(|subnet| subnet.subnet.contains(ip))
+                network.subnet_with(ip).is_some()
                     && self.ipam.is_of(&network.name, ip, &endpoint.id)
             })
     }

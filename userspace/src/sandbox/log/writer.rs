@@ -1,23 +1,18 @@
 //! Writes what a program prints to its log.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, PipeReader, Write},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
-    },
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use nix::{
-    libc,
-    unistd::{dup2_stderr, read},
-};
+use nix::unistd::{dup2_stderr, read};
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, sync::oneshot};
 
 use super::files::{LogLimits, aged};
+use crate::private;
 
 /// Number of bytes that are read at once: the capacity of a pipe.
 const CHUNK: usize = 64 << 10;
@@ -26,14 +21,14 @@ const CHUNK: usize = 64 << 10;
 /// this process can read it: what programs print may have passwords.
 pub(in crate::sandbox) fn open_log(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        private::make_dir(directory)?;
     }
     append().create(true).open(path)
 }
 
 fn append() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let mut options = private::options();
+    options.append(true);
     options
 }
 

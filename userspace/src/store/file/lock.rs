@@ -1,18 +1,14 @@
 //! The lock of a store's directory: one process at a time.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    fs::File,
     io::{Read, Seek, SeekFrom, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
 };
 
-use nix::{
-    fcntl::{Flock, FlockArg},
-    libc,
-};
+use nix::fcntl::{Flock, FlockArg};
 
-use crate::store::StoreError;
+use crate::{private, store::StoreError};
 
 /// The lock on a store's directory. The kernel releases it when the process ends.
 pub(super) struct DirLock {
@@ -27,18 +23,12 @@ impl DirLock {
         let refused = |what: &str, error: &dyn std::fmt::Display| {
             StoreError::Refused(format!("file:{name} cannot be {what}: {error}"))
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(|error| refused("made", &error))?;
-        let file = OpenOptions::new()
+        private::make_dir(dir).map_err(|error| refused("made", &error))?;
+        let file = private::options()
             .create(true)
             .read(true)
             .write(true)
             .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
             .open(dir.join("lock"))
             .map_err(|error| refused("opened", &error))?;
         let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

@@ -1,8 +1,8 @@
-//! Permissions of the files in the state directory: they are for the agent's user alone. Command
-//! lines, logs and environments of containers often have passwords.
+//! Files and directories for this process's user alone. Command lines, logs and environments of
+//! containers often have passwords.
 
 use std::{
-    fs::{self, DirBuilder, Metadata, OpenOptions, Permissions},
+    fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions},
     io,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
@@ -19,10 +19,20 @@ const OTHERS: u32 = 0o077;
 
 /// Options to open a file. A new file is for this process's user alone. A symbolic link in place of
 /// the file is an error.
-pub(crate) fn options() -> OpenOptions {
+pub fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(FILE).custom_flags(libc::O_NOFOLLOW);
     options
+}
+
+/// Makes a file, in place of one that is left over from a crash, or that somebody else has put there.
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub fn create_anew(path: &Path) -> io::Result<File> {
+    let _ = fs::remove_file(path);
+    options().write(true).create_new(true).open(path)
 }
 
 /// Makes a directory that this process's user alone can enter, and its parents. It is no error if
@@ -31,7 +41,7 @@ pub(crate) fn options() -> OpenOptions {
 /// # Errors
 ///
 /// The kernel refuses.
-pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
+pub fn make_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(DIRECTORY).create(path)
 }
 
@@ -41,7 +51,7 @@ pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
 /// # Errors
 ///
 /// The kernel refuses. It is no error if the file does not exist.
-pub(crate) fn close(path: &Path) -> io::Result<bool> {
+pub fn close(path: &Path) -> io::Result<bool> {
     match try_to_close(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         closed => closed,
