@@ -47,6 +47,22 @@ fn an_outage_of_the_store_stops_nothing() {
     cluster.hosts[0].wait_ping(&first, "10.0.0.9");
 }
 
+/// A command waits for the election of a leader. One member after the other is killed, so that one of
+/// them was the leader.
+#[test]
+#[ignore = "needs root"]
+fn a_command_waits_for_a_new_leader() {
+    let mut cluster = Cluster::with_members(1, 1500, &[]);
+    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "net"]);
+    for number in 0..cluster.servers().len() {
+        cluster.servers().remove(number).stop();
+        let name = unique_name("elected");
+        cluster.hosts[0].run_idle(&name, "net", &[]);
+        cluster.hosts[0].ok(&["rm", "-f", &name]);
+        cluster.servers().remove(number).resume().unwrap();
+    }
+}
+
 /// An agent that starts without a store keeps trying and reports this. With `--store-timeout` it
 /// gives up.
 #[test]

@@ -159,7 +159,8 @@ pub enum StoreError {
     /// or may be later.
     #[error("store: {0}")]
     Unavailable(String),
-    /// The request was not sent, so nothing of it was or will be carried out.
+    /// The request was not sent, or each server refused it before it had an effect: nothing of it
+    /// was or will be carried out.
     #[error("store: {0}")]
     Unsent(String),
     /// The store refused the credentials or the request.

@@ -10,8 +10,9 @@ use crate::store::{
     Watch, Write,
 };
 
-/// Time for which a write waits for the follower to check the store, as after a failover.
-const CHECK: Duration = Duration::from_secs(2);
+/// Time for which a write waits for the follower to check the store, as after a failover. etcd elects
+/// a leader within 2 s by default, and the follower then connects again.
+const CHECK: Duration = Duration::from_secs(4);
 
 /// A store whose keys are neither read nor written while the follower calls the store replaced. So no
 /// caller can plan with the contents of another store, or write to it. After a break of the connection

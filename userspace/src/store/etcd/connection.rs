@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
@@ -28,9 +28,13 @@ const PING_INTERVAL: Duration = Duration::from_secs(6);
 /// Timeout of a ping's answer.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Time between two attempts while the cluster elects a leader.
+const ELECTION_PAUSE: Duration = Duration::from_millis(100);
+
 /// The largest answer that is accepted, in bytes. A key range of a list is one answer. The events
 /// of up to 1000 revisions are one answer to a watch that lags.
 pub(super) const MAX_ANSWER: usize = 1 << 30;
+
 /// Whether a call that failed may be sent to the next endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Repeat {
@@ -140,8 +144,29 @@ impl Connections {
             .map_or_else(String::new, |endpoint| endpoint.name.clone())
     }
 
-    /// Sends a call to the current endpoint, and to the next ones as long as `repeat` permits.
+    /// Sends a call to the current endpoint, and to the next ones as long as `repeat` permits. Asks
+    /// all again while the cluster elects a leader, for at most half of the timeout.
     pub(super) async fn call<T, F, Fut>(&self, repeat: Repeat, call: F) -> Result<T, StoreError>
+    where
+        F: Fn(Client) -> Fut + Send + Sync,
+        Fut: Future<Output = Result<T, etcd_client::Error>> + Send,
+        T: Send,
+    {
+        let end = Instant::now() + self.timeout / 2;
+        loop {
+            let failure = match self.ask_each(repeat, &call).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            if !failure.election || Instant::now() >= end {
+                return Err(failure.error);
+            }
+            tokio::time::sleep(ELECTION_PAUSE).await;
+        }
+    }
+
+    /// Sends a call to each endpoint in turn until one answers, as long as `repeat` permits.
+    async fn ask_each<T, F, Fut>(&self, repeat: Repeat, call: &F) -> Result<T, Failure>
     where
         F: Fn(Client) -> Fut + Send + Sync,
         Fut: Future<Output = Result<T, etcd_client::Error>> + Send,
@@ -149,6 +174,7 @@ impl Connections {
     {
         let count = self.endpoints.len();
         let mut failures: Vec<String> = Vec::new();
+        let mut election = false;
         let first = self.current.load(Ordering::Relaxed);
         for (index, endpoint) in
             self.endpoints.iter().enumerate().cycle().skip(first % count).take(count)
@@ -182,7 +208,7 @@ impl Connections {
                         let why =
                             format!("etcd {}: no answer within {:?}", endpoint.name, self.share);
                         if sent && repeat == Repeat::IfUnsent {
-                            return Err(StoreError::Unavailable(why));
+                            return Err(StoreError::Unavailable(why).into());
                         }
                         failures.push(why);
                         continue;
@@ -201,30 +227,45 @@ impl Connections {
             }
             match failed {
                 StoreError::Refused(why) if error::is_refused_login(&error) => {
-                    return Err(StoreError::Refused(endpoint.name_password(why)));
+                    return Err(StoreError::Refused(endpoint.name_password(why)).into());
                 }
                 StoreError::Unavailable(why) => {
                     self.leave(index);
-                    if repeat == Repeat::IfUnsent && sent && !error::never_sent(&error) {
-                        return Err(StoreError::Unavailable(why));
+                    if repeat == Repeat::IfUnsent && sent && !error::had_no_effect(&error) {
+                        return Err(StoreError::Unavailable(why).into());
                     }
+                    election |= error::is_election(&error);
                     failures.push(why);
                 }
-                other => return Err(other),
+                other => return Err(other.into()),
             }
         }
         let failures = failures.join("; ");
-        Err(match repeat {
+        let error = match repeat {
             Repeat::Always => StoreError::Unavailable(failures),
-            // A call that was sent has returned its error above.
+            // A call that may have had an effect has returned its error above.
             Repeat::IfUnsent => StoreError::Unsent(failures),
-        })
+        };
+        Err(Failure { error, election })
     }
 
     /// Makes the next endpoint the current one, unless another call has already done so.
     fn leave(&self, index: usize) {
         let next = (index + 1) % self.endpoints.len();
         let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// Why no endpoint answered a call.
+struct Failure {
+    error: StoreError,
+    /// Whether an endpoint has no leader, and the call may be sent again.
+    election: bool,
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self { error, election: false }
     }
 }
 

@@ -82,8 +82,28 @@ fn is_stale(message: &str) -> bool {
     message.contains("revision of auth store is old") || message.contains("invalid auth token")
 }
 
+/// Whether the request behind an error certainly had no effect: it did not reach a server, or the
+/// server refused it before it was proposed to the cluster.
+pub(super) fn had_no_effect(error: &Error) -> bool {
+    is_unreached(error)
+        || matches!(error, Error::GRpcStatus(status) if is_unproposed(status.message()))
+}
+
+/// Whether the server lacks a leader. A cluster elects one within about a second.
+pub(super) fn is_election(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status)
+        if is_unproposed(status.message()) || status.message().contains("leader changed"))
+}
+
+/// etcd compares its leader with none before it handles a request that requires one
+/// (`etcdserver/api/v3rpc/interceptor.go`). Raft drops a proposal only on the server that received
+/// it (`raft.ErrProposalDropped`).
+fn is_unproposed(message: &str) -> bool {
+    message.ends_with("no leader") || message.ends_with("raft proposal dropped")
+}
+
 /// Whether the request behind an error certainly did not reach a server.
-pub(super) fn never_sent(error: &Error) -> bool {
+fn is_unreached(error: &Error) -> bool {
     let mut source: Option<&dyn std::error::Error> = match error {
         Error::GRpcStatus(status) => status.source(),
         Error::TransportError(transport) => Some(transport),
@@ -136,6 +156,20 @@ mod tests {
             "etcdserver: user name is empty",
         ] {
             assert!(!is_refused(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_was_not_proposed_is_told_from_one_in_doubt() {
+        for refused in ["etcdserver: no leader", "raft proposal dropped"] {
+            assert!(is_unproposed(refused), "{refused}");
+        }
+        for in_doubt in [
+            "etcdserver: leader changed",
+            "etcdserver: request timed out, possibly due to previous leader failure",
+            "etcdserver: request timed out",
+        ] {
+            assert!(!is_unproposed(in_doubt), "{in_doubt}");
         }
     }
 
