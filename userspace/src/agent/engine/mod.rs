@@ -119,7 +119,8 @@ pub(crate) struct Engine {
     changed: BTreeMap<Name, Changed>,
     /// The paths are to be resolved in this turn.
     underlay_dirty: bool,
-    /// When the paths are to be resolved again.
+    /// When the gathered changes of the host are acted on, and the paths resolved again. Only that
+    /// clears it: paths that are resolved for another reason do not act on changes of the host.
     underlay_stale: Option<Instant>,
     /// The uplinks are to be checked as well.
     uplinks_stale: bool,
@@ -395,7 +396,6 @@ impl Engine {
     /// Resolves the paths to all VTEPs and writes them.
     async fn resolve_underlay(&mut self) {
         self.underlay_dirty = false;
-        self.underlay_stale = None;
         self.check_host().await;
         self.keep_client_links().await;
         let mut vteps: BTreeMap<Ipv4Addr, Remote> = {
@@ -414,7 +414,7 @@ impl Engine {
                     .shown
                     .problems
                     .set("underlay", Some(format!("underlay: {}", error.message())));
-                self.underlay_stale = Some(Instant::now() + self.periods.retry);
+                self.act_within(self.periods.retry);
                 return;
             }
         };
@@ -430,7 +430,7 @@ impl Engine {
         let written = self.reconciler.paths_to(self.shared.platform.as_ref(), resolved.paths);
         let line = written.err().map(|error| format!("underlay: {error}; trying again"));
         if line.is_some() {
-            self.underlay_stale = Some(Instant::now() + self.periods.retry);
+            self.act_within(self.periods.retry);
         }
         self.shared.shown.problems.set("underlay/maps", line);
     }
