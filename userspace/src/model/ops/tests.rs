@@ -579,6 +579,46 @@ fn a_mac_that_an_earlier_version_gave_is_claimed_later() {
     assert!(cluster.view.usable_endpoint(&old).is_err());
 }
 
+/// An earlier version removes an endpoint without its claim to the MAC. In an IPv6 network the next
+/// endpoint gets the same address, and with it the same MAC.
+#[test]
+fn the_claim_of_an_endpoint_that_is_gone_is_replaced() {
+    let mut cluster = Cluster::default();
+    let six = net("six", 256, &["fd00::/64"]);
+    cluster.network(&six);
+    let (gone, plan) = create_endpoint(&cluster.view, &wanted("six", "gone")).expect("plan");
+    cluster.carry_out(plan.writes);
+    let mut plan = remove_endpoint(&cluster.view, &six.name, &gone.id).expect("plan");
+    let (key, record) = (Key::mac(&six.name, gone.mac), Key::endpoint(&six.name, &gone.id));
+    plan.writes.retain(|write| *write != Write::Delete(key.clone()));
+    cluster.carry_out(plan.writes);
+    let left = cluster.view.mac_claim(&six.name, gone.mac).expect("it is left").revision;
+
+    let (next, plan) = create_endpoint(&cluster.view, &wanted("six", "next")).expect("plan");
+    assert_eq!((next.mac, next.ipv6), (gone.mac, gone.ipv6));
+    // Whoever has claimed the MAC meanwhile has it, and so has the endpoint if it is back.
+    assert!(plan.compares.contains(&Compare::Unchanged(key.clone(), left)));
+    assert!(plan.compares.contains(&Compare::Absent(record.clone())));
+    // An earlier version makes an endpoint with the MAC: it is not carried until the MAC is its own.
+    let old = Endpoint { id: "0a".to_owned(), ..next.clone() };
+    let earlier = cluster.view.clone();
+    cluster.endpoint(&old);
+    assert_eq!(cluster.view.unclaimed_macs(&old.node), [(six.name.clone(), old.id.clone())]);
+    let claim = claim_mac(&cluster.view, &six.name, &old.id).expect("plan");
+    cluster.carry_out(claim.writes);
+    assert_eq!(cluster.view.complaints(), Vec::<String>::new());
+    assert_eq!(cluster.view.unclaimed_macs(&old.node), []);
+
+    cluster.view = earlier;
+    cluster.carry_out(plan.writes);
+    assert_eq!(cluster.view.complaints(), Vec::<String>::new());
+    // A record that cannot be read may be that of the endpoint.
+    let owner = MacOwner { schema: SCHEMA, endpoint: gone.id };
+    cluster.put(key, &owner);
+    cluster.raw(&record, b"x");
+    assert!(cluster.view.orphaned_mac(&six.name, gone.mac).is_none());
+}
+
 #[test]
 fn a_mac_of_ones_own_is_checked() {
     let mut cluster = Cluster::default();
