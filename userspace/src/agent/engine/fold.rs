@@ -7,7 +7,7 @@ use std::{
 
 use super::{Engine, queue::Work, reading::finished};
 use crate::{
-    agent::{memory, platform::Remote, state::PlugState},
+    agent::{agreed, memory, platform::Remote, state::PlugState},
     model::{Endpoint, Name, Node, Protocol, PublishedPort, Touched},
     store::Update,
 };
@@ -164,7 +164,7 @@ impl Engine {
     }
 
     /// Notes the ports that an endpoint publishes on this host. Returns whether they have changed.
-    fn note_ports(&mut self, id: &str, endpoint: Option<&Endpoint>) -> bool {
+    pub(super) fn note_ports(&mut self, id: &str, endpoint: Option<&Endpoint>) -> bool {
         let mut now = BTreeMap::new();
         if let Some(Endpoint { container, ports, .. }) = endpoint {
             let singles = ports.iter().flat_map(|port| port.singles());
@@ -193,7 +193,11 @@ impl Engine {
                 endpoint.node == self.shared.node.name && view.usable_endpoint(endpoint).is_ok()
             })
         };
-        let ports = self.note_ports(&id, wanted.as_deref());
+        // Another endpoint's ports are noted once it is plugged: a record alone holds no port.
+        let asked = wanted.as_deref().filter(|Endpoint { container, sandbox, .. }| {
+            agreed::is_asked(&self.shared, &id, container, sandbox)
+        });
+        let ports = self.note_ports(&id, asked);
         let here = wanted.is_some() || self.local.contains_key(&id);
         if here {
             // The view does not have the container of an endpoint that is removed, nor the former
