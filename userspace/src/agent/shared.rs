@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, Instant},
 };
@@ -28,7 +29,7 @@ use crate::{
         Alive, Name, Node, PortRequest, PublishedPort, View,
         ops::{self, Plan, Refusal},
     },
-    store::{Outcome, Revision, StateStore, StoreError},
+    store::{Outcome, Revision, StateStore, StoreError, StoreUrl},
 };
 
 /// Time that a request waits until the engine has applied its change to the kernel.
@@ -192,6 +193,12 @@ impl Shared {
         let Synced { lines, unclaimed } = self.ports.sync(&*self.platform, wanted, again);
         self.shown.problems.set_below(PROBLEM, lines);
         unclaimed
+    }
+
+    /// The addresses of the store, as far as `--store` has addresses and not names.
+    pub(crate) fn store_addresses(&self) -> Vec<IpAddr> {
+        let url: Result<StoreUrl, _> = self.options.store.parse();
+        url.map(|url| url.addresses()).unwrap_or_default()
     }
 
     /// Whether ports are not held because no open file was left.

@@ -22,7 +22,7 @@ mod wrong;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::Duration,
 };
@@ -142,6 +142,11 @@ pub(crate) struct Engine {
     /// Name of the network, and address of the gateway with the prefix length of the subnet, by VNI
     /// of the networks that have, or are to have, a gateway device here.
     subnets: BTreeMap<u32, (Name, IpNetwork)>,
+    /// Those VNIs whose gateway devices have no address, because the host needs addresses of the
+    /// subnet itself.
+    yielding: BTreeSet<u32>,
+    /// Addresses of the store.
+    store: Vec<IpAddr>,
     /// A route of the host into one of these subnets may have been changed.
     routes_stale: bool,
     /// Ports that could not be held may be free now.
@@ -163,6 +168,7 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(shared: Arc<Shared>, follower: Follower, periods: Periods) -> Self {
         Self {
+            store: shared.store_addresses(),
             shared,
             follower,
             periods,
@@ -190,6 +196,7 @@ impl Engine {
             looks: Looks::default(),
             gateways_stale: false,
             subnets: BTreeMap::new(),
+            yielding: BTreeSet::new(),
             routes_stale: false,
             ports_stale: false,
             ipv6_up: BTreeSet::new(),
