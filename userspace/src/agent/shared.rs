@@ -26,7 +26,7 @@ use crate::{
     },
     config::AgentOptions,
     model::{
-        Alive, Name, Node, PortRequest, PublishedPort, View,
+        Alive, Endpoint, Name, Node, PortRequest, PublishedPort, View,
         ops::{self, Plan, Refusal},
     },
     store::{Outcome, Revision, StateStore, StoreError, StoreUrl},
@@ -165,19 +165,31 @@ impl Shared {
     }
 
     /// Chooses and holds the published ports of a new endpoint. They are released when the
-    /// returned value is dropped, unless the endpoint exists by then.
+    /// returned value is dropped, unless the endpoint exists by then. `counts` tells whether an
+    /// endpoint of the store has its ports.
     pub(crate) fn assign_ports(
         &self,
         container: &Name,
         requests: &[PortRequest],
         translated: &Translated,
+        counts: impl Fn(&Endpoint) -> bool,
     ) -> Result<Pending<'_>, ApiError> {
         // The holder of a port is found by a search of /proc, which takes long.
         tokio::task::block_in_place(|| {
             let platform = &*self.platform;
-            let own = &self.node.name;
-            let assigned =
-                self.ports.assign(platform, &self.view(), own, container, requests, translated);
+            let published = || {
+                let with_ports: Vec<Endpoint> = {
+                    let view = self.view();
+                    let own = view.endpoints_on(&self.node.name).map(|endpoint| endpoint.record);
+                    own.filter(|endpoint| !endpoint.ports.is_empty()).collect()
+                };
+                let counted = with_ports.into_iter().filter(|endpoint| counts(endpoint));
+                let ports = counted.flat_map(|Endpoint { ports, container, .. }| {
+                    ports.into_iter().map(move |port| (port, container.clone()))
+                });
+                ports.collect()
+            };
+            let assigned = self.ports.assign(platform, published, container, requests, translated);
             // The view is released by now: the engine must not wait for the search.
             assigned.map_err(|refused| refused.explain(platform))
         })

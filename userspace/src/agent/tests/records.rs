@@ -182,6 +182,11 @@ async fn a_port_that_only_the_store_names_is_not_held() {
     eventually("both are told", || async { problems(&one, UNASKED).await.len() == 2 }).await;
     assert!(one.paper.state().held.lock().unwrap().is_empty());
     assert!(one.paper.state().tables.published.is_empty());
+    // Nor do requests of this host have to do without it.
+    let mut request = run("own", "blue");
+    request.ports = vec!["2222:80".to_owned()];
+    one.agent.container_create(request).await.unwrap();
+    assert_eq!(one.paper.state().held.lock().unwrap().len(), 1);
 }
 
 /// A record with a port that a process of the host has takes no packet from that process.
