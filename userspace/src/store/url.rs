@@ -199,7 +199,7 @@ mod tests {
         let addresses = |text: &str| text.parse::<StoreUrl>().expect(text).addresses();
         let both: [IpAddr; 2] = [[10, 0, 0, 1].into(), Ipv6Addr::LOCALHOST.into()];
         assert_eq!(addresses("etcd://10.0.0.1:2379,etcd.example:2379,[::1]:2379"), both);
-        assert_eq!(addresses("file:/10.0.0.1:1"), []);
+        assert!(addresses("file:/10.0.0.1:1").is_empty());
     }
 
     #[test]
