@@ -118,7 +118,7 @@ fn ports_that_netfilter_translates_are_those_of_the_namespace() {
     assert!(!found.is_empty() && found.iter().all(|one| one.ports == (8081, 8081)), "{found:?}");
     assert!(found[0].by.to_string().starts_with("chain DOCKER of table nat ("), "{found:?}");
     // A reader that keeps what it has read sees each change at once.
-    let reader = netfilter::Reader::default();
+    let reader = netfilter::RulesReader::default();
     let read_again = || block_on(reader.read(host.fd().as_fd())).translations;
     for _ in 0..3 {
         assert_eq!(read_again(), found);

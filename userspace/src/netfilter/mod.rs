@@ -30,14 +30,14 @@ static TURN: Semaphore = Semaphore::const_new(1);
 /// Reads the rules of a network namespace. Rules that cannot be read are left out. Must be called
 /// within a tokio runtime.
 pub async fn read(netns: BorrowedFd<'_>) -> Rules {
-    Reader::default().read(netns).await
+    RulesReader::default().read(netns).await
 }
 
 /// Reads the rules of one network namespace, again and again. The nftables rules, to which the rules
 /// of `iptables-nft` belong, are listed again only after they have changed: a list takes two
 /// processes, and kube-proxy has tens of thousands of rules.
 #[derive(Debug, Default)]
-pub struct Reader {
+pub struct RulesReader {
     /// The nftables rules, with the generation that they had before they were listed. `None`: they
     /// are to be listed.
     last: Mutex<Option<(u32, Rules)>>,
@@ -45,7 +45,7 @@ pub struct Reader {
     has_listed: AtomicBool,
 }
 
-impl Reader {
+impl RulesReader {
     // A thread that panicked with the lock held left a valid value: it changes in one step.
     fn last(&self) -> MutexGuard<'_, Option<(u32, Rules)>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn rules_stand_until_their_generation_is_another() {
-        let reader = Reader::default();
+        let reader = RulesReader::default();
         assert_eq!((reader.standing(Some(7)), reader.standing(None)), (None, None));
         let rules = Rules { services: [[10, 96, 0, 1].into()].into(), ..Rules::default() };
         *reader.last() = Some((7, rules.clone()));

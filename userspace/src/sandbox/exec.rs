@@ -206,7 +206,7 @@ impl Supervisor {
         thread::Builder::new()
             .name("culvert-exec".to_owned())
             .spawn(move || match start(&owned, logged) {
-                Ok(Started { pid, covers, printed, is_apart }) => {
+                Ok(Spawned { pid, covers, printed, is_apart }) => {
                     let _ = started.send(Ok((pid, printed, is_apart)));
                     covers.keep_until_end(pid);
                     let _ = ended.send(wait_for_end(pid));
@@ -280,7 +280,7 @@ fn wait_for_end(pid: Pid) -> nix::Result<()> {
 }
 
 /// A program that was started.
-struct Started {
+struct Spawned {
     pid: Pid,
     /// The mounts to keep.
     covers: Covers,
@@ -302,7 +302,7 @@ fn takes_input(setting: Option<&str>) -> bool {
 
 /// Starts the program from the calling thread. It inherits the thread's namespaces. If `logged`,
 /// what it prints is returned.
-fn start(spec: &SuperviseSpec, logged: bool) -> Result<Started, ExecError> {
+fn start(spec: &SuperviseSpec, logged: bool) -> Result<Spawned, ExecError> {
     let Some((program, arguments)) = spec.command.split_first() else {
         return Err(ExecError::ours("no command is given: put one behind '--'"));
     };
@@ -358,7 +358,7 @@ fn start(spec: &SuperviseSpec, logged: bool) -> Result<Started, ExecError> {
     }
     let child = command.spawn().map_err(|error| refusal(program, &error))?;
     // A pid fits into pid_t; the standard library returns it unsigned.
-    Ok(Started { pid: Pid::from_raw(child.id().cast_signed()), covers, printed, is_apart })
+    Ok(Spawned { pid: Pid::from_raw(child.id().cast_signed()), covers, printed, is_apart })
 }
 
 /// The error of a log that cannot be opened.

@@ -59,7 +59,7 @@ pub(crate) struct Host {
     /// Names of the interfaces through which published ports are not reached.
     unserved: std::sync::Mutex<Vec<String>>,
     /// The rules of the host's netfilter.
-    rules: netfilter::Reader,
+    rules: netfilter::RulesReader,
     /// The next hops of the VTEPs in use.
     hops: std::sync::Mutex<underlay::Hops>,
     /// The pins are removed for good: nothing is repaired any more.
@@ -95,7 +95,7 @@ impl Host {
             known: std::sync::Mutex::default(),
             price: std::sync::OnceLock::new(),
             unserved: std::sync::Mutex::default(),
-            rules: netfilter::Reader::default(),
+            rules: netfilter::RulesReader::default(),
             hops: std::sync::Mutex::default(),
             purged: std::sync::Mutex::default(),
         })
