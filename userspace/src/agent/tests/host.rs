@@ -174,3 +174,22 @@ async fn a_change_in_the_store_does_not_put_off_one_of_the_host() {
     }
     one.paper.reads.close(false);
 }
+
+/// A host that comes with an address of a network in use is told, and cuts nobody off from the
+/// containers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_with_the_address_of_another_host_is_told() {
+    let world = World::new().await;
+    let one = start_with_a_network(&world).await;
+    let node = Node::new(name("peer"), "9".repeat(64), [10, 0, 1, 77].into(), 4789);
+    let (key, value) = (Key::node(&node.name), encode(&node).unwrap());
+    let write = Write::Put { key: key.clone(), value, lease: None };
+    world.store.commit(Vec::new(), vec![write]).await.unwrap();
+    let words = "network 'blue': subnet 10.0.1.0/24 has 10.0.1.77, the VTEP address of node 'peer', which this host does not reach";
+    eventually("the problem", || async { has_problem(&one, words) }).await;
+    assert!(one.paper.state().routed.contains_key(&VNI));
+    world.store.commit(Vec::new(), vec![Write::Delete(key)]).await.unwrap();
+    eventually("no problem", || async { !has_problem(&one, "10.0.1.77, the VTEP") }).await;
+    assert!(one.paper.state().routed.contains_key(&VNI));
+    one.paper.reads.close(false);
+}
