@@ -117,6 +117,14 @@ fn ports_that_netfilter_translates_are_those_of_the_namespace() {
     let found = read(&host).translations;
     assert!(!found.is_empty() && found.iter().all(|one| one.ports == (8081, 8081)), "{found:?}");
     assert!(found[0].by.to_string().starts_with("chain DOCKER of table nat ("), "{found:?}");
+    // A reader that keeps what it has read sees each change at once.
+    let reader = netfilter::RulesReader::default();
+    let read_again = || block_on(reader.read(host.fd().as_fd())).translations;
+    for _ in 0..3 {
+        assert_eq!(read_again(), found);
+    }
+    host.run(&format!("{iptables} -t nat -F"));
+    assert_eq!(read_again(), []);
     assert_eq!(read(&other), Rules::default());
     assert_eq!(other.run("cat /proc/self/net/ip_tables_names || true"), "");
     assert_eq!(other.run("iptables-nft-save || true"), "");

@@ -39,6 +39,7 @@ pub(crate) fn network(text: &str, subnets: &[&str]) -> NetworkSpec {
         labels: BTreeMap::new(),
         routes: Vec::new(),
         pools: Vec::new(),
+        store: Vec::new(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Namespaces in which this host has agreed to make interfaces.
 //!
 //! Whoever can write to the store can name any namespace of any host in a record. So a record alone
-//! makes no interface: this host must know the namespace from a request of its own.
+//! makes no interface and holds no port of the host: this host must know the namespace from a
+//! request of its own.
 
 use super::{platform::PlugError, shared::Shared};
 use crate::{
@@ -10,12 +11,18 @@ use crate::{
     reconcile::LocalEndpoint,
 };
 
-/// Whether this host has agreed to the namespace of an endpoint: its container has a file with this
-/// namespace, a request that makes the endpoint there is under way, or the endpoint has its device
-/// pair there. The last is so if files of the state directory are lost while a container runs.
-async fn is_agreed(shared: &Shared, id: &str, container: &Name, sandbox: &SandboxRef) -> bool {
+/// Whether a request on this host has asked for an endpoint in this namespace: its container has a
+/// file with the namespace, or a request that makes the endpoint there is under way.
+pub(crate) fn is_asked(shared: &Shared, id: &str, container: &Name, sandbox: &SandboxRef) -> bool {
     let recorded = shared.containers().get(container).is_some_and(|record| record.is_in(sandbox));
-    if recorded || shared.requests.attempts.has_agreed(id, sandbox) {
+    recorded || shared.requests.attempts.has_agreed(id, sandbox)
+}
+
+/// Whether this host has agreed to the namespace of an endpoint: a request has asked for it, or the
+/// endpoint has its device pair there. The latter is so if files of the state directory are lost
+/// while a container runs.
+async fn is_agreed(shared: &Shared, id: &str, container: &Name, sandbox: &SandboxRef) -> bool {
+    if is_asked(shared, id, container, sandbox) {
         return true;
     }
     let platform = &shared.platform;

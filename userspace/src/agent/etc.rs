@@ -23,6 +23,8 @@ pub(crate) const DIRECTORY: &str = "etc";
 
 /// Name of the file of hosts(5).
 const HOSTS: &str = "hosts";
+/// Name of the file of hostname(5).
+const HOSTNAME: &str = "hostname";
 /// Name of the file of resolv.conf(5).
 const RESOLV_CONF: &str = "resolv.conf";
 /// Longest part of a resolv.conf that is read, in bytes: the container can write anything into it.
@@ -59,7 +61,7 @@ impl EtcFiles {
         let hosts = sandbox::hosts(&self.names, &self.addresses, &self.entries);
         for (name, text) in [
             (RESOLV_CONF, self.resolver.to_string()),
-            ("hostname", format!("{hostname}\n")),
+            (HOSTNAME, format!("{hostname}\n")),
             (HOSTS, hosts),
         ] {
             let path = directory.join(name);
@@ -110,6 +112,23 @@ pub(crate) fn resolv_conf(directory: &Path) -> io::Result<Option<String>> {
     let mut text = Vec::new();
     file.take(MOST).read_to_end(&mut text)?;
     Ok(Some(String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// Whether `found`, the contents of a container's resolv.conf, is what the agent has made together
+/// with the container: the file has the agent's form, and is not newer than the hostname file, which
+/// [`EtcFiles::write`] writes next and nothing writes again.
+///
+/// # Errors
+///
+/// The files cannot be looked at.
+pub(crate) fn is_as_made(directory: &Path, found: &str) -> io::Result<bool> {
+    let written = |name: &str| fs::symlink_metadata(directory.join(name))?.modified();
+    let hostname = match written(HOSTNAME) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        read => read?,
+    };
+    let has_form = is_same(&ResolvConf::parse(found).to_string(), found);
+    Ok(has_form && written(RESOLV_CONF)? <= hostname)
 }
 
 /// Whether two contents of resolv.conf are equal. Empty lines at the end do not count: an agent
@@ -177,6 +196,13 @@ mod tests {
         readdress(&directory, &files.names, &["10.1.0.2".parse().unwrap()]).unwrap();
         assert!(read("hosts").ends_with("ip6-allrouters\n10.1.0.2\twww web\n"));
         assert_eq!(inode(), before);
+
+        let is_made = |text: &str| is_as_made(&directory, text).unwrap();
+        assert!(is_made("nameserver 10.0.0.1\n") && !is_made("nameserver 10.0.0.1 # mine\n"));
+        let file = fs::File::options().write(true).open(directory.join("resolv.conf")).unwrap();
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
+        file.set_modified(later).unwrap();
+        assert!(!is_made("nameserver 10.0.0.1\n"));
 
         let inode = || fs::metadata(directory.join("resolv.conf")).unwrap().ino();
         let before = inode();

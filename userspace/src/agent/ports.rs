@@ -16,7 +16,7 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 use super::platform::{Holder, PortError, PortHold, Ports};
 use crate::{
     api::types::{ApiError, ErrorKind},
-    model::{Name, PortRequest, Publish, PublishedPort, View, ipv4_source, overlapping},
+    model::{Name, PortRequest, Publish, PublishedPort, ipv4_source, overlapping},
     netfilter::{Rules, Translation},
 };
 
@@ -221,7 +221,8 @@ impl Reservations {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Chooses the ports of a new endpoint on `node`, and holds them.
+    /// Chooses the ports of a new endpoint, and holds them. `published` returns the ports that
+    /// containers of this host publish, each with the name of its container.
     ///
     /// # Errors
     ///
@@ -230,8 +231,7 @@ impl Reservations {
     pub(crate) fn assign(
         &self,
         platform: &dyn Ports,
-        view: &View,
-        node: &Name,
+        published: impl FnOnce() -> Vec<(PublishedPort, Name)>,
         container: &Name,
         requests: &[PortRequest],
         translated: &Translated,
@@ -241,7 +241,7 @@ impl Reservations {
         }
         // One request at a time: a port that is free here must still be free when it is held.
         let mut state = self.state();
-        let taken = state.taken(view, node);
+        let taken = state.taken(published());
         let publisher = |port: &PublishedPort| {
             let (other, name) = taken.iter().find(|(other, _)| overlapping(other, port))?;
             Some((port.singles().find(|single| overlapping(other, single))?, name))
@@ -421,14 +421,11 @@ impl Reservations {
 }
 
 impl State {
-    /// Ports that containers of the node publish or are about to publish, each with the name of its
-    /// container.
-    fn taken(&self, view: &View, node: &Name) -> Vec<(PublishedPort, Name)> {
-        let published = view.endpoints_on(node).flat_map(|ep| {
-            ep.record.ports.into_iter().map(move |port| (port, ep.record.container.clone()))
-        });
+    /// Ports that containers publish or are about to publish, each with the name of its container.
+    fn taken(&self, mut published: Vec<(PublishedPort, Name)>) -> Vec<(PublishedPort, Name)> {
         let pending = self.pending.iter().map(|(port, (name, _))| (*port, name.clone()));
-        published.chain(pending).collect()
+        published.extend(pending);
+        published
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, Instant},
 };
@@ -25,10 +26,10 @@ use crate::{
     },
     config::AgentOptions,
     model::{
-        Alive, Name, Node, PortRequest, PublishedPort, View,
+        Alive, Endpoint, Name, Node, PortRequest, PublishedPort, View,
         ops::{self, Plan, Refusal},
     },
-    store::{Outcome, Revision, StateStore, StoreError},
+    store::{Outcome, Revision, StateStore, StoreError, StoreUrl},
 };
 
 /// Time that a request waits until the engine has applied its change to the kernel.
@@ -164,19 +165,31 @@ impl Shared {
     }
 
     /// Chooses and holds the published ports of a new endpoint. They are released when the
-    /// returned value is dropped, unless the endpoint exists by then.
+    /// returned value is dropped, unless the endpoint exists by then. `counts` tells whether an
+    /// endpoint of the store has its ports.
     pub(crate) fn assign_ports(
         &self,
         container: &Name,
         requests: &[PortRequest],
         translated: &Translated,
+        counts: impl Fn(&Endpoint) -> bool,
     ) -> Result<Pending<'_>, ApiError> {
         // The holder of a port is found by a search of /proc, which takes long.
         tokio::task::block_in_place(|| {
             let platform = &*self.platform;
-            let own = &self.node.name;
-            let assigned =
-                self.ports.assign(platform, &self.view(), own, container, requests, translated);
+            let published = || {
+                let with_ports: Vec<Endpoint> = {
+                    let view = self.view();
+                    let own = view.endpoints_on(&self.node.name).map(|endpoint| endpoint.record);
+                    own.filter(|endpoint| !endpoint.ports.is_empty()).collect()
+                };
+                let counted = with_ports.into_iter().filter(|endpoint| counts(endpoint));
+                let ports = counted.flat_map(|Endpoint { ports, container, .. }| {
+                    ports.into_iter().map(move |port| (port, container.clone()))
+                });
+                ports.collect()
+            };
+            let assigned = self.ports.assign(platform, published, container, requests, translated);
             // The view is released by now: the engine must not wait for the search.
             assigned.map_err(|refused| refused.explain(platform))
         })
@@ -192,6 +205,12 @@ impl Shared {
         let Synced { lines, unclaimed } = self.ports.sync(&*self.platform, wanted, again);
         self.shown.problems.set_below(PROBLEM, lines);
         unclaimed
+    }
+
+    /// The addresses of the store, as far as `--store` has addresses and not names.
+    pub(crate) fn store_addresses(&self) -> Vec<IpAddr> {
+        let url: Result<StoreUrl, _> = self.options.store.parse();
+        url.map(|url| url.addresses()).unwrap_or_default()
     }
 
     /// Whether ports are not held because no open file was left.

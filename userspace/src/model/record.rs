@@ -229,6 +229,11 @@ impl StoreRecord for Endpoint {
         if self.ports.iter().any(|port| port.host_ports().is_none()) {
             return Err(Invalid("a published port is not one of 1 to 65535".to_owned()));
         }
+        let ports: usize = self.ports.iter().map(|port| usize::from(port.count)).sum();
+        if ports > Self::MOST_PORTS {
+            let most = Self::MOST_PORTS;
+            return Err(Invalid(format!("{ports} published ports: at most {most} are valid")));
+        }
         validate::ifname(&self.ifname)
     }
 }

@@ -1,8 +1,12 @@
-//! Checks that subnets of networks do not overlap the routes of hosts.
+//! Checks that subnets of networks do not overlap the routes of hosts, and have no address by which
+//! hosts reach each other.
+
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::IpNetwork;
 
-use super::{Invalid, Network, validate::overlap};
+use super::{Invalid, Network, View, validate::overlap};
+use crate::store::Revision;
 
 /// Least prefix length of a route that leads to a network. A shorter one (`0.0.0.0/0`, or the two
 /// halves `0.0.0.0/1` and `128.0.0.0/1` of a VPN) leads to everything that has no other route: a
@@ -73,6 +77,58 @@ pub fn not_routed<'a>(
             "subnet {subnet} overlaps {destination}, to which this host has a route by {device}: choose another, or remove that route"
         ))),
     }
+}
+
+/// A VTEP in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vtep {
+    /// Address.
+    pub ip: Ipv4Addr,
+    /// Whose it is, as the end of a sentence.
+    pub whose: String,
+    /// When its record was last written.
+    pub revision: Revision,
+}
+
+/// The VTEPs whose addresses are in a subnet. A host whose route to a network of this subnet leads
+/// to its gateway device does not reach them.
+pub fn vteps_in(view: &View, subnet: IpNetwork) -> impl Iterator<Item = Vtep> {
+    let is_in = move |ip: Ipv4Addr| subnet.contains(IpAddr::V4(ip));
+    let nodes = view.nodes.values().filter(move |node| is_in(node.vtep)).map(|node| Vtep {
+        ip: node.vtep,
+        whose: format!("the VTEP address of node '{}'", node.name),
+        revision: node.revision,
+    });
+    let foreign = view.vteps.values().flat_map(|vteps| vteps.values());
+    let foreign = foreign.filter(move |vtep| is_in(vtep.ip)).map(|vtep| Vtep {
+        ip: vtep.ip,
+        whose: format!("a VTEP of network '{}'", vtep.network),
+        revision: vtep.revision,
+    });
+    nodes.chain(foreign)
+}
+
+/// Checks that no host needs an address of the subnets of a new network to reach another host or the
+/// store, whose addresses are `store`.
+///
+/// # Errors
+///
+/// A VTEP or the store has an address of one of the subnets.
+pub fn not_needed(view: &View, new: &[IpNetwork], store: &[IpAddr]) -> Result<(), Invalid> {
+    let refuse = |subnet: &IpNetwork, ip: IpAddr, whose: &str| {
+        Err(Invalid(format!(
+            "subnet {subnet} has {ip}, {whose}, which hosts with a container in the network would not reach: choose another"
+        )))
+    };
+    for subnet in new {
+        if let Some(Vtep { ip, whose, .. }) = vteps_in(view, *subnet).next() {
+            return refuse(subnet, ip.into(), &whose);
+        }
+        if let Some(ip) = store.iter().find(|ip| subnet.contains(**ip)) {
+            return refuse(subnet, *ip, "an address of the store");
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

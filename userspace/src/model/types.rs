@@ -9,7 +9,10 @@ use std::{
     str::FromStr,
 };
 
-use culvert_common::wire::ipv4::{PROTO_TCP, PROTO_UDP};
+use culvert_common::{
+    abi::MAX_PUBLISHED,
+    wire::ipv4::{PROTO_TCP, PROTO_UDP},
+};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Serialize};
 
@@ -292,6 +295,8 @@ pub struct Endpoint {
 impl Endpoint {
     /// Greatest number of [`Self::addresses`].
     pub const MOST_ADDRESSES: usize = 16;
+    /// Greatest number of single published ports: those of a host.
+    pub const MOST_PORTS: usize = MAX_PUBLISHED as usize;
 
     /// All addresses but the link-local one, the primary ones first.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {

@@ -3,17 +3,24 @@
 //!
 //! The rules are read with the programs `nft` and `iptables-save`, if they are installed.
 
+mod generation;
 mod iptables;
 mod ipvs;
 mod nftables;
 mod programs;
 mod rules;
 
-use std::os::fd::BorrowedFd;
+use std::{
+    os::fd::BorrowedFd,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
-use self::programs::Files;
+use self::programs::{Files, Output};
 pub use self::rules::{Chain, Rules, Translation, Translator};
 use crate::netns::run_in;
 
@@ -23,18 +30,77 @@ static TURN: Semaphore = Semaphore::const_new(1);
 /// Reads the rules of a network namespace. Rules that cannot be read are left out. Must be called
 /// within a tokio runtime.
 pub async fn read(netns: BorrowedFd<'_>) -> Rules {
-    // One at a time: clients may ask for very many. The semaphore is never closed.
-    let _turn = TURN.acquire().await;
-    let files = run_in(netns, Files::read).unwrap_or_default();
-    let mut rules = Rules { translations: ipvs::parse(&files.ipvs), ..Rules::default() };
-    if !files.tracks {
-        return rules;
+    RulesReader::default().read(netns).await
+}
+
+/// Reads the rules of one network namespace, again and again. The nftables rules, to which the rules
+/// of `iptables-nft` belong, are listed again only after they have changed: a list takes two
+/// processes, and kube-proxy has tens of thousands of rules.
+#[derive(Debug, Default)]
+pub struct RulesReader {
+    /// The nftables rules, with the generation that they had before they were listed. `None`: they
+    /// are to be listed.
+    last: Mutex<Option<(u32, Rules)>>,
+    /// A program has listed them, so the kernel has nftables already.
+    has_listed: AtomicBool,
+}
+
+impl RulesReader {
+    // A thread that panicked with the lock held left a valid value: it changes in one step.
+    fn last(&self) -> MutexGuard<'_, Option<(u32, Rules)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    let (saved, ruleset) =
-        tokio::join!(programs::saved(netns, files.legacy), programs::ruleset(netns));
+
+    /// The rules that were listed last, if they stand: they are of this generation.
+    fn standing(&self, generation: Option<u32>) -> Option<Rules> {
+        let last = self.last();
+        let (of, rules) = last.as_ref()?;
+        (Some(*of) == generation).then(|| rules.clone())
+    }
+
+    /// As [`read`]. The namespace must be the one of the calls before.
+    pub async fn read(&self, netns: BorrowedFd<'_>) -> Rules {
+        // One at a time: clients may ask for very many. The semaphore is never closed.
+        let _turn = TURN.acquire().await;
+        // The generation is read before the rules: if they change meanwhile, they are listed again.
+        let has_listed = self.has_listed.load(Ordering::Relaxed);
+        let look = || (Files::read(), has_listed.then(generation::read).flatten());
+        let (files, generation) = run_in(netns, look).unwrap_or_default();
+        let mut rules = Rules { translations: ipvs::parse(&files.ipvs), ..Rules::default() };
+        if !files.tracks {
+            return rules;
+        }
+        let listed = match self.standing(generation) {
+            Some(rules) => rules,
+            None => self.list(netns, generation).await,
+        };
+        rules.merge(listed);
+        if files.legacy {
+            // The kernel has no generation of these rules.
+            let text = programs::legacy(netns).await.text();
+            rules.merge(parsed(text, None).await.unwrap_or_default());
+        }
+        rules
+    }
+
+    /// Lists the nftables rules, and keeps them if all could be listed.
+    async fn list(&self, netns: BorrowedFd<'_>, generation: Option<u32>) -> Rules {
+        let (saved, ruleset) = tokio::join!(programs::saved(netns), programs::ruleset(netns));
+        let is_whole = !matches!((&saved, &ruleset), (Output::Failed, _) | (_, Output::Failed));
+        let is_there = matches!((&saved, &ruleset), (Output::Text(_), _) | (_, Output::Text(_)));
+        self.has_listed.fetch_or(is_there, Ordering::Relaxed);
+        let rules = parsed(saved.text(), ruleset.text()).await;
+        *self.last() = generation.filter(|_| is_whole).zip(rules.clone());
+        rules.unwrap_or_default()
+    }
+}
+
+/// The rules in what `iptables-save` and `nft` have written. `None`: the task has failed.
+async fn parsed(saved: Option<String>, ruleset: Option<String>) -> Option<Rules> {
     // kube-proxy has tens of thousands of rules.
     let parsed = spawn_blocking(move || {
-        for text in saved {
+        let mut rules = Rules::default();
+        if let Some(text) = saved {
             rules.add(&iptables::parse(&text));
         }
         if let Some(text) = ruleset {
@@ -42,5 +108,20 @@ pub async fn read(netns: BorrowedFd<'_>) -> Rules {
         }
         rules
     });
-    parsed.await.unwrap_or_default()
+    parsed.await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_stand_until_their_generation_is_another() {
+        let reader = RulesReader::default();
+        assert_eq!((reader.standing(Some(7)), reader.standing(None)), (None, None));
+        let rules = Rules { services: [[10, 96, 0, 1].into()].into(), ..Rules::default() };
+        *reader.last() = Some((7, rules.clone()));
+        assert_eq!(reader.standing(Some(7)), Some(rules));
+        assert_eq!((reader.standing(Some(8)), reader.standing(None)), (None, None));
+    }
 }

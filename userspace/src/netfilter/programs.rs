@@ -1,6 +1,6 @@
 //! The programs that list the host's rules.
 
-use std::{fs, os::fd::BorrowedFd, process::Stdio, time::Duration};
+use std::{fs, io, os::fd::BorrowedFd, process::Stdio, time::Duration};
 
 use tokio::{io::AsyncReadExt as _, process::Command, runtime::Handle, time::timeout};
 
@@ -35,32 +35,51 @@ impl Files {
     }
 }
 
-/// What `iptables-save -t nat` writes, for each kind of iptables that is installed and in use.
-/// `legacy`: see [`Files::legacy`].
-pub(super) async fn saved(netns: BorrowedFd<'_>, legacy: bool) -> Vec<String> {
-    let nat = &["-t", "nat"];
-    let mut saved: Vec<String> =
-        output(netns, "iptables-nft-save", nat).await.into_iter().collect();
-    // The legacy program makes the table if there is none, and with it the kernel begins to track
-    // connections.
-    if legacy {
-        let text = match output(netns, "iptables-legacy-save", nat).await {
-            Some(text) => Some(text),
-            None => output(netns, "iptables-save", nat).await,
-        };
-        saved.extend(text);
-    }
-    saved
+/// The arguments of `iptables-save`.
+const NAT: &[&str] = &["-t", "nat"];
+
+/// What a program has written.
+pub(super) enum Output {
+    Text(String),
+    /// The program is not installed.
+    Absent,
+    /// It has failed, or not ended in time.
+    Failed,
 }
 
-/// What `nft -j list ruleset` writes. `None`: it is not installed, or fails.
-pub(super) async fn ruleset(netns: BorrowedFd<'_>) -> Option<String> {
+impl Output {
+    /// What the program has written. `None`: nothing.
+    pub(super) fn text(self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Absent | Self::Failed => None,
+        }
+    }
+}
+
+/// What `iptables-save -t nat` writes of the rules that are nftables rules for the kernel.
+pub(super) async fn saved(netns: BorrowedFd<'_>) -> Output {
+    output(netns, "iptables-nft-save", NAT).await
+}
+
+/// What `iptables-save -t nat` writes of the rules of the legacy iptables. Must be called only if
+/// [`Files::legacy`] is set: the program makes the table if there is none, and with it the kernel
+/// begins to track connections.
+pub(super) async fn legacy(netns: BorrowedFd<'_>) -> Output {
+    match output(netns, "iptables-legacy-save", NAT).await {
+        Output::Text(text) => Output::Text(text),
+        Output::Absent | Output::Failed => output(netns, "iptables-save", NAT).await,
+    }
+}
+
+/// What `nft -j list ruleset` writes.
+pub(super) async fn ruleset(netns: BorrowedFd<'_>) -> Output {
     output(netns, "nft", &["-j", "list", "ruleset"]).await
 }
 
-/// What a program writes in a network namespace. `None`: it is not installed, or fails.
-async fn output(netns: BorrowedFd<'_>, program: &str, arguments: &[&str]) -> Option<String> {
-    let runtime = Handle::try_current().ok()?;
+/// What a program writes in a network namespace.
+async fn output(netns: BorrowedFd<'_>, program: &str, arguments: &[&str]) -> Output {
+    let Ok(runtime) = Handle::try_current() else { return Output::Failed };
     let mut command = Command::new(program);
     command.args(arguments).kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -69,8 +88,13 @@ async fn output(netns: BorrowedFd<'_>, program: &str, arguments: &[&str]) -> Opt
         let _entered = runtime.enter();
         command.spawn()
     });
-    let mut child = started.ok()?.ok()?;
-    let mut written = child.stdout.take()?.take(MOST);
+    let mut child = match started {
+        Ok(Ok(child)) => child,
+        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => return Output::Absent,
+        _ => return Output::Failed,
+    };
+    let Some(written) = child.stdout.take() else { return Output::Failed };
+    let mut written = written.take(MOST);
     let mut text = Vec::new();
     // A program that writes more than that is not waited for.
     let ended = timeout(DEADLINE, async {
@@ -78,7 +102,10 @@ async fn output(netns: BorrowedFd<'_>, program: &str, arguments: &[&str]) -> Opt
         child.wait().await
     });
     match ended.await {
-        Ok(status) => status.ok()?.success().then(|| String::from_utf8(text).ok())?,
+        Ok(Ok(status)) if status.success() => {
+            String::from_utf8(text).map_or(Output::Failed, Output::Text)
+        }
+        Ok(_) => Output::Failed,
         Err(_) => {
             tracing::warn!(
                 "netfilter: '{program} {}' has not ended within {} s: the ports that its rules \
@@ -86,7 +113,7 @@ async fn output(netns: BorrowedFd<'_>, program: &str, arguments: &[&str]) -> Opt
                 arguments.join(" "),
                 DEADLINE.as_secs()
             );
-            None
+            Output::Failed
         }
     }
 }

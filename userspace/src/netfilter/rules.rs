@@ -95,6 +95,14 @@ impl Rules {
         }
     }
 
+    /// Adds other rules of the host.
+    pub(super) fn merge(&mut self, other: Self) {
+        let Self { translations, kube_proxy, services } = other;
+        self.translations.extend(translations);
+        self.services.extend(services);
+        self.kube_proxy = self.kube_proxy.take().or(kube_proxy);
+    }
+
     /// The first translation that takes packets to one of the ports of `port`, and this port. One
     /// without further conditions is preferred. `addresses` are those of the host.
     pub fn taker(

@@ -275,6 +275,7 @@ mod tests {
                 labels: BTreeMap::new(),
                 routes: Vec::new(),
                 pools: Vec::new(),
+                store: Vec::new(),
             };
             let (network, plan) = ops::create_network(&self.view(), &spec).unwrap();
             self.commit(plan);

@@ -1,7 +1,7 @@
 //! Programs that run in a sandbox.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, PipeReader},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -15,10 +15,10 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::{
         prctl,
-        signal::{Signal, kill},
+        signal::{Signal, kill, killpg},
         wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
     },
-    unistd::{Pid, sethostname},
+    unistd::{Pid, sethostname, setsid},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard, oneshot};
@@ -28,7 +28,7 @@ use super::{
     covers::Covers,
     log::{LogLimits, LogWriter, Pump, SharedLog},
     mounts, privileges,
-    signals::Signals,
+    signals::{Caught, Signals},
 };
 use crate::{
     model::{Privileges, RestartPolicy},
@@ -110,7 +110,9 @@ impl From<SandboxError> for ExecError {
 /// The signals INT, TERM, HUP, QUIT, USR1, USR2 and WINCH that are sent to the supervisor are
 /// forwarded to the program. With a terminal the program is in the supervisor's process group, so
 /// that Ctrl-C, Ctrl-Z and job control reach it directly; without a terminal it has a process group
-/// of its own. If the supervisor is killed, the kernel kills the program too.
+/// of its own. A program with less privileges than the supervisor that could type into the terminal
+/// has a session of its own, without a terminal; the supervisor forwards Ctrl-C to its process group.
+/// If the supervisor is killed, the kernel kills the program too.
 ///
 /// # Errors
 /// The program or the namespace does not exist or cannot be entered or executed.
@@ -173,7 +175,11 @@ impl Supervisor {
     pub(super) async fn asked(&mut self) {
         loop {
             match self.signals.next().await {
-                Ok(signal) if asks(signal) || signal == Signal::SIGHUP => return,
+                Ok(Caught { signal, by_terminal: false })
+                    if asks(signal) || signal == Signal::SIGHUP =>
+                {
+                    return;
+                }
                 Ok(_) => {}
                 // The pipe of the signals is never closed.
                 Err(_) => std::future::pending::<()>().await,
@@ -200,8 +206,8 @@ impl Supervisor {
         thread::Builder::new()
             .name("culvert-exec".to_owned())
             .spawn(move || match start(&owned, logged) {
-                Ok((pid, covers, printed)) => {
-                    let _ = started.send(Ok((pid, printed)));
+                Ok(Spawned { pid, covers, printed, is_apart }) => {
+                    let _ = started.send(Ok((pid, printed, is_apart)));
                     covers.keep_until_end(pid);
                     let _ = ended.send(wait_for_end(pid));
                 }
@@ -211,7 +217,7 @@ impl Supervisor {
             })
             .map_err(|error| ExecError::ours(format!("starting a thread: {error}")))?;
         let lost = || ExecError::ours("the thread that runs the program ended");
-        let (pid, printed) = is_started.await.map_err(|_| lost())??;
+        let (pid, printed, is_apart) = is_started.await.map_err(|_| lost())??;
         let mut pump = match printed.zip(log) {
             None => None,
             Some((pipe, log)) => Some(Pump::start(pipe, log).map_err(|error| {
@@ -235,9 +241,13 @@ impl Supervisor {
                         break;
                     }
                     // The process is not reaped yet, so its pid is not reused.
-                    Ok(signal) = self.signals.next() => {
-                        asked |= asks(signal);
-                        let _ = kill(pid, signal);
+                    Ok(Caught { signal, by_terminal }) = self.signals.next() => {
+                        if !by_terminal {
+                            asked |= asks(signal);
+                            let _ = kill(pid, signal);
+                        } else if is_apart {
+                            let _ = killpg(pid, signal);
+                        }
                     }
                 }
             }
@@ -269,12 +279,30 @@ fn wait_for_end(pid: Pid) -> nix::Result<()> {
     }
 }
 
-/// Starts the program from the calling thread. It inherits the thread's namespaces. Returns its
-/// pid, the mounts to keep, and what it prints if that is `logged`.
-fn start(
-    spec: &SuperviseSpec,
-    logged: bool,
-) -> Result<(Pid, Covers, Option<PipeReader>), ExecError> {
+/// A program that was started.
+struct Spawned {
+    pid: Pid,
+    /// The mounts to keep.
+    covers: Covers,
+    /// What it prints, if that is logged.
+    printed: Option<PipeReader>,
+    /// It has a session of its own, though the supervisor has a terminal.
+    is_apart: bool,
+}
+
+/// The file that tells whether [`takes_input`].
+const LEGACY_TIOCSTI: &str = "/proc/sys/dev/tty/legacy_tiocsti";
+
+/// Whether the kernel lets a program without CAP_SYS_ADMIN put characters into the input of its
+/// controlling terminal, as if somebody had typed them (`TIOCSTI`, ioctl_tty(2)). `setting`: the
+/// contents of [`LEGACY_TIOCSTI`], which Linux before 6.2 does not have.
+fn takes_input(setting: Option<&str>) -> bool {
+    setting.is_none_or(|setting| setting.trim() != "0")
+}
+
+/// Starts the program from the calling thread. It inherits the thread's namespaces. If `logged`,
+/// what it prints is returned.
+fn start(spec: &SuperviseSpec, logged: bool) -> Result<Spawned, ExecError> {
     let Some((program, arguments)) = spec.command.split_first() else {
         return Err(ExecError::ours("no command is given: put one behind '--'"));
     };
@@ -306,13 +334,21 @@ fn start(
         }
         covers = mounts::arrange(&spec.name, spec.etc.as_deref())?;
     }
-    if File::open("/dev/tty").is_err() {
+    let has_terminal = File::open("/dev/tty").is_ok();
+    if !has_terminal {
         command.process_group(0);
     }
+    // What a program with less privileges types into the terminal, the user's shell carries out.
+    let is_apart = has_terminal
+        && !spec.privileges.is_default()
+        && takes_input(fs::read_to_string(LEGACY_TIOCSTI).ok().as_deref());
     // SAFETY: between fork and exec this makes system calls alone and allocates nothing: the groups
     // are in a vector of `identity`, which the closure owns.
     unsafe {
         command.pre_exec(move || {
+            if is_apart {
+                setsid()?;
+            }
             if let Some(identity) = &identity {
                 identity.take()?;
             }
@@ -322,7 +358,7 @@ fn start(
     }
     let child = command.spawn().map_err(|error| refusal(program, &error))?;
     // A pid fits into pid_t; the standard library returns it unsigned.
-    Ok((Pid::from_raw(child.id().cast_signed()), covers, printed))
+    Ok(Spawned { pid: Pid::from_raw(child.id().cast_signed()), covers, printed, is_apart })
 }
 
 /// The error of a log that cannot be opened.
@@ -380,6 +416,11 @@ mod tests {
         assert_eq!(told, result.as_ref().ok().copied());
         assert_eq!(pid > 0, result.is_ok());
         result
+    }
+
+    #[test]
+    fn a_terminal_takes_no_input_from_programs_where_the_kernel_says_so() {
+        assert!(takes_input(None) && takes_input(Some("1\n")) && !takes_input(Some("0\n")));
     }
 
     #[tokio::test]

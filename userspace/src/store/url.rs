@@ -33,6 +33,14 @@ impl StoreUrl {
             Self::File(_) => Kind::File,
         }
     }
+
+    /// The addresses of the servers, as far as the text has addresses and not names.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let Self::Etcd(endpoints) = self else { return Vec::new() };
+        let host = |endpoint: &String| Some(endpoint.rsplit_once(':')?.0.to_owned());
+        let hosts = endpoints.iter().filter_map(host);
+        hosts.filter_map(|host| host.trim_matches(['[', ']']).parse().ok()).collect()
+    }
 }
 
 impl fmt::Display for StoreUrl {
@@ -184,6 +192,14 @@ mod tests {
             "etcd://a:1/".parse::<StoreUrl>().expect("trailing slash"),
             StoreUrl::Etcd(vec!["a:1".to_owned()])
         );
+    }
+
+    #[test]
+    fn addresses_are_those_that_the_text_has() {
+        let addresses = |text: &str| text.parse::<StoreUrl>().expect(text).addresses();
+        let both: [IpAddr; 2] = [[10, 0, 0, 1].into(), Ipv6Addr::LOCALHOST.into()];
+        assert_eq!(addresses("etcd://10.0.0.1:2379,etcd.example:2379,[::1]:2379"), both);
+        assert!(addresses("file:/10.0.0.1:1").is_empty());
     }
 
     #[test]

@@ -1,16 +1,21 @@
 //! `run`, `exec` and `logs`: commands, their signals, logs and ends.
 
 use std::{
-    io::{BufRead, BufReader, Read},
-    os::unix::ffi::OsStrExt as _,
+    fs::File,
+    io::{self, BufRead, BufReader, Read, Write as _},
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    },
     path::Path,
-    process::Child,
+    process::{Child, Command},
 };
 
 use culvert::api::{Backend as _, Client};
 use nix::{
+    libc,
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, setsid},
 };
 
 use crate::{
@@ -348,6 +353,66 @@ fn commands_have_the_user_and_the_capabilities_that_are_given() {
     std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let output = run(&agent.socket(), &["exec", "c", "--", secret.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(126));
+}
+
+/// Gives a command a new terminal, as its controlling one. Returns the other end.
+fn on_terminal(command: &mut Command) -> File {
+    let master = File::options().read(true).write(true).open("/dev/ptmx").unwrap();
+    let unlocked: libc::c_int = 0;
+    // SAFETY: the number is there as long as the call takes.
+    let answer = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked) };
+    assert_eq!(answer, 0, "{}", io::Error::last_os_error());
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the argument is a number.
+    let fd = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) };
+    assert!(fd >= 0, "{}", io::Error::last_os_error());
+    // SAFETY: nobody else has the descriptor, which the kernel has just made.
+    let slave = unsafe { OwnedFd::from_raw_fd(fd) };
+    command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
+    // SAFETY: between fork and exec this makes system calls alone.
+    unsafe {
+        command.pre_exec(|| {
+            setsid()?;
+            match libc::ioctl(0, libc::TIOCSCTTY, 0) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        });
+    }
+    master
+}
+
+/// A command with less privileges could type into the terminal what the user's shell carries out.
+#[test]
+#[ignore = "needs root"]
+fn a_command_of_another_user_does_not_have_the_terminal() {
+    let agent = Agent::start();
+    // Linux from 6.2 on may have forbidden it to all programs.
+    let setting = std::fs::read_to_string("/proc/sys/dev/tty/legacy_tiocsti");
+    let is_forbidden = setting.is_ok_and(|setting| setting.trim() == "0");
+    for (number, options) in ["--user 4711", "--cap-drop ALL", ""].into_iter().enumerate() {
+        let name = format!("c{number}");
+        let mut line = vec!["run", "--name", &name, "--network", "host"];
+        line.extend(options.split_whitespace());
+        // Number, session and terminal of the process.
+        let script = "cut -d' ' -f1,6,7 /proc/$$/stat; sleep 100; echo late";
+        line.extend(["--", "sh", "-c", script]);
+        let mut command = culvert(&agent.socket(), &line);
+        let mut master = on_terminal(&mut command);
+        let mut child = command.spawn().unwrap();
+        // Its copies of the terminal: reading ends with the last one.
+        drop(command);
+        let mut lines = BufReader::new(master.try_clone().unwrap()).lines();
+        let first = lines.next().unwrap().unwrap();
+        let [pid, session, terminal] = *words(first.trim()) else { panic!("{first}") };
+        let is_apart = !options.is_empty() && !is_forbidden;
+        assert_eq!((pid == session, terminal == "0"), (is_apart, is_apart), "{options}: {first}");
+        // Ctrl-C ends all of the command.
+        master.write_all(b"\x03").unwrap();
+        let rest: Vec<String> = lines.map_while(Result::ok).collect();
+        assert!(!rest.iter().any(|line| line.contains("late")), "{options}: {rest:?}");
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{options}");
+    }
 }
 
 #[test]

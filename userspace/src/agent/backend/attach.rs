@@ -7,6 +7,7 @@ use ipnetwork::Ipv4Network;
 use super::{Agent, conflict, in_doubt, internal, invalid, network::NetworkOf, not_found, rows};
 use crate::{
     agent::{
+        agreed,
         attempts::Attempt,
         containers::{Origin, Record},
         ports::Translated,
@@ -17,7 +18,7 @@ use crate::{
         types::{ApiError, Connect, ContainerRow, ErrorKind},
     },
     model::{
-        MacAddr, Name, NetnsId, PortRequest, SandboxRef, View,
+        Endpoint, MacAddr, Name, NetnsId, PortRequest, SandboxRef, View,
         ops::{self, EndpointSpec, ExecuteError, Refusal},
     },
     store::Revision,
@@ -65,7 +66,12 @@ impl Agent {
             _ => self.translated().await,
         };
         // Held until the endpoint exists, or the request has failed.
-        let ports = self.shared.assign_ports(wanted.container, wanted.ports, &translated)?;
+        let shared = &self.shared;
+        let counts = |Endpoint { id, container, sandbox, .. }: &Endpoint| {
+            agreed::is_asked(shared, id, container, sandbox)
+                || matches!(shared.plugs.get(id), Some(PlugState::Ready { .. }))
+        };
+        let ports = shared.assign_ports(wanted.container, wanted.ports, &translated, counts)?;
         let reserved = self.ifnames_in(wanted.netns);
         let platform = &self.shared.platform;
         let ifname = platform.choose_ifname(wanted.netns, wanted.ifname, &reserved).await?;

@@ -106,6 +106,7 @@ impl Agent {
             labels: request.labels,
             routes,
             pools: self.shared.options.pools.clone(),
+            store: self.shared.store_addresses(),
         };
         let plan = |view: &View| {
             if spec.driver == Driver::Overlay

@@ -145,7 +145,11 @@ impl Agent {
         };
         let wanted = conf.clone().with(&record.names);
         let text = wanted.to_string();
-        let written = record.resolv_conf.as_deref();
+        let written = match record.resolv_conf.as_deref() {
+            // An earlier version has not noted what it has written.
+            None if etc::is_as_made(&directory, &found).map_err(refused)? => Some(found.as_str()),
+            noted => noted,
+        };
         let looked = if etc::is_same(&found, &text) {
             // Whoever has written it, it follows the host from now on.
             Looked::Current

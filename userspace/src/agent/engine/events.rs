@@ -1,6 +1,6 @@
 //! Changes of the host that the kernel reports.
 
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 
 use super::{Engine, looks::GATHER, queue::Work};
 use crate::agent::platform::HostEvent;
@@ -64,7 +64,13 @@ impl Engine {
 
     /// Waits for more changes of the host before they are acted on.
     fn gather(&mut self) {
-        self.underlay_stale.get_or_insert_with(|| Instant::now() + GATHER);
+        self.act_within(GATHER);
+    }
+
+    /// Acts on the changes of the host, and resolves the paths again, after `pause` at the latest.
+    pub(super) fn act_within(&mut self, pause: Duration) {
+        let due = Instant::now() + pause;
+        self.underlay_stale = Some(self.underlay_stale.map_or(due, |then| then.min(due)));
     }
 
     /// Acts on the changes of the host that were gathered. If events were lost, everything may have

@@ -2,13 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
+
+use ipnetwork::IpNetwork;
 
 use super::{Engine, queue::Work, reading::finished};
 use crate::{
-    agent::{memory, platform::Remote, state::PlugState},
+    agent::{agreed, memory, platform::Remote, state::PlugState},
     model::{Endpoint, Name, Node, Protocol, PublishedPort, Touched},
+    netlink::subnet_of,
     store::Update,
 };
 
@@ -111,10 +114,18 @@ impl Engine {
                 self.shared.lives.note(&name, alive);
                 let remote = |node: &Node| Remote { port: node.port, mtu: node.mtu };
                 let now = view.nodes.get(&name).map(|node| (node.vtep, remote(node)));
-                if now == self.nodes.get(&name).copied() {
+                let before = self.nodes.get(&name).copied();
+                if now == before {
                     // Only the liveness or the subnets of the node have changed.
                     continue;
                 }
+                // A network may begin, or cease, to have an address of another host.
+                let vteps = [now, before].map(|node| node.map(|(vtep, _)| IpAddr::V4(vtep)));
+                let has_vtep = |gateway: &IpNetwork| {
+                    vteps.iter().flatten().any(|vtep| subnet_of(*gateway).contains(*vtep))
+                };
+                let concerned = self.subnets.values().filter(|(_, gateway)| has_vtep(gateway));
+                self.dirty.extend(concerned.map(|(network, _)| network.clone()));
                 match now {
                     Some(now) => self.nodes.insert(name.clone(), now),
                     None => self.nodes.remove(&name),
@@ -164,7 +175,7 @@ impl Engine {
     }
 
     /// Notes the ports that an endpoint publishes on this host. Returns whether they have changed.
-    fn note_ports(&mut self, id: &str, endpoint: Option<&Endpoint>) -> bool {
+    pub(super) fn note_ports(&mut self, id: &str, endpoint: Option<&Endpoint>) -> bool {
         let mut now = BTreeMap::new();
         if let Some(Endpoint { container, ports, .. }) = endpoint {
             let singles = ports.iter().flat_map(|port| port.singles());
@@ -193,7 +204,11 @@ impl Engine {
                 endpoint.node == self.shared.node.name && view.usable_endpoint(endpoint).is_ok()
             })
         };
-        let ports = self.note_ports(&id, wanted.as_deref());
+        // Another endpoint's ports are noted once it is plugged: a record alone holds no port.
+        let asked = wanted.as_deref().filter(|Endpoint { container, sandbox, .. }| {
+            agreed::is_asked(&self.shared, &id, container, sandbox)
+        });
+        let ports = self.note_ports(&id, asked);
         let here = wanted.is_some() || self.local.contains_key(&id);
         if here {
             // The view does not have the container of an endpoint that is removed, nor the former

@@ -1,13 +1,62 @@
 //! Gateway devices and the loopback device.
 
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnetwork::IpNetwork;
+
 use super::{Engine, queue::Work};
 use crate::{
     agent::platform::PlugError,
-    model::{Name, validate},
+    model::{Name, Network, Versioned, View, validate, vteps_in},
     netlink::subnet_of,
     reconcile::gateway_device,
     sandbox::GatewaySpec,
 };
+
+/// The outcome of a gateway device that gives way, as the end of a sentence.
+const APART: &str = "the host and the containers of the network here do not reach each other until one of the two is renumbered";
+
+/// A subnet that has addresses which the host itself needs.
+#[derive(Debug, PartialEq, Eq)]
+struct Conflict {
+    /// The problem, on one line.
+    line: String,
+    /// The host has no route to the subnet then.
+    gives_way: bool,
+}
+
+/// Looks for an address in the subnet of a network by which this host reaches the store or another
+/// host. `own` is the VTEP address of this host, `store` has those of the store. `yields`: the
+/// network has no route here because of an earlier conflict.
+///
+/// Of a network and a VTEP, the one whose record is earlier stays as it is: no new record of a
+/// network takes the host's way to another host, and none of a host the way to its containers.
+fn needed(
+    view: &View,
+    network: &Versioned<Network>,
+    subnet: IpNetwork,
+    (own, store): (Ipv4Addr, &[IpAddr]),
+    yields: bool,
+) -> Option<Conflict> {
+    let name = &network.name;
+    let begin =
+        |ip: IpAddr, whose: &str| format!("network '{name}': subnet {subnet} has {ip}, {whose}");
+    if let Some(ip) = store.iter().find(|ip| subnet.contains(**ip)) {
+        let line = format!("{}: {APART}", begin(*ip, "an address of the store"));
+        return Some(Conflict { line, gives_way: true });
+    }
+    let others = vteps_in(view, subnet).filter(|vtep| vtep.ip != own);
+    let first = others.min_by_key(|vtep| vtep.revision)?;
+    let begin = begin(first.ip.into(), &first.whose);
+    let gives_way = yields || first.revision < network.revision;
+    let line = match gives_way {
+        true => format!("{begin}: {APART}"),
+        false => {
+            format!("{begin}, which this host does not reach until one of the two is renumbered")
+        }
+    };
+    Some(Conflict { line, gives_way })
+}
 
 impl Engine {
     /// Makes the gateway device of a network once an endpoint of the network is plugged in on this
@@ -51,18 +100,31 @@ impl Engine {
     }
 
     /// Leaves out the address of a gateway device if its subnet overlaps a subnet to which an
-    /// interface of the host is connected: the host keeps its own route.
-    fn without_conflict(&self, name: &Name, wanted: GatewaySpec) -> GatewaySpec {
-        let taken = wanted.address.and_then(|address| {
-            let subnet = subnet_of(address);
-            let own = self.connected.iter().find(|own| validate::overlap(**own, subnet))?;
-            Some(format!(
-                "network '{name}': subnet {subnet} overlaps {own}, to which an interface of this host is connected: the host and the containers of the network here do not reach each other until one of the two is renumbered"
-            ))
+    /// interface of the host is connected, or has an address by which the host reaches others: the
+    /// host keeps its own route.
+    fn without_conflict(&mut self, name: &Name, wanted: GatewaySpec) -> GatewaySpec {
+        let vni = wanted.vni;
+        let conflict = wanted.address.map(subnet_of).and_then(|subnet| {
+            if let Some(own) = self.connected.iter().find(|own| validate::overlap(**own, subnet)) {
+                let line = format!(
+                    "network '{name}': subnet {subnet} overlaps {own}, to which an interface of this host is connected: {APART}"
+                );
+                return Some(Conflict { line, gives_way: true });
+            }
+            let view = self.shared.view();
+            let network = view.networks.get(name)?;
+            let own = self.shared.node.vtep;
+            needed(&view, network, subnet, (own, &self.store), self.yielding.contains(&vni))
         });
-        let address = wanted.address.filter(|_| taken.is_none());
-        self.shared.shown.problems.set(&format!("subnet/{}", wanted.vni), taken);
-        GatewaySpec { address, ..wanted }
+        let gives_way = conflict.as_ref().is_some_and(|conflict| conflict.gives_way);
+        if gives_way {
+            self.yielding.insert(vni);
+        } else {
+            self.yielding.remove(&vni);
+        }
+        let line = conflict.map(|conflict| conflict.line);
+        self.shared.shown.problems.set(&format!("subnet/{vni}"), line);
+        GatewaySpec { address: wanted.address.filter(|_| !gives_way), ..wanted }
     }
 
     /// Attaches the program to a gateway device and brings it up.
@@ -193,5 +255,46 @@ impl Engine {
         let siblings = view.endpoints_of(&self.shared.node.name, &container);
         let plugged = siblings.filter(|ep| self.containers.contains_key(&ep.id));
         self.work.extend(plugged.map(|ep| Work::Plug(ep.record.id)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        Key,
+        testing::{Cluster, name, network, node},
+    };
+
+    #[test]
+    fn a_network_does_not_take_the_way_to_others() {
+        let mut cluster = Cluster::default();
+        let red = network("red", 256, &["192.0.2.0/24"]);
+        let (before, after) = (node("host2", 2), node("host3", 3));
+        let own = node("host1", 1);
+        cluster.put(Key::node(&own.name), &own);
+        cluster.put(Key::node(&before.name), &before);
+        cluster.network(&red);
+        cluster.put(Key::node(&after.name), &after);
+        let look = |cluster: &Cluster, store: &[&str], yields: bool| {
+            let store: Vec<IpAddr> = store.iter().map(|ip| ip.parse().unwrap()).collect();
+            let view = &cluster.view;
+            let (network, own) = (&view.networks[&red.name], Ipv4Addr::new(192, 0, 2, 1));
+            needed(view, network, red.subnets[0].subnet, (own, &store), yields)
+        };
+        let earlier = look(&cluster, &[], false).unwrap();
+        let begin = "network 'red': subnet 192.0.2.0/24 has 192.0.2.2, the VTEP address of node 'host2': the host and";
+        assert!(earlier.gives_way && earlier.line.starts_with(begin), "{earlier:?}");
+        let store = look(&cluster, &["10.0.0.1", "192.0.2.99"], false).unwrap();
+        assert!(store.gives_way && store.line.contains("192.0.2.99, an address of the store"));
+        // A node that comes later does not cut the host off from its containers.
+        cluster.view.nodes.remove(&name("host2"));
+        let later = look(&cluster, &["10.0.0.1"], false).unwrap();
+        let end = "'host3', which this host does not reach until one of the two is renumbered";
+        assert!(!later.gives_way && later.line.ends_with(end), "{later:?}");
+        // Nor does it get the route back that was left out.
+        assert!(look(&cluster, &[], true).unwrap().gives_way);
+        cluster.view.nodes.remove(&name("host3"));
+        assert_eq!(look(&cluster, &[], true), None);
     }
 }

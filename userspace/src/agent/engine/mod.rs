@@ -22,7 +22,7 @@ mod wrong;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::Duration,
 };
@@ -119,7 +119,8 @@ pub(crate) struct Engine {
     changed: BTreeMap<Name, Changed>,
     /// The paths are to be resolved in this turn.
     underlay_dirty: bool,
-    /// When the paths are to be resolved again.
+    /// When the gathered changes of the host are acted on, and the paths resolved again. Only that
+    /// clears it: paths that are resolved for another reason do not act on changes of the host.
     underlay_stale: Option<Instant>,
     /// The uplinks are to be checked as well.
     uplinks_stale: bool,
@@ -141,6 +142,11 @@ pub(crate) struct Engine {
     /// Name of the network, and address of the gateway with the prefix length of the subnet, by VNI
     /// of the networks that have, or are to have, a gateway device here.
     subnets: BTreeMap<u32, (Name, IpNetwork)>,
+    /// Those VNIs whose gateway devices have no address, because the host needs addresses of the
+    /// subnet itself.
+    yielding: BTreeSet<u32>,
+    /// Addresses of the store.
+    store: Vec<IpAddr>,
     /// A route of the host into one of these subnets may have been changed.
     routes_stale: bool,
     /// Ports that could not be held may be free now.
@@ -162,6 +168,7 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(shared: Arc<Shared>, follower: Follower, periods: Periods) -> Self {
         Self {
+            store: shared.store_addresses(),
             shared,
             follower,
             periods,
@@ -189,6 +196,7 @@ impl Engine {
             looks: Looks::default(),
             gateways_stale: false,
             subnets: BTreeMap::new(),
+            yielding: BTreeSet::new(),
             routes_stale: false,
             ports_stale: false,
             ipv6_up: BTreeSet::new(),
@@ -395,7 +403,6 @@ impl Engine {
     /// Resolves the paths to all VTEPs and writes them.
     async fn resolve_underlay(&mut self) {
         self.underlay_dirty = false;
-        self.underlay_stale = None;
         self.check_host().await;
         self.keep_client_links().await;
         let mut vteps: BTreeMap<Ipv4Addr, Remote> = {
@@ -414,7 +421,7 @@ impl Engine {
                     .shown
                     .problems
                     .set("underlay", Some(format!("underlay: {}", error.message())));
-                self.underlay_stale = Some(Instant::now() + self.periods.retry);
+                self.act_within(self.periods.retry);
                 return;
             }
         };
@@ -430,7 +437,7 @@ impl Engine {
         let written = self.reconciler.paths_to(self.shared.platform.as_ref(), resolved.paths);
         let line = written.err().map(|error| format!("underlay: {error}; trying again"));
         if line.is_some() {
-            self.underlay_stale = Some(Instant::now() + self.periods.retry);
+            self.act_within(self.periods.retry);
         }
         self.shared.shown.problems.set("underlay/maps", line);
     }

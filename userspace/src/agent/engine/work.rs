@@ -64,6 +64,10 @@ impl Engine {
                 if former != Some(ifindex) {
                     self.mark_own(&endpoint.network, &id, former);
                 }
+                let record = self.shared.view().endpoint(&endpoint.network, &id);
+                if self.note_ports(&id, record.as_deref()) {
+                    self.hold_ports(false);
+                }
                 self.write_maps().await;
                 if self.dirty.contains(&endpoint.network) {
                     // The maps could not be written. The problem of the network says why.

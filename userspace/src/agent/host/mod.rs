@@ -33,6 +33,7 @@ use crate::{
     api::types::ApiError,
     choice::{Uplink, device::Device},
     datapath::{self, Carried, Datapath, DatapathError, Leftover, Price, Retired},
+    netfilter,
     netlink::{Monitor, Netlink, NetlinkError},
 };
 
@@ -57,6 +58,8 @@ pub(crate) struct Host {
     price: std::sync::OnceLock<Price>,
     /// Names of the interfaces through which published ports are not reached.
     unserved: std::sync::Mutex<Vec<String>>,
+    /// The rules of the host's netfilter.
+    rules: netfilter::RulesReader,
     /// The next hops of the VTEPs in use.
     hops: std::sync::Mutex<underlay::Hops>,
     /// The pins are removed for good: nothing is repaired any more.
@@ -92,6 +95,7 @@ impl Host {
             known: std::sync::Mutex::default(),
             price: std::sync::OnceLock::new(),
             unserved: std::sync::Mutex::default(),
+            rules: netfilter::RulesReader::default(),
             hops: std::sync::Mutex::default(),
             purged: std::sync::Mutex::default(),
         })

@@ -22,7 +22,7 @@ use crate::{
     api::types::ApiError,
     limits::name_limit,
     model::Protocol,
-    netfilter::{self, Rules},
+    netfilter::Rules,
     netlink::sockets::{LocalSocket, Transport, sockets},
     netns::Netns,
 };
@@ -60,7 +60,7 @@ impl Ports for Host {
     }
 
     async fn rules(&self) -> Rules {
-        netfilter::read(self.netlink.netns()).await
+        self.rules.read(self.netlink.netns()).await
     }
 
     async fn port_holder_in(

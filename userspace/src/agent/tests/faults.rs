@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -10,14 +10,14 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::fake::{Paper, World, eventually, name, stored, two_hosts};
+use super::fake::{Paper, World, eventually, name, run, stored, two_hosts};
 use crate::{
     agent::platform::{HostEvent, PlugError},
     api::{
         Backend as _,
         types::{AddressChange, ApiError, ErrorKind, VtepChange},
     },
-    model::{Key, ROOT},
+    model::{Key, MacAddr, ROOT},
     store::{
         Compare, Kind, LeaseId, Outcome, Revision, Snapshot, StateStore, StoreError, Watch, Write,
     },
@@ -89,6 +89,8 @@ struct Flaky {
     shut: AtomicBool,
     /// The user may write only the keys below [`ROOT`].
     narrow: AtomicBool,
+    /// The user may not write this key.
+    closed: Mutex<Option<String>>,
 }
 
 impl Flaky {
@@ -100,6 +102,7 @@ impl Flaky {
             loses_answers: AtomicBool::new(false),
             shut: AtomicBool::new(false),
             narrow: AtomicBool::new(false),
+            closed: Mutex::new(None),
         });
         world.store = Arc::clone(&flaky) as Arc<dyn StateStore>;
         flaky
@@ -144,12 +147,14 @@ impl StateStore for Flaky {
         if self.shut.load(Ordering::SeqCst) {
             return Err(StoreError::Unsent("nothing is sent".to_owned()));
         }
+        let is_narrow = self.narrow.load(Ordering::SeqCst);
+        let closed = self.closed.lock().unwrap().clone();
         let beyond = |write: &Write| match write {
             Write::Put { key, .. } | Write::Delete(key) | Write::DeletePrefix(key) => {
-                !key.starts_with(ROOT)
+                (is_narrow && !key.starts_with(ROOT)) || closed.as_ref() == Some(key)
             }
         };
-        if self.narrow.load(Ordering::SeqCst) && writes.iter().any(beyond) {
+        if writes.iter().any(beyond) {
             return Err(StoreError::Refused("permission denied".to_owned()));
         }
         let outcome = self.store.commit(compares, writes).await;
@@ -316,6 +321,44 @@ async fn a_change_whose_answer_is_lost_says_what_may_have_happened() {
     }
     let problems = one.shared.shown.problems.lines();
     assert!(!problems.iter().any(|line| line.contains("taken back")), "{problems:?}");
+}
+
+/// A claim that the store refuses is told, and keeps no other from being made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_to_a_mac_that_is_refused_is_told() {
+    let mut world = World::new().await;
+    let flaky = Flaky::in_world(&mut world);
+    let (one, _two) = two_hosts(&world).await;
+    let blue = name("blue");
+    let macs = ["0e:00:00:00:00:01", "0e:00:00:00:00:02", "0e:00:00:00:00:03"]
+        .map(|mac| mac.parse::<MacAddr>().unwrap());
+    for (number, mac) in macs.iter().enumerate() {
+        let mut request = run(&format!("c{number}"), "blue");
+        request.mac = Some(*mac);
+        one.agent.container_create(request).await.unwrap();
+    }
+    let paper = Arc::clone(&one.paper);
+    one.stop().await;
+    // As an earlier version has made the endpoints. The first one is refused.
+    let first = stored(&world).await.endpoints_on(&name("host1")).next().unwrap().record;
+    *flaky.closed.lock().unwrap() = Some(Key::mac(&blue, first.mac));
+    let deletions = macs.map(|mac| Write::Delete(Key::mac(&blue, mac)));
+    flaky.store.commit(Vec::new(), deletions.into()).await.unwrap();
+    let one = world.start(1, &paper).await.ready().await;
+    let claimed = || async {
+        let view = stored(&world).await;
+        macs.map(|mac| view.mac_claim(&blue, mac).is_some() || mac == first.mac)
+    };
+    eventually("the others are claimed", || async { claimed().await == [true; 3] }).await;
+    let line = format!("endpoint {} in network 'blue': its MAC is not claimed", first.id);
+    let is_told = || one.shared.shown.problems.lines().iter().any(|told| told.starts_with(&line));
+    eventually("the refused one is told", || async { is_told() }).await;
+    assert!(stored(&world).await.mac_claim(&blue, first.mac).is_none());
+    *flaky.closed.lock().unwrap() = None;
+    eventually("it is claimed", || async {
+        stored(&world).await.mac_claim(&blue, first.mac).is_some() && !is_told()
+    })
+    .await;
 }
 
 /// A role of the store that does not cover the witnesses keeps no host from being purged.

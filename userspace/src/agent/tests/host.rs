@@ -4,7 +4,11 @@
 use ipnetwork::IpNetwork;
 
 use super::fake::{Paper, Running, World, eventually, name, stored};
-use crate::agent::platform::HostEvent;
+use crate::{
+    agent::platform::HostEvent,
+    model::{Key, Node, encode},
+    store::Write,
+};
 
 const VNI: u32 = 256;
 
@@ -149,5 +153,43 @@ async fn subnets_beyond_those_of_the_record_are_told() {
     connect(0);
     eventually("no problem", || async { !has_problem(&one, "connected to") }).await;
     is_routed(&one, "the gateway's route again", true).await;
+    one.paper.reads.close(false);
+}
+
+/// A change in the store that comes while a change of the host waits for more changes does not put
+/// the host's off: the paths that are resolved for the store are only a part of what the host's
+/// asks for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_in_the_store_does_not_put_off_one_of_the_host() {
+    let world = World::new().await;
+    let one = start(&world).await;
+    for number in 1..=20 {
+        let before = one.paper.state().looks;
+        one.paper.tell(HostEvent::Uplink);
+        let node = Node::new(name("peer"), "9".repeat(64), [198, 51, 100, number].into(), 4789);
+        let value = encode(&node).unwrap();
+        let write = Write::Put { key: Key::node(&node.name), value, lease: None };
+        world.store.commit(Vec::new(), vec![write]).await.unwrap();
+        one.eventually("the uplinks are looked at", |state| state.looks > before).await;
+    }
+    one.paper.reads.close(false);
+}
+
+/// A host that comes with an address of a network in use is told, and cuts nobody off from the
+/// containers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_with_the_address_of_another_host_is_told() {
+    let world = World::new().await;
+    let one = start_with_a_network(&world).await;
+    let node = Node::new(name("peer"), "9".repeat(64), [10, 0, 1, 77].into(), 4789);
+    let (key, value) = (Key::node(&node.name), encode(&node).unwrap());
+    let write = Write::Put { key: key.clone(), value, lease: None };
+    world.store.commit(Vec::new(), vec![write]).await.unwrap();
+    let words = "network 'blue': subnet 10.0.1.0/24 has 10.0.1.77, the VTEP address of node 'peer', which this host does not reach";
+    eventually("the problem", || async { has_problem(&one, words) }).await;
+    assert!(one.paper.state().routed.contains_key(&VNI));
+    world.store.commit(Vec::new(), vec![Write::Delete(key)]).await.unwrap();
+    eventually("no problem", || async { !has_problem(&one, "10.0.1.77, the VTEP") }).await;
+    assert!(one.paper.state().routed.contains_key(&VNI));
     one.paper.reads.close(false);
 }

@@ -256,7 +256,7 @@ async fn containers_keep_their_name_servers_while_the_host_has_none() {
     })
     .await;
 
-    // Of the file of an earlier version it is not known who has written it.
+    // An earlier version has not noted what it has written. This file was written later.
     let state_dir = one.shared.options.state_dir.clone();
     one.stop().await;
     let mut containers = Containers::load(&state_dir).unwrap();
@@ -269,5 +269,40 @@ async fn containers_keep_their_name_servers_while_the_host_has_none() {
     assert_eq!(read(&web, "resolv.conf"), "nameserver 192.0.2.54\n");
     one.agent.container_remove(&name("web"), false).await.unwrap();
     eventually("the problem is over", || async { !is_told(&one, &parts) }).await;
+    one.stop().await;
+}
+
+/// An earlier version has not noted what it has written into the files of its containers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_of_an_earlier_version_get_the_hosts_name_servers_as_well() {
+    let world = World::new().await;
+    let paper = Paper::new();
+    let one = world.start(1, &paper).await.ready().await;
+    let plain = make(&one, run("plain", "bridge")).await;
+    let edited = make(&one, run("edited", "bridge")).await;
+    let state_dir = one.shared.options.state_dir.clone();
+    one.stop().await;
+    let mut containers = Containers::load(&state_dir).unwrap();
+    for container in ["plain", "edited"] {
+        let record = containers.get(&name(container)).cloned().unwrap();
+        containers.put(Record { resolv_conf: None, ..record }).unwrap();
+    }
+    let mine = "nameserver 10.9.9.9\n";
+    let path = format!("{}/resolv.conf", edited.etc.as_ref().unwrap());
+    fs::write(&path, mine).unwrap();
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
+    fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+
+    paper.state().resolv_conf = "nameserver 192.0.2.55\n".to_owned();
+    let one = world.start(1, &paper).await.ready().await;
+    for text in ["nameserver 192.0.2.55\n", "nameserver 192.0.2.56\n"] {
+        paper.state().resolv_conf = text.to_owned();
+        eventually("it follows", || async { read(&plain, "resolv.conf") == text }).await;
+    }
+    eventually("the kept file is told", || async {
+        is_told(&one, &["container 'edited'", "is kept"])
+    })
+    .await;
+    assert_eq!(read(&edited, "resolv.conf"), mine);
     one.stop().await;
 }

@@ -26,7 +26,7 @@ use crate::{
     model::{
         Key,
         Protocol::{self, Tcp, Udp},
-        PublishedPort, View, encode,
+        PublishedPort, encode,
     },
     netfilter::{Chain, Translation, Translator},
     store::Write,
@@ -370,10 +370,9 @@ fn a_search_for_the_holder_of_a_port_keeps_no_other_port_waiting() {
             thread::yield_now();
         }
         scope.spawn(|| {
-            let (view, node) = (View::default(), name("host1"));
             let other = name("other");
             let none = Translated::default();
-            let ports = reservations.assign(paper.as_ref(), &view, &node, &other, &requests, &none);
+            let ports = reservations.assign(paper.as_ref(), Vec::new, &other, &requests, &none);
             tell.send(ports.is_ok_and(|ports| ports.ports().len() == 1)).unwrap();
         });
         let assigned = told.recv_timeout(DEADLINE);
@@ -492,13 +491,12 @@ async fn a_range_is_one_entry_and_holds_every_port() {
 #[test]
 fn a_host_publishes_as_many_ports_as_the_map_takes() {
     let paper = Paper::new();
-    let (reservations, view, node) = (Reservations::default(), View::default(), name("host1"));
+    let reservations = Reservations::default();
     let assign = |container: &str, port: &str| {
         let container = name(container);
         let requests = ports::parse(&container, &[port.to_owned()]).unwrap();
         let none = Translated::default();
-        let assigned =
-            reservations.assign(paper.as_ref(), &view, &node, &container, &requests, &none);
+        let assigned = reservations.assign(paper.as_ref(), Vec::new, &container, &requests, &none);
         assigned.map_err(|refused| refused.explain(paper.as_ref()))
     };
     let tcp = assign("a", "100-65535:100-65535").unwrap();

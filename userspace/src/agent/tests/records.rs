@@ -135,12 +135,16 @@ async fn a_purge_leaves_a_namespace_that_only_the_store_calls_culverts() {
 async fn a_container_whose_file_is_lost_keeps_its_interface() {
     let world = World::new().await;
     let (one, _two) = two_hosts(&world).await;
-    one.run("web", "blue").await.unwrap();
+    let mut request = run("web", "blue");
+    request.ports = vec!["8080:80".to_owned()];
+    one.agent.container_create(request).await.unwrap();
     let state_dir = one.shared.options.state_dir.clone();
     let paper = std::sync::Arc::clone(&one.paper);
     one.stop().await;
     std::fs::remove_file(state_dir.join("containers/web.json")).unwrap();
+    paper.state().held.lock().unwrap().clear();
     let one = world.start(1, &paper).await.ready().await;
+    one.eventually("its port is held", |state| state.held.lock().unwrap().len() == 1).await;
     one.network("red").await.unwrap();
     let connect = Connect { container: name("web"), ip: None, more_ips: Vec::new(), mac: None };
     one.agent.connect(&name("red"), connect).await.unwrap();
@@ -150,19 +154,47 @@ async fn a_container_whose_file_is_lost_keeps_its_interface() {
     assert!(paper.state().namespaces.is_empty() && paper.state().veths.is_empty());
 }
 
+const fn port(host_port: u16) -> PublishedPort {
+    PublishedPort {
+        host_ip: Ipv4Addr::UNSPECIFIED,
+        host_port,
+        container_port: 80,
+        protocol: Protocol::Tcp,
+        count: 1,
+    }
+}
+
+/// A record that no request has asked for takes no port from the processes of the host.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_only_the_store_names_is_not_held() {
+    let world = World::new().await;
+    let (one, _two) = two_hosts(&world).await;
+    one.run("web", "blue").await.unwrap();
+    let theirs = PathBuf::from("/paper/netns/theirs");
+    one.paper.state().namespaces.insert(theirs, BTreeSet::new());
+    one.network("red").await.unwrap();
+    // The namespace is not that of the container `web`.
+    for (network, container, host_port) in [("blue", "guest", 2222), ("red", "web", 8080)] {
+        let ports = vec![port(host_port)];
+        let spec = unasked(network, container, "/paper/netns/theirs", false);
+        forge(&world, &EndpointSpec { ports, ..spec }).await;
+    }
+    eventually("both are told", || async { problems(&one, UNASKED).await.len() == 2 }).await;
+    assert!(one.paper.state().held.lock().unwrap().is_empty());
+    assert!(one.paper.state().tables.published.is_empty());
+    // Nor do requests of this host have to do without it.
+    let mut request = run("own", "blue");
+    request.ports = vec!["2222:80".to_owned()];
+    one.agent.container_create(request).await.unwrap();
+    assert_eq!(one.paper.state().held.lock().unwrap().len(), 1);
+}
+
 /// A record with a port that a process of the host has takes no packet from that process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_port_of_a_process_is_not_taken_by_a_record() {
     let world = World::new().await;
     let (one, _two) = two_hosts(&world).await;
     one.run("web", "blue").await.unwrap();
-    let port = |host_port| PublishedPort {
-        host_ip: Ipv4Addr::UNSPECIFIED,
-        host_port,
-        container_port: 80,
-        protocol: Protocol::Tcp,
-        count: 1,
-    };
     let sshd = Holder::Process { name: "sshd".to_owned(), pid: 7 };
     one.paper.state().busy.insert((Ipv4Addr::UNSPECIFIED, 2222, Protocol::Tcp), sshd);
     let mut record = stored(&world).await.endpoints_in(&name("blue")).next().unwrap().record;

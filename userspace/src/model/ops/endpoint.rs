@@ -124,7 +124,7 @@ pub fn create_endpoint_as(
         None => Compare::Absent(node),
     });
     if !endpoint.has_derived_mac() {
-        claim_mac_of(&endpoint, &mut plan)?;
+        claim_mac_of(view, &endpoint, &mut plan)?;
     }
     let owner = IpOwner { schema: SCHEMA, endpoint: endpoint.id.clone() };
     for ip in endpoint.addresses() {
@@ -135,17 +135,24 @@ pub fn create_endpoint_as(
     Ok((endpoint, plan))
 }
 
-/// Adds the claim to the MAC of an endpoint to the plan.
-fn claim_mac_of(endpoint: &Endpoint, plan: &mut Plan) -> Result<(), Refusal> {
-    let key = Key::mac(&endpoint.network, endpoint.mac);
+/// Adds the claim to the MAC of an endpoint to the plan. It replaces the claim of an endpoint that
+/// is gone, if the store has that one no more either.
+fn claim_mac_of(view: &View, endpoint: &Endpoint, plan: &mut Plan) -> Result<(), Refusal> {
+    let Endpoint { network, mac, .. } = endpoint;
+    let key = Key::mac(network, *mac);
     let owner = MacOwner { schema: SCHEMA, endpoint: endpoint.id.clone() };
-    plan.compares.push(Compare::Absent(key.clone()));
+    if let Some((claim, gone)) = view.orphaned_mac(network, *mac) {
+        plan.compares.push(Compare::Unchanged(key.clone(), claim.revision));
+        plan.compares.push(Compare::Absent(Key::endpoint(network, gone)));
+    } else {
+        plan.compares.push(Compare::Absent(key.clone()));
+    }
     plan.writes.push(put(key, &owner)?);
     Ok(())
 }
 
 /// Plans the claim to the MAC of an endpoint that an earlier version has made without one. The plan
-/// has no writes if the endpoint needs no claim, or if somebody has claimed the MAC.
+/// has no writes if the endpoint needs no claim, or if an endpoint that is there has claimed the MAC.
 ///
 /// # Errors
 ///
@@ -156,8 +163,10 @@ pub fn claim_mac(view: &View, network: &Name, id: &str) -> Result<Plan, Refusal>
     })?;
     let unchanged = Compare::Unchanged(Key::endpoint(network, id), found.revision);
     let mut plan = Plan { compares: vec![unchanged], writes: Vec::new() };
-    if !found.has_derived_mac() && view.mac_claim(network, found.mac).is_none() {
-        claim_mac_of(&found, &mut plan)?;
+    let is_claimed = view.mac_claim(network, found.mac).is_some()
+        && view.orphaned_mac(network, found.mac).is_none();
+    if !found.has_derived_mac() && !is_claimed {
+        claim_mac_of(view, &found, &mut plan)?;
     }
     Ok(plan)
 }
@@ -194,8 +203,11 @@ fn check_mac(view: &View, network: &Network, mac: MacAddr, own: MacAddr) -> Resu
             holder.container, holder.node
         )));
     }
-    // The endpoint may be on its way to this view, or be gone though its claim stayed.
-    if let Some(claim) = view.mac_claim(name, mac) {
+    // The endpoint that has it has another MAC in its record, or one of the two records cannot be
+    // read. The claim of an endpoint that is gone is replaced.
+    if let Some(claim) = view.mac_claim(name, mac)
+        && view.orphaned_mac(name, mac).is_none()
+    {
         let owner = match &claim.owner {
             Some(owner) => format!("endpoint {}", owner.endpoint),
             None => "an unreadable record".to_owned(),

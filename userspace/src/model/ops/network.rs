@@ -8,7 +8,7 @@ use super::{Plan, Refusal, network, new_id, put};
 use crate::{
     model::{
         Driver, HostRoute, Key, NETWORKS, Name, Network, SCHEMA, Versioned, View, Vni, VniOwner,
-        not_routed, validate,
+        not_needed, not_routed, validate,
     },
     store::{Compare, Write},
 };
@@ -46,6 +46,8 @@ pub struct NetworkSpec {
     pub routes: Vec<HostRoute>,
     /// Ranges to choose a subnet from. If empty, those of [`choose_subnet`].
     pub pools: Vec<Ipv4Network>,
+    /// Addresses of the store. No subnet of the network has one of them.
+    pub store: Vec<IpAddr>,
 }
 
 /// Plans the creation of a network.
@@ -113,6 +115,7 @@ pub fn create_network(view: &View, spec: &NetworkSpec) -> Result<(Network, Plan)
     let near = view.networks.values().filter(|other| !other.name.is_apart_from(name));
     not_routed(&given, &spec.routes, near.map(|other| &other.record))
         .map_err(|error| Refusal::Conflict(error.0))?;
+    not_needed(view, &given, &spec.store).map_err(|error| Refusal::Conflict(error.0))?;
     let vni_key = Key::vni(vni);
     let plan = Plan {
         writes: vec![
@@ -288,8 +291,9 @@ const OVERLAYS: [Pool; 4] = [
 /// 100.64.0.0/10 (RFC 6598), which carriers and some VPNs use: the last resort.
 const SHARED: Pool = Pool::new([100, 64, 0, 0], 24, 1 << 14);
 
-/// Returns the first subnet that is free: no network of the view has an address of it, no route of
-/// the host leads to it, and, for an overlay network, no node is connected to it.
+/// Returns the first subnet that is free: no network of the view, no VTEP and no server of the store
+/// has an address of it, no route of the host leads to it, and, for an overlay network, no node is
+/// connected to it.
 ///
 /// The ranges are [`NetworkSpec::pools`]. Without pools, the ranges of Docker come first and then
 /// the other private ranges. An overlay network gets a /24, first of 10.0.0.0/8. A bridge network
@@ -300,7 +304,7 @@ const SHARED: Pool = Pool::new([100, 64, 0, 0], 24, 1 << 14);
 ///
 /// No subnet is free.
 pub fn choose_subnet(view: &View, spec: &NetworkSpec) -> Result<IpNetwork, Refusal> {
-    let NetworkSpec { name, driver, routes, pools, .. } = spec;
+    let NetworkSpec { name, driver, routes, pools, store, .. } = spec;
     let predefined = name.local() == PREDEFINED_BRIDGE;
     let ranges: Vec<Pool> = match (pools.as_slice(), driver) {
         ([], Driver::Overlay) => OVERLAYS.to_vec(),
@@ -322,10 +326,14 @@ pub fn choose_subnet(view: &View, spec: &NetworkSpec) -> Result<IpNetwork, Refus
     // A bridge network exists only on its own host, so that other nodes do not matter.
     let nodes = view.nodes.values().filter(|_| *driver == Driver::Overlay);
     let connected = nodes.flat_map(|node| &node.prefixes).copied();
+    let vteps = view.nodes.values().map(|node| node.vtep);
+    let vteps = vteps.chain(view.vteps.values().flat_map(|vteps| vteps.keys().copied()));
+    let single = vteps.map(IpAddr::V4).chain(store.iter().copied()).map(IpNetwork::from);
     // Both lists are sorted intervals, so that the search is one pass.
     let mut taken: Vec<(u32, u32)> = networks
         .chain(routes)
         .chain(connected)
+        .chain(single)
         .filter_map(|subnet| match subnet {
             IpNetwork::V4(v4) => Some((v4.network().to_bits(), v4.broadcast().to_bits())),
             IpNetwork::V6(_) => None,

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::*;
 use crate::model::{
-    Driver, Endpoint, HostRoute, Key, MacAddr, MacOwner, SCHEMA, SandboxRef,
+    Driver, Endpoint, HostRoute, Key, MacAddr, MacOwner, Node, SCHEMA, SandboxRef,
     testing::{Cluster, endpoint, name, network as net, node},
 };
 
@@ -21,6 +21,7 @@ fn spec(text: &str, subnets: &[&str]) -> NetworkSpec {
         labels: BTreeMap::new(),
         routes: Vec::new(),
         pools: Vec::new(),
+        store: Vec::new(),
     }
 }
 
@@ -79,6 +80,7 @@ fn a_network_that_cannot_be_is_refused() {
     // A network without a registered VNI still occupies its VNI.
     let unregistered = net("unregistered", 500, &["10.6.0.0/16"]);
     cluster.put(Key::network(&unregistered.name), &unregistered);
+    cluster.put(Key::node(&name("host2")), &node("host2", 2));
     let view = &cluster.view;
     let refused = |change: &dyn Fn(&mut NetworkSpec)| {
         let mut wrong = spec("new", &["10.9.0.0/24"]);
@@ -99,6 +101,14 @@ fn a_network_that_cannot_be_is_refused() {
         (refused(&|spec| spec.gateway = Some([10, 8, 0, 1].into())), "gateway 10.8.0.1 is outside"),
         (refused(&|spec| spec.subnets = vec!["10.5.1.0/24".parse().expect("ok")]), "overlaps"),
         (refused(&|spec| spec.subnets = vec!["10.5.1.1/24".parse().expect("ok")]), "host"),
+        (
+            refused(&|spec| spec.subnets = vec!["192.0.2.0/30".parse().expect("ok")]),
+            "192.0.2.2, the VTEP address of node 'host2'",
+        ),
+        (
+            refused(&|spec| spec.store = vec![[10, 9, 0, 9].into()]),
+            "10.9.0.9, an address of the store",
+        ),
         (
             refused(&|spec| {
                 spec.options.insert("colour".to_owned(), "red".to_owned());
@@ -161,6 +171,13 @@ fn subnets_are_chosen_around_those_in_use() {
     cluster.put(Key::node(&far.name), &far);
     assert_eq!(chosen(&cluster.view, Driver::Overlay, &[]).expect("free"), "10.0.16.0/24");
     assert_eq!(chosen(&cluster.view, Driver::Bridge, &[]).expect("free"), "172.18.0.0/16");
+    // Neither has the address of a host or of the store.
+    let near = Node { vtep: [172, 18, 0, 9].into(), ..node("host2", 2) };
+    cluster.put(Key::node(&near.name), &near);
+    assert_eq!(chosen(&cluster.view, Driver::Bridge, &[]).expect("free"), "172.19.0.0/16");
+    let store: Vec<IpAddr> = vec![[10, 0, 0, 9].into(), [0xfd, 0, 0, 0, 0, 0, 0, 1].into()];
+    let reserved = choose_subnet(&cluster.view, &NetworkSpec { store, ..spec("new", &[]) });
+    assert_eq!(reserved.expect("free").to_string(), "10.0.1.0/24");
     cluster.put(Key::node(&far.name), &node("host2", 2));
     // The search passes thousands of networks in linear time.
     for n in 0..2000_u32 {
@@ -577,6 +594,46 @@ fn a_mac_that_an_earlier_version_gave_is_claimed_later() {
     let owner = MacOwner { schema: SCHEMA, endpoint: "0c".to_owned() };
     cluster.put(Key::mac(&red.name, mac), &owner);
     assert!(cluster.view.usable_endpoint(&old).is_err());
+}
+
+/// An earlier version removes an endpoint without its claim to the MAC. In an IPv6 network the next
+/// endpoint gets the same address, and with it the same MAC.
+#[test]
+fn the_claim_of_an_endpoint_that_is_gone_is_replaced() {
+    let mut cluster = Cluster::default();
+    let six = net("six", 256, &["fd00::/64"]);
+    cluster.network(&six);
+    let (gone, plan) = create_endpoint(&cluster.view, &wanted("six", "gone")).expect("plan");
+    cluster.carry_out(plan.writes);
+    let mut plan = remove_endpoint(&cluster.view, &six.name, &gone.id).expect("plan");
+    let (key, record) = (Key::mac(&six.name, gone.mac), Key::endpoint(&six.name, &gone.id));
+    plan.writes.retain(|write| *write != Write::Delete(key.clone()));
+    cluster.carry_out(plan.writes);
+    let left = cluster.view.mac_claim(&six.name, gone.mac).expect("it is left").revision;
+
+    let (next, plan) = create_endpoint(&cluster.view, &wanted("six", "next")).expect("plan");
+    assert_eq!((next.mac, next.ipv6), (gone.mac, gone.ipv6));
+    // Whoever has claimed the MAC meanwhile has it, and so has the endpoint if it is back.
+    assert!(plan.compares.contains(&Compare::Unchanged(key.clone(), left)));
+    assert!(plan.compares.contains(&Compare::Absent(record.clone())));
+    // An earlier version makes an endpoint with the MAC: it is not carried until the MAC is its own.
+    let old = Endpoint { id: "0a".to_owned(), ..next.clone() };
+    let earlier = cluster.view.clone();
+    cluster.endpoint(&old);
+    assert_eq!(cluster.view.unclaimed_macs(&old.node), [(six.name.clone(), old.id.clone())]);
+    let claim = claim_mac(&cluster.view, &six.name, &old.id).expect("plan");
+    cluster.carry_out(claim.writes);
+    assert_eq!(cluster.view.complaints(), Vec::<String>::new());
+    assert_eq!(cluster.view.unclaimed_macs(&old.node), []);
+
+    cluster.view = earlier;
+    cluster.carry_out(plan.writes);
+    assert_eq!(cluster.view.complaints(), Vec::<String>::new());
+    // A record that cannot be read may be that of the endpoint.
+    let owner = MacOwner { schema: SCHEMA, endpoint: gone.id };
+    cluster.put(key, &owner);
+    cluster.raw(&record, b"x");
+    assert!(cluster.view.orphaned_mac(&six.name, gone.mac).is_none());
 }
 
 #[test]

@@ -183,6 +183,19 @@ fn a_record_that_makes_no_sense_is_garbage() {
     assert!(refused(&|ep| ep.additional = additional(100..116)), "seventeen");
     assert!(refused(&|ep| ep.additional = additional(2..3)), "the primary one again");
     assert!(refused(&|ep| ep.additional = [additional(9..10), additional(9..10)].concat()));
+    // All ports of one address are valid, of both protocols. Few bytes could be very many ports.
+    let ports = |addresses: u8| -> Vec<crate::model::PublishedPort> {
+        let port = |last: u8| crate::model::PublishedPort {
+            host_ip: [127, 0, 0, last].into(),
+            host_port: 1,
+            container_port: 1,
+            protocol: crate::model::Protocol::Udp,
+            count: u16::MAX,
+        };
+        (0..addresses).map(port).collect()
+    };
+    assert!(!refused(&|ep| ep.ports = ports(2)));
+    assert!(refused(&|ep| ep.ports = ports(3)));
 }
 
 #[test]

@@ -31,6 +31,11 @@ pub(super) struct Home {
     sandboxes: BTreeMap<PathBuf, Vec<EndpointRef>>,
     /// How many times each port of the host is published.
     ports: BTreeMap<HostPort, usize>,
+    /// The sum of these numbers: at most [`Endpoint::MOST_PORTS`].
+    counted: usize,
+    /// Endpoints whose ports are not counted. There are some only if others than the agent write
+    /// records with very many ports: few bytes of a record are 65,535 ports here.
+    uncounted: BTreeSet<EndpointRef>,
 }
 
 impl Home {
@@ -41,6 +46,8 @@ impl Home {
             containers: BTreeMap::new(),
             sandboxes: BTreeMap::new(),
             ports: BTreeMap::new(),
+            counted: 0,
+            uncounted: BTreeSet::new(),
         }
     }
 
@@ -85,6 +92,12 @@ impl Home {
         self.all.entry(network.clone()).or_default().insert(id);
         add_to(&mut self.containers, container.clone(), place());
         add_to(&mut self.sandboxes, sandbox.netns.clone(), place());
+        let number = number_of_ports(endpoint);
+        if self.counted + number > Endpoint::MOST_PORTS {
+            self.uncounted.insert(place());
+            return;
+        }
+        self.counted += number;
         for port in host_ports(endpoint) {
             *self.ports.entry(port).or_default() += 1;
         }
@@ -102,6 +115,10 @@ impl Home {
         }
         drop_from(&mut self.containers, container.clone(), &place);
         drop_from(&mut self.sandboxes, sandbox.netns.clone(), &place);
+        if self.uncounted.remove(&place) {
+            return;
+        }
+        self.counted = self.counted.saturating_sub(number_of_ports(endpoint));
         for port in host_ports(endpoint) {
             if let Entry::Occupied(mut count) = self.ports.entry(port) {
                 *count.get_mut() -= 1;
@@ -117,6 +134,11 @@ impl Home {
 pub(crate) fn host_ports(endpoint: &Endpoint) -> impl Iterator<Item = HostPort> {
     let singles = endpoint.ports.iter().flat_map(|port| port.singles());
     singles.map(|port| (port.host_ip, port.host_port, port.protocol.number()))
+}
+
+/// How many single ports of the host an endpoint publishes.
+fn number_of_ports(endpoint: &Endpoint) -> usize {
+    endpoint.ports.iter().map(|port| usize::from(port.count)).sum()
 }
 
 /// Adds a place to a group. The list of the group has no room to spare.
@@ -137,5 +159,47 @@ fn drop_from<K: Ord>(groups: &mut BTreeMap<K, Vec<EndpointRef>>, group: K, place
         if places.get().is_empty() {
             places.remove();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        Protocol, PublishedPort,
+        testing::{endpoint, name, network},
+    };
+
+    #[test]
+    fn records_with_very_many_ports_take_a_bounded_memory() {
+        let red = network("red", 256, &["10.0.0.0/16"]);
+        let with_ports = |id: &str, last: u8| {
+            let port = PublishedPort {
+                host_ip: [127, 0, 0, last].into(),
+                host_port: 1,
+                container_port: 1,
+                protocol: Protocol::Tcp,
+                count: u16::MAX,
+            };
+            Endpoint { ports: vec![port], ..endpoint(&red, id, "host1", "10.0.0.9") }
+        };
+        let id = |text: &str| Id::parse(text).expect("identifier");
+        let mut home = Home::new(name("host1"));
+        let all = [("0a", 1), ("0b", 2), ("0c", 3)];
+        for (text, last) in all {
+            home.insert(id(text), &with_ports(text, last));
+        }
+        let publishers =
+            |home: &Home| all.map(|(_, last)| home.publishers(([127, 0, 0, last].into(), 80, 6)));
+        assert_eq!((publishers(&home), home.counted), ([1, 1, 0], 2 * 65_535));
+        home.remove(id("0c"), &with_ports("0c", 3));
+        home.remove(id("0a"), &with_ports("0a", 1));
+        assert_eq!((publishers(&home), home.counted), ([0, 1, 0], 65_535));
+        home.insert(id("0c"), &with_ports("0c", 3));
+        assert_eq!(publishers(&home), [0, 1, 1]);
+        for (text, last) in [("0b", 2), ("0c", 3)] {
+            home.remove(id(text), &with_ports(text, last));
+        }
+        assert!(home.ports.is_empty() && home.uncounted.is_empty() && home.counted == 0);
     }
 }

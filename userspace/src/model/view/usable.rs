@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 
 use super::{Brief, Claim, Id, Touched, View};
-use crate::model::{Endpoint, MacAddr, MacOwner, Name, Network};
+use crate::model::{Endpoint, Key, MacAddr, MacOwner, Name, Network};
 
 /// Why an endpoint may not have its MAC.
 #[derive(Clone, Copy, Debug)]
@@ -30,11 +30,24 @@ impl View {
         self.macs.get(network)?.get(&mac)
     }
 
+    /// The claim to a MAC whose endpoint is gone, with the identifier of that endpoint: an earlier
+    /// version removes an endpoint without its claim. Nobody has such a MAC.
+    pub fn orphaned_mac(&self, network: &Name, mac: MacAddr) -> Option<(&Claim<MacOwner>, &str)> {
+        let claim = self.mac_claim(network, mac)?;
+        let owner = claim.owner.as_ref()?.endpoint.as_str();
+        let is_there = self.endpoints.brief(network, &Id::parse(owner)?).is_some()
+            || self.problem_at(&Key::endpoint(network, owner)).is_some();
+        (!is_there).then_some((claim, owner))
+    }
+
     /// Endpoints of a node that have a MAC which needs a claim and has none, by network and
-    /// identifier: an earlier version has made them.
+    /// identifier: an earlier version has made them. A claim of an endpoint that is gone is none.
     pub fn unclaimed_macs(&self, node: &Name) -> Vec<(Name, String)> {
         let own = self.endpoints_on(node).filter(|endpoint| {
-            !endpoint.has_derived_mac() && self.mac_claim(&endpoint.network, endpoint.mac).is_none()
+            let Endpoint { network, mac, .. } = &endpoint.record;
+            !endpoint.has_derived_mac()
+                && (self.mac_claim(network, *mac).is_none()
+                    || self.orphaned_mac(network, *mac).is_some())
         });
         own.map(|endpoint| (endpoint.record.network, endpoint.record.id)).collect()
     }
