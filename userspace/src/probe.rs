@@ -32,8 +32,7 @@ use nix::{
 };
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 
-/// Number of sockets from which each probe is sent. Paths may differ by the source port. A Linux
-/// router sends at most six errors at once to a host (`icmp_ratelimit`).
+/// Number of sockets from which each probe is sent: paths may differ by the source port.
 const SENDERS: usize = 4;
 /// Number of sockets from which nothing is sent.
 const DECOYS: usize = 12;
