@@ -39,7 +39,7 @@ impl Pair {
 
     /// Number in the part `path_mtu` of the first host's status.
     fn count(&self, name: &str) -> u64 {
-        self.one().json(&["status"])["path_mtu"][name].as_u64().unwrap()
+        self.one().json(&["status"])["path_mtu"][name].as_u64().unwrap_or_default()
     }
 
     /// What a ping with packets of `size` bytes of data and DF from the first host prints.
