@@ -345,7 +345,25 @@ pub(super) fn read_route(route: &RouteMessage) -> Option<Route> {
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::packet_route::route::RouteCacheInfo;
+
     use super::*;
+
+    #[test]
+    fn an_mtu_that_expires_was_learnt() {
+        for (expires, learnt) in [(0_u32, false), (59_900, true)] {
+            // struct rta_cacheinfo of linux/rtnetlink.h: `rta_expires` is the third word.
+            let info =
+                [[0; 4], [0; 4], expires.to_ne_bytes(), [0; 4], [0; 4], [0; 4], [0; 4], [0; 4]];
+            let info = RouteCacheInfo::parse(info.as_flattened()).expect("cache information");
+            let mut route = RouteMessage::default();
+            route.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(600)]));
+            assert!(!is_learnt(&route), "a route of the administrator");
+            route.attributes.push(RouteAttribute::CacheInfo(info));
+            assert_eq!(is_learnt(&route), learnt);
+            assert_eq!(mtu_metric(&route), Some(600));
+        }
+    }
 
     #[test]
     fn the_default_link_is_that_of_the_main_table() {
