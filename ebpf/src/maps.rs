@@ -53,6 +53,9 @@ pub(crate) static UNDERLAY: HashMap<VtepId, UnderlayPath> =
 pub(crate) static PATH_MTU: LruHashMap<VtepId, PathMtu> =
     LruHashMap::with_max_entries(MAX_VTEPS, 0);
 #[map]
+pub(crate) static PATH_HINTS: HashMap<VtepId, SealedU32> =
+    HashMap::with_max_entries(MAX_VTEPS, BPF_F_NO_PREALLOC);
+#[map]
 pub(crate) static FLOOD_LOCAL: HashMap<FloodKey, SealedU32> =
     HashMap::with_max_entries(MAX_LOCAL_ENDPOINTS, BPF_F_NO_PREALLOC);
 #[map]

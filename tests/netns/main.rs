@@ -37,6 +37,7 @@ mod offloads;
 mod other_vxlan;
 mod overlay;
 mod packaging;
+mod path_mtu;
 mod port_holders;
 mod ports;
 mod privileges;

@@ -157,36 +157,6 @@ fn mtu_is_told_not_silently_enforced() {
     });
 }
 
-/// The programs use the smaller MTU that a router on the underlay reports by ICMP.
-#[test]
-#[ignore = "needs root"]
-fn path_mtu_of_the_underlay_is_learnt() {
-    let pair = Pair::new(2, &[]);
-    let (one, over1) = (pair.one(), &pair.over1);
-    // An ICMP fragmentation-needed as a router between the hosts would send it.
-    let script = r#"
-import socket, struct
-def csum(b):
-    s = sum(struct.unpack('!%dH' % (len(b)//2), b))
-    while s >> 16: s = (s & 0xffff) + (s >> 16)
-    return ~s & 0xffff
-inner = struct.pack('!BBHHHBBH4s4s', 0x45, 0, 1500, 0, 0x4000, 64, 17, 0,
-    socket.inet_aton('192.0.2.1'), socket.inet_aton('192.0.2.2')) + struct.pack('!HHHH', 50000, 4789, 1480, 0)
-body = struct.pack('!BBHHH', 3, 4, 0, 0, 1400) + inner
-body = body[:2] + struct.pack('!H', csum(body)) + body[4:]
-s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-s.sendto(body, ('192.0.2.1', 0))
-"#;
-    pair.two().netns.run(&format!("python3 -c \"{}\"", script.replace('"', "\\\"")));
-    wait_until(SOON, "the path MTU to be noted", || {
-        one.counter("from_underlay", "path_mtu_learnt") == 1
-    });
-    let output = one.try_in_container(over1, "ping -c2 -i0.2 -W9 -M do -s 1400 10.0.0.3");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains("mtu = 1350") || text.contains("mtu=1350"), "{text}");
-    one.in_container(over1, "ping -c1 -W9 -M do -s 1300 10.0.0.3");
-}
-
 /// A host with jumbo frames and one without: each uses the smaller MTU of both ends. The containers are
 /// told by ICMP, nothing is lost without a word, and `status` on both hosts names the other one.
 #[test]

@@ -2,7 +2,7 @@
 //! A lab serves one case at a time and is used again by the next.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::Write as _,
     net::Ipv4Addr,
@@ -16,15 +16,14 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
 };
 use bytemuck::Pod;
-use culvert::datapath::entry::{FdbEntry, LearnedEntry};
+use culvert::datapath::entry::{FdbEntry, LearnedEntry, PathMtu};
 use culvert::datapath::{
     KernelTable, KernelTables, Options, Table, layout::MapLayout, load_object,
 };
 use culvert_common::{
     abi::{
-        Counter, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey, HeldFragment, PathMtu,
-        QuerierKey, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Sealed as _, VtepId, names,
-        reserved_bit,
+        Counter, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey, HeldFragment, QuerierKey,
+        RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Sealed as _, VtepId, names, reserved_bit,
     },
     datapath::conntrack,
 };
@@ -164,7 +163,6 @@ pub(crate) struct Lab {
     pub(crate) tables: KernelTables,
     /// The map of the agent's FDB. A change through `tables` would advance the epoch.
     pub(crate) untold_fdb: Written<FdbKey, culvert_common::abi::FdbEntry>,
-    path_mtu: Written<VtepId, PathMtu>,
     pub(crate) queriers: Written<QuerierKey, u64>,
     pub(crate) rates: Written<RateKey, u64>,
     pub(crate) flows: Written<FlowKey, Flow>,
@@ -209,7 +207,6 @@ impl Lab {
             flows_id: map_id(&ebpf, names::FLOWS),
             untold_fdb: Written::share(&ebpf, names::FDB),
             tables: KernelTables::take(&mut ebpf, world::OUR_VTEP.into()).unwrap(),
-            path_mtu: Written::take(&mut ebpf, names::PATH_MTU),
             queriers: Written::take(&mut ebpf, names::QUERIERS),
             rates: Written::take(&mut ebpf, names::RATES),
             fragments: Written::take(&mut ebpf, names::FRAGMENTS),
@@ -245,7 +242,8 @@ impl Lab {
         clear(&self.tables.flood_remote);
         clear(&self.tables.learned);
         clear(&self.tables.heard);
-        self.path_mtu.clear();
+        clear(&self.tables.path_mtu);
+        clear(&self.tables.path_hints);
         self.queriers.clear();
         self.rates.clear();
         clear(&self.tables.gateways);
@@ -292,24 +290,14 @@ impl Lab {
         self.tables.vtep_ids().give(vtep).unwrap()
     }
 
-    /// The learned path MTU of a VTEP.
-    pub(crate) fn path_mtu(&self, vtep: [u8; 4]) -> Option<PathMtu> {
-        let id = self.vtep_id(vtep);
-        let learnt = self.path_mtu.get(id)?;
-        assert!(learnt.is_of(&id), "wrong seal for {vtep:?}");
-        Some(learnt)
-    }
-
     /// Writes a path MTU.
-    pub(crate) fn set_path_mtu(&mut self, vtep: [u8; 4], expires_ns: u64, inner_mtu: u32) {
-        let id = self.vtep_id(vtep);
-        self.path_mtu.set(id, PathMtu { expires_ns, inner_mtu, seal: 0 }.sealed(&id));
+    pub(crate) fn set_path_mtu(&self, vtep: [u8; 4], expires_ns: u64, inner_mtu: u32) {
+        self.tables.path_mtu.insert(&vtep, &PathMtu { expires_ns, inner_mtu }).unwrap();
     }
 
-    /// VTEPs with a learned path MTU.
-    pub(crate) fn path_mtu_keys(&self) -> Vec<[u8; 4]> {
-        let ids = self.tables.vtep_ids();
-        self.path_mtu.keys().into_iter().map(|id| ids.address(id).octets()).collect()
+    /// The hints of smaller path MTUs.
+    pub(crate) fn path_hints(&self) -> BTreeMap<[u8; 4], u32> {
+        self.tables.path_hints.dump().unwrap()
     }
 
     /// Writes an entry of the agent's FDB without an advance of the epoch.

@@ -3,8 +3,8 @@
 
 use culvert::datapath::entry::UnderlayPath;
 use culvert::datapath::{Table as _, now_ns};
-use culvert_common::abi::{Action, Code, Direction, DropReason, FdbKey, Note, RateKey};
-use culvert_tests::packet::{Host, V4, V6, ethernet, icmpv6, payload};
+use culvert_common::abi::{Code, Direction, DropReason, FdbKey, Note, RateKey};
+use culvert_tests::packet::{Host, Tunnel, V4, V6, ethernet, icmpv6, payload};
 
 use crate::{
     interfaces::Interface,
@@ -37,19 +37,24 @@ cases!(
     gso_ipv6_is_judged_by_its_segments,
     gso_segments_too_big,
     gso_udp_is_judged_by_its_segments,
-    learnt_from_the_underlay,
-    learnt_from_a_router_behind,
-    learnt_again_is_no_change,
-    learnt_and_obeyed,
-    learnt_and_expired,
-    learnt_is_never_more_than_the_route,
+    hint_from_the_underlay,
+    hint_from_a_router_behind,
+    one_hint_at_a_time,
+    hints_have_no_effect,
+    smaller_and_obeyed,
+    smaller_and_expired,
+    smaller_is_never_more_than_the_route,
     not_below_the_least,
+    ipv6_is_not_stopped,
     old_router_says_nothing,
-    larger_mtu_is_not_learnt,
-    equal_mtu_is_not_learnt,
+    larger_mtu_is_refused,
     error_about_a_stranger,
     error_about_another_sender,
     error_about_another_port,
+    error_about_another_source_port,
+    error_about_a_fragment,
+    error_about_a_datagram_with_a_checksum,
+    error_about_another_network,
     error_about_another_protocol,
     error_of_another_kind,
     error_in_fragments,
@@ -288,59 +293,91 @@ fn error(mtu: u16, quote: &[u8]) -> V4 {
     V4::icmp(&UNDERLAY_ROUTER, &US, 3, 4, [0, 0, high, low], quote)
 }
 
+/// The outer frame around `inner`, with a source port that the programs use.
+fn wrapped(tunnel: Tunnel, inner: &[u8]) -> Vec<u8> {
+    Tunnel { src_port: 50_000, ..tunnel }.wrap(inner)
+}
+
 /// A frame that we have sent to [`PEER`].
 fn sent() -> Vec<u8> {
-    to_peer().wrap(&v4(1400).frame())
+    wrapped(to_peer(), &v4(1400).frame())
 }
 
+/// The frame is taken as a hint, which the agent would read next.
 #[track_caller]
-fn is_learnt(lab: &mut Lab, frame: &[u8], vtep: [u8; 4], inner_mtu: u32) {
-    let before = now_ns();
-    lab.at_underlay(frame).passes(&[note(Note::PathMtuLearnt)]);
-    let learnt = lab.path_mtu(vtep).unwrap();
-    assert_eq!(learnt.inner_mtu, inner_mtu);
-    // A path MTU is valid for ten minutes (RFC 1191 §6.3).
-    let until = 600_000_000_000;
-    assert!((before + until..=now_ns() + until).contains(&learnt.expires_ns));
-    assert_eq!(lab.path_mtu_keys(), [vtep]);
+fn is_hint(lab: &mut Lab, frame: &[u8], vtep: [u8; 4], inner_mtu: u32) {
+    lab.at_underlay(frame).passes(&[note(Note::PathMtuHint)]);
+    assert_eq!(lab.path_hints(), [(vtep, inner_mtu)].into());
+    lab.tables.path_hints.remove(&vtep).unwrap();
 }
 
+/// The frame is an error about the tunnel that is not believed.
 #[track_caller]
-fn is_not_learnt(lab: &mut Lab, frame: &[u8]) {
+fn is_refused(lab: &mut Lab, frame: &[u8]) {
+    lab.at_underlay(frame).passes(&[note(Note::PathMtuRefused)]);
+    assert!(lab.path_hints().is_empty());
+}
+
+/// The frame is left to the kernel.
+#[track_caller]
+fn is_ignored(lab: &mut Lab, frame: &[u8]) {
     lab.at_underlay(frame).passes(&[]);
-    assert_eq!(lab.path_mtu_keys().len(), 0);
+    let outcome = lab.at_underlay(frame).outcome();
+    for note in [Note::PathMtuHint, Note::PathMtuRefused] {
+        assert_eq!(outcome.count(Direction::FromUnderlay, Code::Note(note)), 0, "{note:?}");
+    }
+    assert!(lab.path_hints().is_empty());
 }
 
-fn learnt_from_the_underlay(lab: &mut Lab) {
-    is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
-    // A longer quote (RFC 1812 §4.3.2.3) has the same effect, and the last error counts.
-    is_learnt(lab, &error(1300, &quoted(&sent(), 200)).frame(), PEER, 1250);
+fn hint_from_the_underlay(lab: &mut Lab) {
+    // The VXLAN header ends at the byte 36. A longer quote is that of RFC 1812 §4.3.2.3.
+    for len in [28, 29, 35, 36, 200] {
+        is_hint(lab, &error(1400, &quoted(&sent(), len)).frame(), PEER, 1350);
+    }
+    is_hint(lab, &error(1300, &quoted(&sent(), 200)).frame(), PEER, 1250);
 }
 
-fn learnt_from_a_router_behind(lab: &mut Lab) {
-    let frame = crate::world::to_peer2().wrap(&v4(1400).frame());
-    is_learnt(lab, &error(1476, &quoted(&frame, 28)).frame(), PEER2, 1426);
+fn hint_from_a_router_behind(lab: &mut Lab) {
+    let frame = wrapped(crate::world::to_peer2(), &v4(1450).frame());
+    is_hint(lab, &error(1476, &quoted(&frame, 28)).frame(), PEER2, 1426);
 }
 
-/// A repeated error with the same MTU does not advance the epoch: a router repeats it for every
-/// flow whose first packet is too long, and any host can send one.
-fn learnt_again_is_no_change(lab: &mut Lab) {
-    is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
-    let frame = V4::udp(&ONE, &FAR, (1000, 2000), &payload(100)).frame();
-    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+/// Until the agent has read a hint, further errors change nothing.
+fn one_hint_at_a_time(lab: &mut Lab) {
+    let errors = [1400, 600, 1300].map(|mtu| error(mtu, &quoted(&sent(), 28)).frame());
+    lab.at_underlay(&errors[0]).passes(&[note(Note::PathMtuHint)]);
+    for frame in &errors {
+        lab.at_underlay(frame).passes(&[]);
+    }
+    assert_eq!(lab.path_hints(), [(PEER, 1350)].into());
+}
+
+/// Errors with alternating MTUs neither limit packets nor make the flow cache invalid.
+fn hints_have_no_effect(lab: &mut Lab) {
+    let udp = V4::udp(&ONE, &FAR, (1000, 2000), &payload(1400)).frame();
+    lab.at_container(Interface::A1, &udp).encaps(to_peer().wrap(&udp), &[]);
     // Without the flow cache, the look-up would now find no entry.
     lab.untold_fdb.remove(FdbKey::new(A, FAR.mac));
-    is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
-    lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
-    is_learnt(lab, &error(1300, &quoted(&sent(), 28)).frame(), PEER, 1250);
-    let outcome = lab.at_container(Interface::A1, &frame).outcome();
-    assert_eq!(outcome.count(Direction::FromContainer, Code::Action(Action::Encap)), 0);
+    for mtu in [600, 1400, 552, 1449] {
+        let inner = u32::from(mtu) - 50;
+        is_hint(lab, &error(mtu, &quoted(&sent(), 28)).frame(), PEER, inner);
+        lab.at_container(Interface::A1, &udp).encaps(to_peer().wrap(&udp), &[]);
+    }
+    lab.set_untold(FdbKey::new(A, FAR.mac), crate::world::remote(PEER));
+    for frame in [v4(1450).frame(), v6(1450).frame()] {
+        lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    }
 }
 
-fn learnt_and_obeyed(lab: &mut Lab) {
+/// Some minutes from now.
+fn later() -> u64 {
+    now_ns() + 600_000_000_000
+}
+
+fn smaller_and_obeyed(lab: &mut Lab) {
     let frame = v4(1351).frame();
     lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
-    is_learnt(lab, &error(1400, &quoted(&sent(), 28)).frame(), PEER, 1350);
+    lab.set_path_mtu(PEER, later(), 1350);
     is_told(lab, &frame, &frag_needed(&frame, &FAR, 1350));
     let frame = v6(1351).frame();
     is_told(lab, &frame, &packet_too_big(&frame, &FAR, 1350));
@@ -353,16 +390,15 @@ fn learnt_and_obeyed(lab: &mut Lab) {
     lab.at_container(Interface::A1, &frame).encaps(outer, &[]);
 }
 
-fn learnt_and_expired(lab: &mut Lab) {
+fn smaller_and_expired(lab: &mut Lab) {
     lab.set_path_mtu(PEER, now_ns(), 1350);
     let frame = v4(1450).frame();
     lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
 }
 
-fn learnt_is_never_more_than_the_route(lab: &mut Lab) {
-    // The MTU of the route has decreased since the error.
-    let expires_ns = now_ns() + 600_000_000_000;
-    lab.set_path_mtu(PEER, expires_ns, 1400);
+fn smaller_is_never_more_than_the_route(lab: &mut Lab) {
+    // The MTU of the route has decreased since the probe.
+    lab.set_path_mtu(PEER, later(), 1400);
     let path = UnderlayPath { inner_mtu: 1300, ..TO_PEER };
     lab.tables.underlay.insert(&PEER, &path).unwrap();
     let frame = v4(1301).frame();
@@ -371,28 +407,37 @@ fn learnt_is_never_more_than_the_route(lab: &mut Lab) {
 
 fn not_below_the_least(lab: &mut Lab) {
     // Linux's min_pmtu: a smaller value is ignored as an attack.
-    for mtu in [68, 1, 551, 552] {
-        is_learnt(lab, &error(mtu, &quoted(&sent(), 28)).frame(), PEER, 502);
+    for mtu in [1, 68, 551] {
+        is_refused(lab, &error(mtu, &quoted(&sent(), 28)).frame());
     }
+    is_hint(lab, &error(552, &quoted(&sent(), 28)).frame(), PEER, 502);
+    lab.set_path_mtu(PEER, later(), 502);
     let frame = v4(502).frame();
     lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
     let frame = v4(503).frame();
     is_told(lab, &frame, &frag_needed(&frame, &FAR, 502));
 }
 
+/// RFC 8200 §5: IPv6 works with packets of 1280 bytes, and not with smaller ones.
+fn ipv6_is_not_stopped(lab: &mut Lab) {
+    lab.set_path_mtu(PEER, later(), 502);
+    for len in [503, 1280] {
+        let frame = v6(len).frame();
+        lab.at_container(Interface::A1, &frame).encaps(to_peer().wrap(&frame), &[]);
+    }
+    let frame = v6(1281).frame();
+    is_told(lab, &frame, &packet_too_big(&frame, &FAR, 1280));
+}
+
 fn old_router_says_nothing(lab: &mut Lab) {
     // RFC 1191 §5: an old router sends the MTU 0.
-    is_not_learnt(lab, &error(0, &quoted(&sent(), 28)).frame());
+    is_refused(lab, &error(0, &quoted(&sent(), 28)).frame());
 }
 
-fn larger_mtu_is_not_learnt(lab: &mut Lab) {
-    for mtu in [1501, 9000, u16::MAX] {
-        is_not_learnt(lab, &error(mtu, &quoted(&sent(), 28)).frame());
+fn larger_mtu_is_refused(lab: &mut Lab) {
+    for mtu in [1450, 1500, 1501, 9000, u16::MAX] {
+        is_refused(lab, &error(mtu, &quoted(&sent(), 28)).frame());
     }
-}
-
-fn equal_mtu_is_not_learnt(lab: &mut Lab) {
-    is_not_learnt(lab, &error(1500, &quoted(&sent(), 28)).frame());
 }
 
 /// An error whose quote is modified by `change`.
@@ -403,45 +448,78 @@ fn misquoted(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 fn error_about_a_stranger(lab: &mut Lab) {
-    is_not_learnt(lab, &misquoted(|quote| quote[16..20].copy_from_slice(&STRANGER)));
+    is_refused(lab, &misquoted(|quote| quote[16..20].copy_from_slice(&STRANGER)));
+    // To a stranger's other port it is about a socket of the host.
+    is_ignored(
+        lab,
+        &misquoted(|quote| {
+            quote[16..20].copy_from_slice(&STRANGER);
+            quote[22..24].copy_from_slice(&[0, 53]);
+        }),
+    );
 }
 
 fn error_about_another_sender(lab: &mut Lab) {
-    is_not_learnt(lab, &misquoted(|quote| quote[12..16].copy_from_slice(&STRANGER)));
+    is_ignored(lab, &misquoted(|quote| quote[12..16].copy_from_slice(&STRANGER)));
 }
 
 fn error_about_another_port(lab: &mut Lab) {
     for port in [VXLAN_PORT + 1, 53] {
         let frame = misquoted(|quote| quote[22..24].copy_from_slice(&port.to_be_bytes()));
-        is_not_learnt(lab, &frame);
+        is_ignored(lab, &frame);
+    }
+}
+
+fn error_about_another_source_port(lab: &mut Lab) {
+    for port in [0, 4789, 49_151_u16] {
+        let frame = misquoted(|quote| quote[20..22].copy_from_slice(&port.to_be_bytes()));
+        is_refused(lab, &frame);
+    }
+}
+
+fn error_about_a_fragment(lab: &mut Lab) {
+    is_refused(lab, &misquoted(|quote| quote[6] = 0x20));
+    is_refused(lab, &misquoted(|quote| quote[7] = 1));
+}
+
+/// The programs send no checksum. A socket of the host does, also the agent's probe.
+fn error_about_a_datagram_with_a_checksum(lab: &mut Lab) {
+    is_ignored(lab, &misquoted(|quote| quote[27] = 1));
+}
+
+fn error_about_another_network(lab: &mut Lab) {
+    for (at, value) in [(28, 0), (28, 0x88), (29, 1), (32, 0x55), (34, 0x55), (35, 1)] {
+        let mut quote = quoted(&sent(), 100);
+        quote[at] = value;
+        is_refused(lab, &error(1400, &quote).frame());
     }
 }
 
 fn error_about_another_protocol(lab: &mut Lab) {
-    is_not_learnt(lab, &misquoted(|quote| quote[9] = 6));
+    is_ignored(lab, &misquoted(|quote| quote[9] = 6));
     // With options in the quote the port is elsewhere.
-    is_not_learnt(lab, &misquoted(|quote| quote[0] = 0x46));
+    is_ignored(lab, &misquoted(|quote| quote[0] = 0x46));
 }
 
 fn error_of_another_kind(lab: &mut Lab) {
     let quote = quoted(&sent(), 28);
     for (kind, code) in [(3, 3), (3, 0), (4, 0), (11, 0), (5, 4), (8, 4)] {
         let error = V4::icmp(&UNDERLAY_ROUTER, &US, kind, code, [0, 0, 5, 0], &quote);
-        is_not_learnt(lab, &error.frame());
+        is_ignored(lab, &error.frame());
     }
 }
 
 fn error_in_fragments(lab: &mut Lab) {
     let whole = error(1400, &quoted(&sent(), 28));
-    is_not_learnt(lab, &V4 { df: false, mf: true, ..whole.clone() }.frame());
+    is_ignored(lab, &V4 { df: false, mf: true, ..whole.clone() }.frame());
     lab.at_underlay(&V4 { df: false, offset: 1, ..whole.clone() }.frame()).holds(&[]);
-    is_not_learnt(lab, &V4 { options: vec![1; 4], ..whole }.frame());
+    is_ignored(lab, &V4 { options: vec![1; 4], ..whole }.frame());
 }
 
 fn error_truncated_at_every_byte(lab: &mut Lab) {
     let whole = error(1400, &quoted(&sent(), 28)).frame();
     for len in SHORTEST_V4..whole.len() {
-        is_not_learnt(lab, &whole[..len]);
+        is_ignored(lab, &whole[..len]);
     }
 }
 
@@ -449,5 +527,5 @@ fn error_to_another_host(lab: &mut Lab) {
     let other = Host { mac: PEER_MAC, v4: PEER, ..US };
     let quote = quoted(&sent(), 28);
     let error = V4::icmp(&UNDERLAY_ROUTER, &other, 3, 4, [0, 0, 5, 0], &quote);
-    is_not_learnt(lab, &error.frame());
+    is_ignored(lab, &error.frame());
 }

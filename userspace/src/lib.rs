@@ -21,6 +21,7 @@
 //! * [`store`]: keys, values, watches and transactions, in etcd or in a local file.
 //! * [`mountinfo`]: the mounts of a mount namespace.
 //! * [`limits`]: limits of the system, named in errors.
+//! * [`probe`]: probes of the underlay's paths.
 //! * [`printable`]: text of others in the output for people.
 //!
 //! docs/ARCHITECTURE.md has the table of rooms that `cargo xtask check` reads.
@@ -42,6 +43,7 @@ pub mod netlink;
 pub mod netns;
 pub mod printable;
 pub mod private;
+pub mod probe;
 pub mod reconcile;
 pub mod sandbox;
 pub mod store;

@@ -12,8 +12,8 @@ pub const MAX_LEARNED: u32 = 65_536;
 pub const MAX_HEARD: u32 = 16_384;
 /// Capacity of [`NETWORKS`](super::names::NETWORKS).
 pub const MAX_NETWORKS: u32 = 16_384;
-/// Capacity of [`UNDERLAY`](super::names::UNDERLAY), [`VTEP_IDS`](super::names::VTEP_IDS) and
-/// [`PATH_MTU`](super::names::PATH_MTU).
+/// Capacity of [`UNDERLAY`](super::names::UNDERLAY), [`VTEP_IDS`](super::names::VTEP_IDS),
+/// [`PATH_MTU`](super::names::PATH_MTU) and [`PATH_HINTS`](super::names::PATH_HINTS).
 pub const MAX_VTEPS: u32 = 16_384;
 /// Capacity of [`VTEPS`](super::names::VTEPS) and
 /// [`FLOOD_REMOTE`](super::names::FLOOD_REMOTE): (network, host) pairs.

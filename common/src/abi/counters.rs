@@ -224,7 +224,8 @@ coded! {
         IcmpTooBigSent = 200 => "icmp_too_big_sent",
         /// ICMP fragmentation-needed or packet-too-big, not sent because of the rate limit.
         IcmpTooBigLimited = 201 => "icmp_too_big_limited",
-        /// A smaller path MTU, learned from an ICMP error of the underlay.
+        /// A smaller path MTU, learned from an ICMP error of the underlay. No longer counted: the
+        /// programs only note a hint, [`Self::PathMtuHint`].
         PathMtuLearnt = 202 => "path_mtu_learnt",
         /// Outer CE carried over to the inner header (RFC 6040 §4.2).
         EcnMarked = 203 => "ecn_marked",
@@ -263,6 +264,12 @@ coded! {
         SourceLost = 218 => "source_lost",
         /// An IGMP or MLD report in a network without a querier.
         ReportAbsorbed = 219 => "report_absorbed",
+        /// An ICMP fragmentation-needed that may be about a datagram of the tunnel: a hint of a
+        /// smaller path MTU, which the agent is to verify.
+        PathMtuHint = 220 => "path_mtu_hint",
+        /// An ICMP fragmentation-needed about a datagram of the tunnel that the programs cannot
+        /// have sent, or with an MTU that no path to the VTEP has.
+        PathMtuRefused = 221 => "path_mtu_refused",
     }
 }
 

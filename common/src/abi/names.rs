@@ -23,8 +23,13 @@ pub const VTEPS: &str = "VTEPS";
 pub const VTEP_IDS: &str = "VTEP_IDS";
 /// [`VtepId`](super::VtepId) → [`UnderlayPath`](super::UnderlayPath).
 pub const UNDERLAY: &str = "UNDERLAY";
-/// [`VtepId`](super::VtepId) → [`PathMtu`](super::PathMtu): learned from ICMP errors, LRU.
+/// [`VtepId`](super::VtepId) → [`PathMtu`](super::PathMtu): smaller than the route's MTU, LRU. The
+/// agent writes it, after its own probe of the path.
 pub const PATH_MTU: &str = "PATH_MTU";
+/// [`VtepId`](super::VtepId) → [`SealedU32`](super::SealedU32), a largest inner L3 packet in bytes:
+/// what an ICMP error of the underlay says, which anybody may have forged. The programs write it,
+/// and only if there is no entry. The agent removes it, and probes the path.
+pub const PATH_HINTS: &str = "PATH_HINTS";
 /// [`FloodKey`](super::FloodKey) → [`SealedU32`](super::SealedU32), the interface index of a
 /// host side.
 pub const FLOOD_LOCAL: &str = "FLOOD_LOCAL";
@@ -74,7 +79,7 @@ pub const HELD_FRAGMENTS: &str = "HELD_FRAGMENTS";
 /// [`stats_index`](super::stats_index).
 pub const STATS: &str = "STATS";
 /// One `u64`, the epoch: an entry of the flow cache or of the route cache is valid while the epoch
-/// is the one in which the entry was made. The agent or a program that changes `ENDPOINTS`,
+/// is the one in which the entry was made. The agent that changes `ENDPOINTS`,
 /// `NETWORKS`, `FDB`, `NEIGHBOURS`, `VTEPS`, `VTEP_IDS`, `UNDERLAY`, `PATH_MTU`, `GATEWAYS`,
 /// `HOST_ADDRS`, `UPLINKS` or `CLIENT_LINKS` advances the epoch afterwards.
 pub const EPOCH: &str = "EPOCH";

@@ -112,6 +112,7 @@ sealed! {
     PathMtu, VtepId;
     SealedU32, u32;
     SealedU32, FloodKey;
+    SealedU32, VtepId;
     SealedU32, MappedAddr;
     Flow<V4>, FlowKey<V4>;
     PublishedEntry, PublishedKey;

@@ -97,8 +97,8 @@ impl UnderlayPath {
     }
 }
 
-/// MTU that a router on the path to a VTEP has reported (RFC 1191). Value of
-/// [`names::PATH_MTU`](super::names::PATH_MTU). Never changed in place: a program writes a new
+/// MTU of the path to a VTEP, as a router on it has answered a probe of the agent (RFC 1191). Value
+/// of [`names::PATH_MTU`](super::names::PATH_MTU). Never changed in place: the agent writes a new
 /// value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]

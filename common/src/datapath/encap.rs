@@ -126,6 +126,9 @@ const _: () = assert!(size_of::<OuterHeader>() == OuterHeader::LEN);
 const _: () = assert!(size_of::<EncapHeaders>() == EncapHeaders::OFFSET + EncapHeaders::LEN + 2);
 const _: () = assert!(OuterHeader::LEN + EthHdr::LEN == crate::abi::VXLAN_OVERHEAD as usize);
 
+/// Least UDP source port of VXLAN (RFC 7348 §5). The greatest is 65535.
+pub const LEAST_ENTROPY_PORT: u16 = 0xc000;
+
 /// UDP source port for a flow of this hash, 49152–65535 (RFC 7348 §5).
 ///
 /// Only 14 bits fit. All 32 bits of the hash are mixed into them: the kernel's hash differs in
@@ -133,7 +136,7 @@ const _: () = assert!(OuterHeader::LEN + EthHdr::LEN == crate::abi::VXLAN_OVERHE
 #[inline(always)]
 pub const fn entropy_port(hash: u32) -> u16 {
     let mixed = (hash ^ (hash >> 16)).wrapping_mul(0x9e37_79b1);
-    0xc000 | (mixed >> 18) as u16
+    LEAST_ENTROPY_PORT | (mixed >> 18) as u16
 }
 
 /// Hash of a flow of frames that are not IP, over the Ethernet header.

@@ -7,6 +7,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::encap::LEAST_ENTROPY_PORT;
 use crate::abi::VXLAN_OVERHEAD;
 use crate::wire::checksum::Sum;
 use crate::wire::ethernet::{self, ETH_P_IP, ETH_P_IPV6};
@@ -14,9 +15,9 @@ use crate::wire::icmp::{
     V4_PARAMETER_PROBLEM, V4_REDIRECT, V4_SOURCE_QUENCH, V4_TIME_EXCEEDED, V4_UNREACHABLE,
     V6_PACKET_TOO_BIG, V6_REDIRECT,
 };
-use crate::wire::ipv4::{self, PROTO_ICMP};
+use crate::wire::ipv4::{self, PROTO_ICMP, PROTO_UDP};
 use crate::wire::ipv6::{self, NEXT_ICMPV6};
-use crate::wire::{EthHdr, Icmpv4Hdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr};
+use crate::wire::{EthHdr, Icmpv4Hdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr, UdpHdr, VxlanHdr};
 
 /// Bytes of the original packet that [`error`] quotes: its header with up to 36 bytes of options,
 /// and at least the eight bytes of payload that RFC 792 demands.
@@ -28,11 +29,14 @@ pub const SHORT_QUOTE_V4_LEN: usize = 28;
 pub const QUOTE_V6_LEN: usize = 128;
 
 /// Smallest path MTU that is accepted from an ICMP error: `min_pmtu` of Linux. A smaller value is
-/// raised to this one: only an attacker would send it.
-const MIN_PATH_MTU: u32 = 552;
+/// refused: only an attacker would send it.
+pub const MIN_PATH_MTU: u32 = 552;
 
 /// Smallest inner path MTU that [`path_mtu_from_icmp`] gives.
 pub const MIN_INNER_MTU: u32 = MIN_PATH_MTU - VXLAN_OVERHEAD as u32;
+
+/// Bytes of an IPv6 packet that each link must carry (RFC 8200 §5).
+const MIN_IPV6_MTU: u32 = 1280;
 
 /// DSCP CS6, "internetwork control", which RFC 1812 §4.3.2.5 demands for errors.
 const TOS_CONTROL: u8 = 0xc0;
@@ -200,23 +204,59 @@ pub fn packet_too_big(eth: &EthHdr, ip: &Ipv6Hdr, mtu: u32, quote: Sum) -> Packe
     }
 }
 
-/// The largest inner L3 packet, in bytes, after a router of the underlay has reported
-/// `next_hop_mtu`. `route_inner_mtu` is the largest one on the route, and `overhead` the number of
-/// bytes that the encapsulation adds to the inner L3 packet.
-///
-/// `None` if the report does not lower the largest inner L3 packet: the reported MTU is 0 (RFC 1191
-/// §5, an old router; the sender must find the loss by its own probing), or not below the route's
-/// MTU.
+/// Whether an ICMP error quotes a UDP datagram without a checksum from `own`, this host's VTEP
+/// address, as those of the tunnel are. Other datagrams are those of the host's sockets, also the
+/// agent's probes of the path.
 #[inline(always)]
-pub const fn path_mtu_from_icmp(
-    next_hop_mtu: u16,
-    route_inner_mtu: u32,
-    overhead: u32,
-) -> Option<u32> {
-    if next_hop_mtu == 0 {
+pub fn is_of_tunnel(own: &[u8; 4], ip: &Ipv4Hdr, udp: &UdpHdr) -> bool {
+    ip.header_len() == Ipv4Hdr::LEN as u32
+        && ip.protocol() == PROTO_UDP
+        && ip.src == *own
+        && udp.checksum() == 0
+}
+
+/// Whether the programs may have sent the datagram of the tunnel that an ICMP error with the MTU
+/// `next_hop_mtu` quotes. They send no fragments, the source port is of a known range, and no
+/// router refuses a datagram that is within its MTU. The length of the IP header is not compared:
+/// old systems quote it with another value.
+#[inline(always)]
+pub fn could_be_sent(ip: &Ipv4Hdr, udp: &UdpHdr, next_hop_mtu: u16) -> bool {
+    !ip.is_fragment()
+        && udp.src_port() >= LEAST_ENTROPY_PORT
+        && udp.len() as u32 + Ipv4Hdr::LEN as u32 > next_hop_mtu as u32
+}
+
+/// The VNI in a quoted VXLAN header. `None` if the programs write no such header.
+#[inline(always)]
+pub fn quoted_vni(vxlan: &VxlanHdr) -> Option<u32> {
+    (vxlan.is_vni_valid() && !vxlan.reserved_bits_set()).then(|| vxlan.vni())
+}
+
+/// The largest inner L3 packet, in bytes, if a router of the underlay reports `next_hop_mtu`.
+/// `inner_mtu` is the present largest one, and `overhead` the number of bytes that the
+/// encapsulation adds to the inner L3 packet.
+///
+/// `None` if the report does not lower the largest inner L3 packet, or if it is no path's MTU: it
+/// is 0 (RFC 1191 §5, an old router; the sender must find the loss by its own probing), or below
+/// [`MIN_PATH_MTU`].
+#[inline(always)]
+pub const fn path_mtu_from_icmp(next_hop_mtu: u16, inner_mtu: u32, overhead: u32) -> Option<u32> {
+    let mtu = next_hop_mtu as u32;
+    if mtu < MIN_PATH_MTU {
         return None;
     }
-    let mtu = next_hop_mtu as u32;
-    let inner = (if mtu < MIN_PATH_MTU { MIN_PATH_MTU } else { mtu }).saturating_sub(overhead);
-    if inner < route_inner_mtu { Some(inner) } else { None }
+    let inner = mtu.saturating_sub(overhead);
+    if inner < inner_mtu { Some(inner) } else { None }
+}
+
+/// The largest L3 packet of the EtherType `ethertype` in bytes, where `inner_mtu` is the largest
+/// one on the path and `route` the largest one on the route.
+///
+/// No path MTU stops IPv6: its senders make no packet smaller than 1280 bytes because of an error
+/// (RFC 8200 §5). Such a packet is sent as long as the route takes it. On a path that does not take
+/// it, it is lost.
+#[inline(always)]
+pub const fn for_ethertype(ethertype: u16, inner_mtu: u32, route: u32) -> u32 {
+    let least = if route < MIN_IPV6_MTU { route } else { MIN_IPV6_MTU };
+    if ethertype == ETH_P_IPV6 && inner_mtu < least { least } else { inner_mtu }
 }

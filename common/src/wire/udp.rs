@@ -33,6 +33,12 @@ impl UdpHdr {
         self.len = len.to_be_bytes();
     }
 
+    /// Source port.
+    #[inline(always)]
+    pub const fn src_port(&self) -> u16 {
+        u16::from_be_bytes(self.src_port)
+    }
+
     /// Destination port.
     #[inline(always)]
     pub const fn dst_port(&self) -> u16 {
@@ -55,14 +61,5 @@ impl UdpHdr {
     #[inline(always)]
     pub const fn checksum(&self) -> u16 {
         u16::from_be_bytes(self.checksum)
-    }
-}
-
-/// A field that only tests read.
-#[cfg(test)]
-impl UdpHdr {
-    /// Source port.
-    pub const fn src_port(&self) -> u16 {
-        u16::from_be_bytes(self.src_port)
     }
 }

@@ -1,7 +1,10 @@
 //! Frames sent to one VTEP.
 
 use aya_ebpf::programs::TcContext;
-use culvert_common::abi::{Action, DropReason, UnderlayPath, VtepId};
+use culvert_common::{
+    abi::{Action, DropReason, UnderlayPath, VtepId},
+    datapath::pmtu,
+};
 
 use super::encap;
 use crate::{
@@ -36,7 +39,11 @@ impl Tunnel<'_> {
         let path = underlay(vtep).ok_or(Unsent::Dropped(DropReason::NoUnderlayPath))?;
         let mtu = path_mtu::for_packet(inner.segment_len, vtep, path);
         if inner.segment_len > mtu {
-            return Err(Unsent::TooBig(mtu));
+            let route = path.inner_mtu.into();
+            let mtu = pmtu::for_ethertype(inner.eth.ethertype(), mtu, route);
+            if inner.segment_len > mtu {
+                return Err(Unsent::TooBig(mtu));
+            }
         }
         match encapsulate(self, inner, path) {
             Ok(()) => Ok(Action::Encap),

@@ -55,9 +55,7 @@ fn handle(ctx: &TcContext) -> Outcome {
         Ok(Outer::Other) => from_external::receive(ctx, DIRECTION, zone::EXTERNAL, Hook::Ingress),
         Ok(Outer::Icmp) => {
             linearise(ctx);
-            if path_mtu::learn(ctx.skb.skb) != 0 {
-                note(DIRECTION, Note::PathMtuLearnt, ctx.len());
-            }
+            path_mtu::hear(ctx.skb.skb);
             from_external::receive(ctx, DIRECTION, zone::EXTERNAL, Hook::Ingress)
         }
         Ok(Outer::Vxlan(tunnelled)) => decapsulate(ctx, &tunnelled),

@@ -1,27 +1,34 @@
 //! Path MTUs towards VTEPs (RFC 1191).
 
-use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_NOEXIST},
+    programs::TcContext,
+};
 use culvert_common::{
-    abi::{PathMtu, Sealed as _, UnderlayPath, VtepId},
+    abi::{Direction, Note, SealedU32, UnderlayPath, VtepId},
     datapath::pmtu,
-    wire::{Icmpv4Hdr, Ipv4Hdr, UdpHdr, ipv4::PROTO_UDP},
+    wire::{Icmpv4Hdr, Ipv4Hdr, UdpHdr, VxlanHdr},
 };
 
-use super::epoch;
 use crate::{
-    globals::VTEP_IP,
+    count::note,
+    globals::{VTEP_IP, VXLAN_PORT},
     kernel::{
         skb::{ETH_LEN, Packet as _},
         time::now,
     },
-    maps::{PATH_MTU, read, underlay, vtep_id},
+    maps::{NETWORKS, PATH_HINTS, PATH_MTU, has, read, underlay, vtep_id},
 };
 
-/// Time in ns for which a path MTU that a router reported is used (RFC 1191 §6.3).
-const LIFETIME_NS: u64 = 600_000_000_000;
+const DIRECTION: Direction = Direction::FromUnderlay;
+
+/// Offset of the IP header that an ICMP error quotes.
+const QUOTED: usize = ETH_LEN + Ipv4Hdr::LEN + Icmpv4Hdr::LEN;
+/// Offset of the quoted VXLAN header.
+const QUOTED_VXLAN: usize = QUOTED + Ipv4Hdr::LEN + UdpHdr::LEN;
 
 /// Bytes of the largest inner L3 packet that reaches a VTEP: the largest one on its route, or less
-/// if a router on the path has reported a smaller MTU.
+/// if the agent has found a smaller MTU on the path.
 #[inline(always)]
 pub(crate) fn of(vtep: VtepId, path: &UnderlayPath) -> u32 {
     let route = u32::from(path.inner_mtu);
@@ -40,47 +47,80 @@ pub(crate) fn for_packet(len: u32, vtep: VtepId, path: &UnderlayPath) -> u32 {
     if len <= pmtu::MIN_INNER_MTU.min(route) { route } else { of(vtep, path) }
 }
 
-/// Stores the MTU of an ICMP "fragmentation needed" about a datagram that this host sent to a VTEP.
-/// The kernel does not store it, because it has no socket for the datagram. Returns 1 if the MTU
-/// was stored, else 0. A BPF function of its own, for a stack frame of its own.
+/// Notes the MTU of an ICMP "fragmentation needed" about a datagram that this host may have sent to
+/// a VTEP: a hint for the agent, which probes the path before the programs use a smaller MTU. The
+/// kernel does nothing with the error, because it has no socket for the datagram. A BPF function
+/// of its own, for a stack frame of its own; it counts the note itself, so that its caller needs
+/// no more of the stack.
 #[inline(never)]
-pub(crate) fn learn(skb: *mut __sk_buff) -> u32 {
+pub(crate) fn hear(skb: *mut __sk_buff) -> u32 {
     // Without `black_box` the compiler would pass the packet's bounds instead of the context.
-    try_learn(&TcContext::new(core::hint::black_box(skb))).is_some().into()
+    let ctx = TcContext::new(core::hint::black_box(skb));
+    let heard = match try_hear(&ctx) {
+        Heard::Hint => Note::PathMtuHint,
+        Heard::Refused => Note::PathMtuRefused,
+        Heard::Nothing => return 0,
+    };
+    note(DIRECTION, heard, ctx.len());
+    1
+}
+
+/// What an ICMP packet is.
+enum Heard {
+    /// A hint that was noted.
+    Hint,
+    /// An error about a datagram of the tunnel that is not believed.
+    Refused,
+    /// Nothing about the tunnel, or what the agent has yet to verify.
+    Nothing,
 }
 
 #[inline(always)]
-fn try_learn(ctx: &TcContext) -> Option<()> {
-    const QUOTED: usize = ETH_LEN + Ipv4Hdr::LEN + Icmpv4Hdr::LEN;
+fn try_hear(ctx: &TcContext) -> Heard {
     // The headers are read one by one. In one read the compiler would copy headers that may not be
     // in the packet.
-    let ip = ctx.read::<Ipv4Hdr>(ETH_LEN)?;
-    let icmp = ctx.read::<Icmpv4Hdr>(ETH_LEN + Ipv4Hdr::LEN)?;
-    let quoted = ctx.read::<Ipv4Hdr>(QUOTED)?;
-    let udp = ctx.read::<UdpHdr>(QUOTED + Ipv4Hdr::LEN)?;
-    let ours = ip.header_len() == Ipv4Hdr::LEN as u32
-        && !ip.is_fragment()
-        && icmp.is_frag_needed()
-        && quoted.header_len() == Ipv4Hdr::LEN as u32
-        && quoted.protocol() == PROTO_UDP
-        && u32::from_ne_bytes(quoted.src) == VTEP_IP.load();
-    if !ours {
-        return None;
+    let Some(ip) = ctx.read::<Ipv4Hdr>(ETH_LEN) else { return Heard::Nothing };
+    let Some(icmp) = ctx.read::<Icmpv4Hdr>(ETH_LEN + Ipv4Hdr::LEN) else { return Heard::Nothing };
+    let Some(quoted) = ctx.read::<Ipv4Hdr>(QUOTED) else { return Heard::Nothing };
+    let Some(udp) = ctx.read::<UdpHdr>(QUOTED + Ipv4Hdr::LEN) else { return Heard::Nothing };
+    let is_error =
+        ip.header_len() == Ipv4Hdr::LEN as u32 && !ip.is_fragment() && icmp.is_frag_needed();
+    let own = VTEP_IP.load().to_ne_bytes();
+    if !is_error || !pmtu::is_of_tunnel(&own, &quoted, &udp) {
+        return Heard::Nothing;
     }
     let vtep = vtep_id(quoted.dst);
-    let path = underlay(vtep)?;
+    let Some(path) = underlay(vtep) else {
+        let is_vxlan = udp.dst_port() == VXLAN_PORT.load();
+        return if is_vxlan { Heard::Refused } else { Heard::Nothing };
+    };
     if udp.dst_port() != path.port {
-        return None;
+        return Heard::Nothing;
+    }
+    let mtu = icmp.next_hop_mtu();
+    // The quote ends with the packet: padding of the link may follow.
+    let has_vxlan = u32::from(ip.tot_len()) >= (QUOTED_VXLAN + VxlanHdr::LEN - ETH_LEN) as u32;
+    if !pmtu::could_be_sent(&quoted, &udp, mtu) || (has_vxlan && !is_vni_known(ctx)) {
+        return Heard::Refused;
     }
     let (route, overhead) = (path.inner_mtu.into(), path.overhead());
-    let inner_mtu = pmtu::path_mtu_from_icmp(icmp.next_hop_mtu(), route, overhead)?;
-    let before = of(vtep, path);
-    let now = now();
-    let learnt = PathMtu { expires_ns: now + LIFETIME_NS, inner_mtu, seal: 0 }.sealed(&vtep);
-    PATH_MTU.insert(vtep, learnt, 0).ok()?;
-    if inner_mtu < before {
-        // The entries of the flow cache have the larger path MTU.
-        epoch::advance(now);
+    let Some(inner_mtu) = pmtu::path_mtu_from_icmp(mtu, route, overhead) else {
+        return Heard::Refused;
+    };
+    // One hint is enough for a probe. So errors cost no write until the agent has read it.
+    if has(&PATH_HINTS, &vtep) {
+        return Heard::Nothing;
     }
-    Some(())
+    let hint = SealedU32::new(&vtep, inner_mtu);
+    match PATH_HINTS.insert(vtep, hint, BPF_NOEXIST.into()) {
+        Ok(()) => Heard::Hint,
+        Err(_) => Heard::Nothing,
+    }
+}
+
+/// Whether the quoted VXLAN header is one that this host may have written.
+#[inline(always)]
+fn is_vni_known(ctx: &TcContext) -> bool {
+    let Some(vxlan) = ctx.read::<VxlanHdr>(QUOTED_VXLAN) else { return false };
+    pmtu::quoted_vni(&vxlan).is_some_and(|vni| has(&NETWORKS, &vni))
 }

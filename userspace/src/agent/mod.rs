@@ -9,6 +9,7 @@
 //! * `node`: the agent's own entry in the store.
 //! * `alarms`: the alarms of the store; `certificates`: the certificates of the connection to it.
 //! * `conntrack`: ages and removes the flows that the programs make.
+//! * `path_mtu`: verifies hints of smaller path MTUs.
 //! * `egress`: packets of containers that leave by no uplink.
 //! * `backend`: carries out the requests of the API.
 //! * `agreed`: the namespaces in which this host makes interfaces.
@@ -40,6 +41,7 @@ mod identity;
 mod memory;
 mod node;
 mod open_files;
+mod path_mtu;
 mod platform;
 mod ports;
 mod purge;
@@ -239,6 +241,7 @@ async fn run_once(
     // Before the store is reached: a certificate may be why it is not.
     tasks.spawn(certificates::keep(Arc::clone(&shared)));
     tasks.spawn(egress::keep(Arc::clone(&shared)));
+    tasks.spawn(path_mtu::keep(Arc::clone(&shared)));
 
     let agent = Arc::new(Agent::new(Arc::clone(&shared)));
     agent.resume();

@@ -19,6 +19,7 @@ mod names;
 mod nat;
 mod nodes;
 mod paper;
+mod path_mtu;
 mod ports;
 mod records;
 mod refusals;

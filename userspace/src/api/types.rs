@@ -3,6 +3,7 @@
 mod life;
 mod nat;
 mod node;
+mod path;
 mod ports;
 
 use std::{
@@ -18,6 +19,7 @@ pub use self::{
     life::{ContainerState, Rerun, Supervised},
     nat::{ConntrackStatus, FlowProtocol, NatQuery, NatRow},
     node::NodeRow,
+    path::PathMtuStatus,
     ports::{Allowed, PublishedPorts, PublishedRow, Sources, may_have_clients},
 };
 use crate::{
@@ -489,6 +491,9 @@ pub struct Status {
     /// Conntrack table.
     #[serde(default)]
     pub conntrack: ConntrackStatus,
+    /// MTUs of the paths to VTEPs.
+    #[serde(default)]
+    pub path_mtu: PathMtuStatus,
     /// Numbers of objects.
     pub counts: Counts,
     /// Records that the agent skips and tasks that it cannot do now, one line each. Of each kind at

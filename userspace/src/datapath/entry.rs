@@ -47,6 +47,16 @@ pub struct VtepInfo {
     pub foreign: u32,
 }
 
+/// MTU of the path to a VTEP, as a router on it has answered a probe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathMtu {
+    /// Time on the clock of [`LearnedEntry::last_seen_ns`] after which the programs use the route's
+    /// own MTU again, in ns.
+    pub expires_ns: u64,
+    /// Bytes of the largest inner L3 packet.
+    pub inner_mtu: u32,
+}
+
 /// The path to a VTEP, as in the kernel's routing table when the agent last read it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UnderlayPath {

@@ -11,7 +11,7 @@ use culvert_common::{
 
 use super::{
     DatapathError,
-    entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath, VtepInfo, VtepKey},
+    entry::{FdbEntry, LearnedEntry, NeighEntry, PathMtu, UnderlayPath, VtepInfo, VtepKey},
     vtep_ids::VtepIds,
 };
 
@@ -280,6 +280,56 @@ impl MapLayout for Vteps {
 
     fn entry(ids: &VtepIds, key: &abi::VtepKey, value: &u32) -> (VtepKey, VtepInfo) {
         (VtepKey { vni: key.vni, ip: ids.octets(key.vtep) }, VtepInfo { foreign: *value })
+    }
+}
+
+/// `PATH_MTU`.
+#[derive(Debug)]
+pub struct PathMtus;
+
+impl MapLayout for PathMtus {
+    type Key = [u8; 4];
+    type Value = PathMtu;
+    type RawKey = VtepId;
+    type RawValue = abi::PathMtu;
+
+    fn key(ids: &VtepIds, key: &[u8; 4]) -> Result<VtepId, DatapathError> {
+        ids.give(*key)
+    }
+
+    fn value(_: &VtepIds, key: &VtepId, value: &PathMtu) -> Result<abi::PathMtu, DatapathError> {
+        let &PathMtu { expires_ns, inner_mtu } = value;
+        Ok(abi::PathMtu { expires_ns, inner_mtu, seal: 0 }.sealed(key))
+    }
+
+    fn entry(ids: &VtepIds, key: &VtepId, value: &abi::PathMtu) -> ([u8; 4], PathMtu) {
+        // The programs do not use an entry with a wrong seal.
+        let expires_ns = if value.is_of(key) { value.expires_ns } else { 0 };
+        (ids.octets(*key), PathMtu { expires_ns, inner_mtu: value.inner_mtu })
+    }
+}
+
+/// `PATH_HINTS`.
+#[derive(Debug)]
+pub struct PathHints;
+
+impl MapLayout for PathHints {
+    type Key = [u8; 4];
+    type Value = u32;
+    type RawKey = VtepId;
+    type RawValue = SealedU32;
+
+    fn key(ids: &VtepIds, key: &[u8; 4]) -> Result<VtepId, DatapathError> {
+        ids.give(*key)
+    }
+
+    fn value(_: &VtepIds, key: &VtepId, value: &u32) -> Result<SealedU32, DatapathError> {
+        Ok(SealedU32::new(key, *value))
+    }
+
+    fn entry(ids: &VtepIds, key: &VtepId, value: &SealedU32) -> ([u8; 4], u32) {
+        // A hint of so large a packet is none.
+        (ids.octets(*key), if value.is_of(key) { value.value } else { u32::MAX })
     }
 }
 

@@ -22,8 +22,8 @@ use super::{
     DatapathError, batch,
     epoch::Epoch,
     layout::{
-        Fdb, FdbLearned, FloodRemote, MapLayout, Neighbours, Number, Plain, Underlay, Vteps,
-        WithSeal,
+        Fdb, FdbLearned, FloodRemote, MapLayout, Neighbours, Number, PathHints, PathMtus, Plain,
+        Underlay, Vteps, WithSeal,
     },
     prefixes::PrefixTable,
     raw::{Bytes, second_handle, take_map},
@@ -214,6 +214,10 @@ pub struct KernelTables {
     pub vteps: KernelTable<Vteps>,
     /// VTEP address → path.
     pub underlay: KernelTable<Underlay>,
+    /// VTEP address → MTU of the path, smaller than the route's.
+    pub path_mtu: KernelTable<PathMtus>,
+    /// VTEP address → largest inner L3 packet in bytes, as an ICMP error says that may be forged.
+    pub path_hints: KernelTable<PathHints>,
     /// Flood list slot → interface index of a host side.
     pub flood_local: KernelTable<Number<culvert_common::abi::FloodKey>>,
     /// Flood list slot → VTEP address.
@@ -260,6 +264,8 @@ impl KernelTables {
             heard: KernelTable::take(ebpf, names::NEIGHBOURS_HEARD, &ids)?,
             vteps: KernelTable::take_cached(ebpf, names::VTEPS, &ids, &epoch)?,
             underlay: KernelTable::take_cached(ebpf, names::UNDERLAY, &ids, &epoch)?,
+            path_mtu: KernelTable::take_cached(ebpf, names::PATH_MTU, &ids, &epoch)?,
+            path_hints: KernelTable::take(ebpf, names::PATH_HINTS, &ids)?,
             flood_local: KernelTable::take(ebpf, names::FLOOD_LOCAL, &ids)?,
             flood_remote: KernelTable::take(ebpf, names::FLOOD_REMOTE, &ids)?,
             gateways: KernelTable::take_cached(ebpf, names::GATEWAYS, &ids, &epoch)?,

@@ -157,14 +157,36 @@ impl Netlink {
         }
     }
 
-    /// Looks up the route to `ip` in the kernel.
+    /// Looks up the route to `ip` in the kernel. The MTU is that of the route itself: what the
+    /// kernel has learnt from ICMP errors does not count, because some of them anybody can forge
+    /// (those that quote an echo reply need no socket).
     ///
     /// # Errors
     /// [`NetlinkError::NoRoute`] if the kernel would not send to `ip`.
     pub async fn route_to(&self, ip: IpAddr) -> Result<RouteInfo> {
+        let route = self.look_up(ip, RouteFlags::empty()).await?;
+        let local = route.header.kind == RouteType::Local;
+        if !local && route.header.kind != RouteType::Unicast {
+            return Err(NetlinkError::NoRoute(ip));
+        }
+        let ifindex = output(&route).ok_or(NetlinkError::NoRoute(ip))?;
+        let device = self.link_at(ifindex).await?.ok_or(NetlinkError::NoRoute(ip))?;
+        let metric = if is_learnt(&route) {
+            mtu_metric(&self.look_up(ip, RouteFlags::FibMatch).await?)
+        } else {
+            mtu_metric(&route)
+        };
+        let mtu = metric.map_or(device.mtu, |mtu| mtu.min(device.mtu));
+        let next_hop = gateway(&route).unwrap_or(ip);
+        Ok(RouteInfo { ifindex, next_hop, source: source(&route), mtu, local })
+    }
+
+    /// Asks the kernel for the route to `ip`.
+    async fn look_up(&self, ip: IpAddr, flags: RouteFlags) -> Result<RouteMessage> {
         let mut request = RouteMessage::default();
         request.header.address_family = family(ip);
         request.header.destination_prefix_length = host_prefix(ip);
+        request.header.flags = flags;
         request.attributes.push(RouteAttribute::Destination(ip.into()));
         let what = format!("looking up the route to {ip}");
         let rows = match self.request(&what, RouteNetlinkMessage::GetRoute(request), 0).await {
@@ -173,34 +195,12 @@ impl Netlink {
             Err(error) if no_route(error.errno()) => return Err(NetlinkError::NoRoute(ip)),
             answer => answer?,
         };
-        let route = rows
-            .iter()
+        rows.into_iter()
             .find_map(|row| match row {
                 RouteNetlinkMessage::NewRoute(route) => Some(route),
                 _ => None,
             })
-            .ok_or(NetlinkError::NoRoute(ip))?;
-        let local = route.header.kind == RouteType::Local;
-        if !local && route.header.kind != RouteType::Unicast {
-            return Err(NetlinkError::NoRoute(ip));
-        }
-        let ifindex = output(route).ok_or(NetlinkError::NoRoute(ip))?;
-        let device = self.link_at(ifindex).await?.ok_or(NetlinkError::NoRoute(ip))?;
-        let mtu = route
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                RouteAttribute::Metrics(metrics) => {
-                    metrics.iter().find_map(|metric| match metric {
-                        RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
-                        _ => None,
-                    })
-                }
-                _ => None,
-            })
-            .map_or(device.mtu, |mtu| mtu.min(device.mtu));
-        let next_hop = gateway(route).unwrap_or(ip);
-        Ok(RouteInfo { ifindex, next_hop, source: source(route), mtu, local })
+            .ok_or(NetlinkError::NoRoute(ip))
     }
 
     /// The interface with that index, without its addresses.
@@ -265,6 +265,25 @@ fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
+/// Whether the kernel has learnt the MTU of a route from an ICMP error: only such an entry expires.
+fn is_learnt(route: &RouteMessage) -> bool {
+    route.attributes.iter().any(|attribute| match attribute {
+        RouteAttribute::CacheInfo(info) => info.expires != 0,
+        _ => false,
+    })
+}
+
+/// The MTU of a route in bytes, if it has one of its own.
+fn mtu_metric(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Metrics(metrics) => metrics.iter().find_map(|metric| match metric {
+            RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
+            _ => None,
+        }),
+        _ => None,
+    })
+}
+
 pub(super) fn output(route: &RouteMessage) -> Option<u32> {
     route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
@@ -326,7 +345,25 @@ pub(super) fn read_route(route: &RouteMessage) -> Option<Route> {
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::packet_route::route::RouteCacheInfo;
+
     use super::*;
+
+    #[test]
+    fn an_mtu_that_expires_was_learnt() {
+        for (expires, learnt) in [(0_u32, false), (59_900, true)] {
+            // struct rta_cacheinfo of linux/rtnetlink.h: `rta_expires` is the third word.
+            let info =
+                [[0; 4], [0; 4], expires.to_ne_bytes(), [0; 4], [0; 4], [0; 4], [0; 4], [0; 4]];
+            let info = RouteCacheInfo::parse(info.as_flattened()).expect("cache information");
+            let mut route = RouteMessage::default();
+            route.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(600)]));
+            assert!(!is_learnt(&route), "a route of the administrator");
+            route.attributes.push(RouteAttribute::CacheInfo(info));
+            assert_eq!(is_learnt(&route), learnt);
+            assert_eq!(mtu_metric(&route), Some(600));
+        }
+    }
 
     #[test]
     fn the_default_link_is_that_of_the_main_table() {

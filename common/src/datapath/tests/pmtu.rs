@@ -4,12 +4,12 @@ use proptest::prelude::*;
 
 use super::{MAC, OTHER_MAC, v4, v6};
 use crate::datapath::pmtu::{
-    Error, QUOTE_V4_LEN, error, icmp_allowed, icmpv6_allowed, longest_packet, packet_too_big,
-    path_mtu_from_icmp,
+    Error, QUOTE_V4_LEN, could_be_sent, error, for_ethertype, icmp_allowed, icmpv6_allowed,
+    is_of_tunnel, longest_packet, packet_too_big, path_mtu_from_icmp, quoted_vni,
 };
 use crate::wire::checksum::Sum;
 use crate::wire::icmp::{V4_FRAG_NEEDED, V4_UNREACHABLE};
-use crate::wire::{EthHdr, Ipv4Hdr, Ipv6Hdr};
+use crate::wire::{EthHdr, Ipv4Hdr, Ipv6Hdr, UdpHdr, VxlanHdr};
 
 #[test]
 fn gso_frames_are_judged_by_their_segments() {
@@ -26,10 +26,80 @@ fn path_mtus() {
     assert_eq!(path_mtu_from_icmp(1500, 1450, 50), None, "what the route takes");
     assert_eq!(path_mtu_from_icmp(9000, 1450, 50), None, "more than the route takes");
     assert_eq!(path_mtu_from_icmp(0, 1450, 50), None, "an old router");
-    assert_eq!(path_mtu_from_icmp(68, 1450, 50), Some(502), "no lower than Linux's minimum");
+    for mtu in [1, 68, 551] {
+        assert_eq!(path_mtu_from_icmp(mtu, 1450, 50), None, "{mtu}: below Linux's minimum");
+    }
     assert_eq!(path_mtu_from_icmp(552, 1450, 50), Some(502));
     assert_eq!(path_mtu_from_icmp(553, 1450, 50), Some(503));
-    assert_eq!(path_mtu_from_icmp(68, 400, 50), None, "a route lower still");
+    assert_eq!(path_mtu_from_icmp(552, 502, 50), None, "known already");
+    assert_eq!(path_mtu_from_icmp(600, 400, 50), None, "a route lower still");
+}
+
+#[test]
+fn no_path_mtu_stops_ipv6() {
+    let (ipv4, ipv6) = (0x0800, 0x86dd);
+    assert_eq!(for_ethertype(ipv4, 502, 1450), 502);
+    assert_eq!(for_ethertype(ipv6, 502, 1450), 1280);
+    assert_eq!(for_ethertype(ipv6, 1279, 1450), 1280);
+    assert_eq!(for_ethertype(ipv6, 1300, 1450), 1300);
+    assert_eq!(for_ethertype(ipv6, 502, 1000), 1000, "the route takes no more");
+    assert_eq!(for_ethertype(0x0806, 502, 1450), 502);
+}
+
+/// The headers of a datagram of the tunnel from 192.0.2.1, with `bytes` of UDP.
+fn tunnelled(src_port: u16, bytes: u16) -> (Ipv4Hdr, UdpHdr) {
+    let ip = Ipv4Hdr::new(v4("192.0.2.1"), v4("192.0.2.2"), 17, bytes + 20, 0, 64);
+    (ip, UdpHdr::new(src_port, 4789, bytes))
+}
+
+fn with_byte(ip: Ipv4Hdr, at: usize, value: u8) -> Ipv4Hdr {
+    let mut bytes: [u8; 20] = bytemuck::cast(ip);
+    bytes[at] = value;
+    bytemuck::cast(bytes)
+}
+
+#[test]
+fn datagrams_of_the_tunnel() {
+    let own = v4("192.0.2.1");
+    let (ip, udp) = tunnelled(50_000, 1480);
+    assert!(is_of_tunnel(&own, &ip, &udp));
+    assert!(!is_of_tunnel(&v4("192.0.2.3"), &ip, &udp), "of another host");
+    assert!(!is_of_tunnel(&own, &with_byte(ip, 9, 6), &udp), "TCP");
+    assert!(!is_of_tunnel(&own, &with_byte(ip, 0, 0x46), &udp), "with options");
+    let mut bytes: [u8; 8] = bytemuck::cast(udp);
+    bytes[7] = 1;
+    assert!(!is_of_tunnel(&own, &ip, &bytemuck::cast(bytes)), "of a socket");
+}
+
+#[test]
+fn datagrams_that_the_programs_may_have_sent() {
+    let could = |src_port, bytes, mtu| {
+        let (ip, udp) = tunnelled(src_port, bytes);
+        could_be_sent(&ip, &udp, mtu)
+    };
+    assert!(could(49_152, 1480, 1400) && could(65_535, 1480, 1499));
+    assert!(!could(49_151, 1480, 1400) && !could(0, 1480, 1400), "another source port");
+    assert!(!could(50_000, 1480, 1500) && !could(50_000, 100, 1400), "within the MTU");
+    assert!(could(50_000, 1480, 1), "the MTU itself is not judged");
+    let (ip, udp) = tunnelled(50_000, 1480);
+    assert!(!could_be_sent(&with_byte(ip, 6, 0x20), &udp, 1400), "a fragment");
+    assert!(!could_be_sent(&with_byte(ip, 7, 1), &udp, 1400), "a later fragment");
+    assert!(could_be_sent(&with_byte(ip, 3, 0), &udp, 1400), "old systems change the length");
+}
+
+#[test]
+fn quoted_vxlan_headers() {
+    assert_eq!(quoted_vni(&VxlanHdr::new(0xab_cdef)), Some(0xab_cdef));
+    let with = |at: usize, value: u8| {
+        let mut bytes: [u8; 8] = bytemuck::cast(VxlanHdr::new(256));
+        bytes[at] = value;
+        quoted_vni(&bytemuck::cast(bytes))
+    };
+    assert_eq!(with(0, 0), None, "the I flag is clear");
+    assert_eq!(with(0, 0x88), None, "another flag");
+    for at in [1, 2, 3, 7] {
+        assert_eq!(with(at, 1), None, "reserved byte {at}");
+    }
 }
 
 fn eth(dst: [u8; 6], src: [u8; 6]) -> EthHdr {
@@ -149,7 +219,7 @@ proptest! {
     fn a_learnt_path_mtu_only_lowers(next_hop: u16, route: u32) {
         if let Some(inner) = path_mtu_from_icmp(next_hop, route, 50) {
             prop_assert!(inner < route && inner >= 502);
-            prop_assert!(inner + 50 == u32::from(next_hop.max(552)));
+            prop_assert!(inner + 50 == u32::from(next_hop));
         }
     }
 }

@@ -7,14 +7,14 @@ use std::{
 };
 
 use crate::datapath::entry::UnderlayPath;
-use culvert_common::abi::{ABI_VERSION, NeighKey};
+use culvert_common::abi::{ABI_VERSION, Code, NeighKey, Note};
 
 use super::{Agent, internal};
 use crate::{
     agent::state::{MOST, Repair},
     api::types::{
-        AgentStatus, ApiConnections, ApiError, Counts, DatapathStatus, FdbRow, NeighRow, RepairRow,
-        StatsRow, Status, StoreCertificate, StoreStatus, VtepRow,
+        AgentStatus, ApiConnections, ApiError, Counts, DatapathStatus, FdbRow, NeighRow,
+        PathMtuStatus, RepairRow, StatsRow, Status, StoreCertificate, StoreStatus, VtepRow,
     },
     choice, doctor,
     model::{MacAddr, Name},
@@ -195,6 +195,23 @@ impl Agent {
         }
     }
 
+    /// Counters that cannot be read count as 0.
+    fn path_mtu_status(&self) -> PathMtuStatus {
+        let stats = self.shared.platform.stats().unwrap_or_default();
+        let count = |note| -> u64 {
+            let counters = stats.iter().filter(|(_, code, _)| *code == Code::Note(note));
+            counters.map(|(_, _, counter)| counter.packets).sum()
+        };
+        let counts = &self.shared.shown.path_mtus;
+        PathMtuStatus {
+            smaller: counts.smaller(),
+            hints: count(Note::PathMtuHint),
+            refused: count(Note::PathMtuRefused),
+            verified: counts.verified(),
+            unverified: counts.unverified(),
+        }
+    }
+
     pub(super) fn show_status(&self, clock_offset_ms: Option<i64>) -> Status {
         let shared = &self.shared;
         let health = shared.store.health();
@@ -272,6 +289,7 @@ impl Agent {
             },
             vteps,
             conntrack: self.conntrack_status(),
+            path_mtu: self.path_mtu_status(),
             counts: Counts {
                 networks,
                 local_endpoints,

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath};
+use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, PathMtu, UnderlayPath};
 use culvert_common::abi::{
     Code, Counter, Direction, DropReason, EndpointInfo, FdbKey, HeardEntry, MappedAddr, NeighKey,
     PublishedEntry, PublishedKey,
@@ -78,6 +78,27 @@ impl Maps for Host {
 
     fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError> {
         self.datapath.tables().underlay.dump()
+    }
+
+    fn take_path_hints(&self) -> Result<BTreeMap<[u8; 4], u32>, DatapathError> {
+        let table = &self.datapath.tables().path_hints;
+        let hints = table.dump()?;
+        for vtep in hints.keys() {
+            table.remove(vtep)?;
+        }
+        Ok(hints)
+    }
+
+    fn path_mtus(&self) -> Result<BTreeMap<[u8; 4], PathMtu>, DatapathError> {
+        self.datapath.tables().path_mtu.dump()
+    }
+
+    fn set_path_mtus(&self, entries: &[([u8; 4], PathMtu)]) -> Result<(), DatapathError> {
+        self.datapath.tables().path_mtu.insert_all(entries).1.map_or(Ok(()), Err)
+    }
+
+    fn forget_path_mtu(&self, vtep: [u8; 4]) -> Result<(), DatapathError> {
+        self.datapath.tables().path_mtu.remove(&vtep)
     }
 
     fn flows(&self) -> &dyn FlowTable {

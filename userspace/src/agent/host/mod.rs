@@ -20,7 +20,7 @@ mod underlay;
 mod uplinks;
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::{Arc, MutexGuard, PoisonError},
     time::Duration,
@@ -51,6 +51,7 @@ pub(crate) struct Host {
     /// The kind of device pair that new containers get, and the reason.
     device: Device,
     vxlan_port: u16,
+    vtep_ip: Ipv4Addr,
     assistants: assist::Assistants,
     kept: kept::KeptMaps,
     /// Facts about the uplinks, as they were last read.
@@ -90,6 +91,7 @@ impl Host {
             xdp,
             device,
             vxlan_port: options.vxlan_port,
+            vtep_ip: options.vtep_ip,
             assistants: assist::Assistants::default(),
             kept: kept::KeptMaps::new(options),
             known: std::sync::Mutex::default(),

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     sync::PoisonError,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -23,14 +24,18 @@ use crate::{
         ClientLinks, HostEvent, NodeFacts, OtherLinks, Paths, PlugError, Remote, Underlay,
         UplinkCheck, UplinkChoice,
     },
-    api::types::ApiError,
+    api::types::{ApiError, ErrorKind},
     choice::{self, Uplink, device::Device},
     datapath::{DatapathError, Price, Table as _},
     doctor,
     model::{Driver, HostRoute, validate},
     netlink::{Event, Link, NetlinkError, Route, default_link},
+    probe::{self, Answer, PathProbe},
     sandbox,
 };
+
+/// Time in which routers answer a probe.
+const PROBE_WAIT: Duration = Duration::from_millis(800);
 
 impl Host {
     /// Attaches `from_underlay` to the uplinks, and detaches it from other interfaces. Continues
@@ -195,6 +200,17 @@ impl Underlay for Host {
             }
         }
         Ok(paths)
+    }
+
+    async fn probe(&self, probes: Vec<PathProbe>) -> Result<Vec<Answer>, ApiError> {
+        let from = self.vtep_ip;
+        let asked = blocking(move || probe::ask(from, &probes, PROBE_WAIT)).await?;
+        asked.map_err(|error| {
+            ApiError::new(
+                ErrorKind::Unavailable,
+                format!("no probe can be sent from {from}: {error}"),
+            )
+        })
     }
 
     async fn check_uplinks(&self) -> UplinkCheck {

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath};
+use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, PathMtu, UnderlayPath};
 use culvert_common::abi::{
     Code, Counter, Direction, DropReason, EndpointInfo, FdbKey, HeardEntry, MappedAddr, NeighKey,
     PublishedEntry, PublishedKey,
@@ -56,6 +56,19 @@ pub(crate) trait Maps: Kernel<Error = DatapathError> + Send + Sync + 'static {
 
     /// The entries of `UNDERLAY`.
     fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError>;
+
+    /// Takes the hints out of `PATH_HINTS`: for each VTEP the largest inner L3 packet in bytes, as
+    /// an ICMP error says that may be forged.
+    fn take_path_hints(&self) -> Result<BTreeMap<[u8; 4], u32>, DatapathError>;
+
+    /// The entries of `PATH_MTU`.
+    fn path_mtus(&self) -> Result<BTreeMap<[u8; 4], PathMtu>, DatapathError>;
+
+    /// Writes entries of `PATH_MTU`.
+    fn set_path_mtus(&self, entries: &[([u8; 4], PathMtu)]) -> Result<(), DatapathError>;
+
+    /// Removes an entry of `PATH_MTU`. Idempotent.
+    fn forget_path_mtu(&self, vtep: [u8; 4]) -> Result<(), DatapathError>;
 
     /// The table of flows.
     fn flows(&self) -> &dyn FlowTable;

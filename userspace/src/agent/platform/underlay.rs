@@ -16,6 +16,7 @@ use crate::{
     choice::{Uplink, device::Device},
     datapath::Price,
     model::{Driver, HostRoute},
+    probe::{Answer, PathProbe},
 };
 
 /// Result of [`Underlay::check_uplinks`].
@@ -40,6 +41,10 @@ pub(crate) trait Underlay: Send + Sync + 'static {
         vteps: &BTreeMap<Ipv4Addr, Remote>,
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError>;
+
+    /// Sends probes from the VTEP address, and returns their answers after about a second, in the
+    /// same order.
+    async fn probe(&self, probes: Vec<PathProbe>) -> Result<Vec<Answer>, ApiError>;
 
     /// Attaches missing programs to the uplinks, and puts the assistant devices right (see
     /// `sandbox::keep_gro` and `sandbox::keep_room`). Uplinks whose settings cost packets are

@@ -12,6 +12,7 @@
 //! * [`StoreHandle`]: the store, and whether it answers.
 //! * [`Plugs`]: state of each local endpoint.
 //! * [`MapCounts`]: number of entries of the large maps.
+//! * [`PathMtuCounts`]: what became of the hints of smaller path MTUs.
 //! * [`Launches`]: supervisors that are being started.
 //! * [`Lives`]: since when agents of other nodes are not alive.
 //! * [`Turns`]: a lock for each name, so that requests for one container run one at a time.
@@ -23,6 +24,7 @@ mod ending;
 mod guarded;
 mod launches;
 mod lives;
+mod path_mtus;
 mod plugs;
 mod problems;
 mod readiness;
@@ -39,6 +41,7 @@ pub(crate) use self::{
     ending::Ending,
     launches::Launches,
     lives::Lives,
+    path_mtus::PathMtuCounts,
     plugs::{PlugState, Plugs},
     problems::{MOST, Problems},
     readiness::Readiness,

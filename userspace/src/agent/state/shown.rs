@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{MapCounts, Problems, Repairs};
+use super::{MapCounts, PathMtuCounts, Problems, Repairs};
 
 /// Problems, repairs and sizes, as `status` shows them.
 #[derive(Debug, Default)]
@@ -13,4 +13,6 @@ pub(crate) struct Shown {
     pub(crate) repairs: Arc<Repairs>,
     /// Number of entries of the large maps.
     pub(crate) map_counts: MapCounts,
+    /// What became of the hints of smaller path MTUs.
+    pub(crate) path_mtus: PathMtuCounts,
 }

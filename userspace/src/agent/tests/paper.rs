@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, UnderlayPath};
+use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, PathMtu, UnderlayPath};
 use async_trait::async_trait;
 use culvert_common::abi::{
     Code, Counter, DEFAULT_FLOWS, Direction, DropReason, EndpointInfo, FdbKey, HeardEntry,
@@ -40,6 +40,7 @@ use crate::{
     model::{Driver, HostRoute, Name, NetnsId, SandboxRef, excludes_gateway, validate},
     netfilter::Rules,
     netlink::{Announcement, PairKind, subnet_of},
+    probe::{Answer, PathProbe},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::{GatewaySpec, RESOLV_CONF, Resolver},
 };
@@ -151,6 +152,15 @@ pub(super) struct State {
     pub(super) refuse_search: Option<ApiError>,
     /// Supervisors that run, by container.
     pub(super) supervisors: BTreeMap<Name, FoundSupervisor>,
+    /// Hints of path MTUs that the programs have noted.
+    pub(super) path_hints: BTreeMap<[u8; 4], u32>,
+    pub(super) path_mtus: BTreeMap<[u8; 4], PathMtu>,
+    /// Number of writes of path MTUs.
+    pub(super) path_mtu_writes: usize,
+    /// Probes that were sent.
+    pub(super) probes: Vec<PathProbe>,
+    /// Answers to the probes to a VTEP. Nobody answers the others.
+    pub(super) answers: BTreeMap<[u8; 4], Answer>,
     next_ifindex: u32,
 }
 
@@ -572,6 +582,29 @@ impl Maps for Paper {
         Ok(self.read()?.underlay)
     }
 
+    fn take_path_hints(&self) -> Result<BTreeMap<[u8; 4], u32>, DatapathError> {
+        Ok(std::mem::take(&mut self.state().path_hints))
+    }
+
+    fn path_mtus(&self) -> Result<BTreeMap<[u8; 4], PathMtu>, DatapathError> {
+        Ok(self.state().path_mtus.clone())
+    }
+
+    fn set_path_mtus(&self, entries: &[([u8; 4], PathMtu)]) -> Result<(), DatapathError> {
+        let mut state = self.state();
+        if state.full {
+            return Err(full());
+        }
+        state.path_mtu_writes += usize::from(!entries.is_empty());
+        state.path_mtus.extend(entries.iter().copied());
+        Ok(())
+    }
+
+    fn forget_path_mtu(&self, vtep: [u8; 4]) -> Result<(), DatapathError> {
+        self.state().path_mtus.remove(&vtep);
+        Ok(())
+    }
+
     fn flows(&self) -> &dyn FlowTable {
         &self.flows
     }
@@ -639,6 +672,17 @@ impl Underlay for Paper {
             (vtep.octets(), path)
         };
         Ok(Paths { paths: vteps.iter().map(path).collect(), problems: BTreeMap::new() })
+    }
+
+    async fn probe(&self, probes: Vec<PathProbe>) -> Result<Vec<Answer>, ApiError> {
+        let mut state = self.state();
+        let answer = |probe: &PathProbe| {
+            let answer = state.answers.get(&probe.to.ip().octets()).cloned();
+            answer.unwrap_or(Answer::Silent)
+        };
+        let answers = probes.iter().map(answer).collect();
+        state.probes.extend(probes);
+        Ok(answers)
     }
 
     async fn check_uplinks(&self) -> UplinkCheck {

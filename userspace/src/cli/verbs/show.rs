@@ -156,6 +156,7 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
         datapath,
         vteps,
         conntrack,
+        path_mtu,
         counts,
         problems,
         repairs,
@@ -214,6 +215,17 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
                     conntrack.flows,
                     conntrack.max,
                     conntrack.refused
+                ),
+            ),
+            (
+                "Path MTUs",
+                format!(
+                    "{} smaller, {} hints, {} refused, {} verified, {} not verified",
+                    path_mtu.smaller,
+                    path_mtu.hints,
+                    path_mtu.refused,
+                    path_mtu.verified,
+                    path_mtu.unverified
                 ),
             ),
             ("API", format!("{} refused, {} too late", connections.refused, connections.late)),

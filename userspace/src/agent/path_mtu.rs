@@ -1,0 +1,272 @@
+//! The MTUs of the paths to the VTEPs.
+//!
+//! The programs note what ICMP errors of the underlay say (`PATH_HINTS`). Anybody can forge such an
+//! error, so the agent only takes it as a reason to probe the path ([`crate::probe`]). If a router
+//! refuses the probe, the agent writes the MTU that this answer tells to `PATH_MTU`, which the
+//! programs use. Every [`AGAIN`] it probes a smaller path MTU again, at the size that the route
+//! takes: the path may have changed.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use culvert_common::{abi::VXLAN_OVERHEAD, datapath::pmtu};
+
+use super::{platform::Platform, shared::Shared, state::Shown};
+use crate::{
+    datapath::{
+        DatapathError,
+        entry::{PathMtu, UnderlayPath},
+    },
+    probe::{Answer, PathProbe},
+};
+
+/// Interval at which hints are read. The programs keep one hint of a VTEP in this time.
+const EVERY: Duration = Duration::from_secs(1);
+/// Interval at which a smaller path MTU is probed again (RFC 1191 §6.3: ten minutes).
+const AGAIN: Duration = Duration::from_secs(600);
+/// Time after which a probe is repeated that could not tell.
+const RETRY: Duration = Duration::from_secs(60);
+/// Time in ns for which the programs use a path MTU that no agent has probed again.
+const KEPT_NS: u64 = 86_400_000_000_000;
+/// Most VTEPs that are probed at once. The others follow, those first that have waited longest.
+const MOST: usize = 128;
+/// Time after the last hint that was not confirmed for which it is a problem.
+const DOUBTED: Duration = Duration::from_secs(600);
+/// First part of the keys of the problems.
+const PROBLEM: &str = "path-mtu/";
+/// Key of the problem that a round failed.
+const TASK: &str = "path-mtu/task";
+
+/// Verifies hints and probes again, until the agent stops.
+pub(super) async fn keep(shared: Arc<Shared>) {
+    let mut keeper = PathMtuKeeper::default();
+    loop {
+        let done = keeper.round(shared.platform.as_ref(), &shared.shown, Instant::now()).await;
+        let line = done.err().map(|error| format!("path MTU: {error}"));
+        shared.shown.problems.set(TASK, line);
+        tokio::select! {
+            () = shared.ending.shutdown.cancelled() => return,
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
+/// What the keeper remembers from round to round.
+#[derive(Debug, Default)]
+pub(super) struct PathMtuKeeper {
+    /// The entries of `PATH_MTU`. `None`: not read yet.
+    smaller: Option<BTreeMap<[u8; 4], Smaller>>,
+    /// Hints that are not verified yet: largest inner L3 packets in bytes.
+    hints: BTreeMap<[u8; 4], u32>,
+    /// When a VTEP was last probed because of a hint.
+    probed: BTreeMap<[u8; 4], Instant>,
+    /// When a hint was last not confirmed.
+    doubted: BTreeMap<[u8; 4], Instant>,
+}
+
+/// A path MTU that is smaller than the route's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Smaller {
+    inner_mtu: u32,
+    /// When the path is to be probed again. `None`: now.
+    due: Option<Instant>,
+}
+
+/// A probe, and its reason.
+#[derive(Clone, Copy, Debug)]
+struct Question {
+    vtep: [u8; 4],
+    probe: PathProbe,
+    /// Largest inner L3 packet in bytes that the probe stands for.
+    inner_mtu: u32,
+    /// There is a hint. Otherwise the path MTU is due.
+    is_hinted: bool,
+}
+
+impl PathMtuKeeper {
+    /// Reads hints, probes, and writes what the answers tell.
+    pub(super) async fn round(
+        &mut self,
+        platform: &dyn Platform,
+        shown: &Shown,
+        now: Instant,
+    ) -> Result<(), String> {
+        let line = |error: DatapathError| error.to_string();
+        self.forget_doubts(shown, now);
+        if self.smaller.is_none() {
+            // Those of an earlier version were not probed: all are due.
+            let entry =
+                |(vtep, PathMtu { inner_mtu, .. })| (vtep, Smaller { inner_mtu, due: None });
+            self.smaller =
+                Some(platform.path_mtus().map_err(line)?.into_iter().map(entry).collect());
+        }
+        self.hints.extend(platform.take_path_hints().map_err(line)?);
+        if self.hints.is_empty() && !self.smaller().values().any(|smaller| smaller.is_due(now)) {
+            return Ok(());
+        }
+        let paths = platform.underlay().map_err(line)?;
+        for vtep in self.lost(&paths) {
+            platform.forget_path_mtu(vtep).map_err(line)?;
+            self.smaller_mut().remove(&vtep);
+        }
+        shown.path_mtus.set_smaller(self.smaller().len());
+        let questions = self.questions(&paths, now);
+        if questions.is_empty() {
+            return Ok(());
+        }
+        let probes = questions.iter().map(|question| question.probe).collect();
+        let answers = platform.probe(probes).await.map_err(|error| error.message)?;
+        let mut written = Vec::new();
+        for (question, answer) in questions.iter().zip(answers) {
+            let (vtep, known) = (question.vtep, self.smaller().get(&question.vtep).copied());
+            let inner_mtu = match &answer {
+                Answer::TooBig(mtu) => {
+                    let overhead = VXLAN_OVERHEAD.into();
+                    pmtu::path_mtu_from_icmp(*mtu, question.inner_mtu, overhead)
+                }
+                _ => None,
+            };
+            if question.is_hinted {
+                self.hints.remove(&vtep);
+                self.judge(shown, vtep, inner_mtu.is_some(), &answer, now);
+            }
+            if let Some(inner_mtu) = inner_mtu {
+                if known.is_none_or(|known| known.inner_mtu != inner_mtu) {
+                    tracing::info!(
+                        "VTEP {}: a router on the path takes packets of at most {} bytes: those of containers over {inner_mtu} bytes do not pass",
+                        Ipv4Addr::from(vtep),
+                        inner_mtu + u32::from(VXLAN_OVERHEAD)
+                    );
+                }
+                self.smaller_mut().insert(vtep, Smaller { inner_mtu, due: Some(now + AGAIN) });
+                let expires_ns = platform.now_ns().saturating_add(KEPT_NS);
+                written.push((vtep, PathMtu { expires_ns, inner_mtu }));
+            } else if !question.is_hinted && answer == Answer::Silent {
+                tracing::info!(
+                    "VTEP {}: no router on the path refuses packets of {} bytes any more",
+                    Ipv4Addr::from(vtep),
+                    question.probe.len
+                );
+                platform.forget_path_mtu(vtep).map_err(line)?;
+                self.smaller_mut().remove(&vtep);
+            } else if let Some(known) = known.filter(|_| !question.is_hinted) {
+                let due = Some(now + RETRY);
+                self.smaller_mut().insert(vtep, Smaller { due, ..known });
+            }
+        }
+        let stored = platform.set_path_mtus(&written).map_err(line);
+        if stored.is_err() {
+            // What is in the map is not known: it is read again.
+            self.smaller = None;
+        }
+        shown.path_mtus.set_smaller(self.smaller().len());
+        stored
+    }
+
+    fn smaller(&self) -> &BTreeMap<[u8; 4], Smaller> {
+        static NONE: BTreeMap<[u8; 4], Smaller> = BTreeMap::new();
+        self.smaller.as_ref().unwrap_or(&NONE)
+    }
+
+    fn smaller_mut(&mut self) -> &mut BTreeMap<[u8; 4], Smaller> {
+        self.smaller.get_or_insert_default()
+    }
+
+    /// VTEPs with a smaller path MTU to which there is no path any more.
+    fn lost(&self, paths: &BTreeMap<[u8; 4], UnderlayPath>) -> Vec<[u8; 4]> {
+        self.smaller().keys().filter(|vtep| !paths.contains_key(*vtep)).copied().collect()
+    }
+
+    /// The probes of this round: those for hints first, and of them those that have waited longest.
+    /// Hints that tell nothing new are forgotten.
+    fn questions(
+        &mut self,
+        paths: &BTreeMap<[u8; 4], UnderlayPath>,
+        now: Instant,
+    ) -> Vec<Question> {
+        let smaller = self.smaller().clone();
+        let known = |vtep: &[u8; 4]| smaller.get(vtep).map(|smaller| smaller.inner_mtu);
+        let now_used = |vtep: &[u8; 4]| {
+            let route = u32::from(paths.get(vtep)?.inner_mtu);
+            Some(known(vtep).map_or(route, |known| known.min(route)))
+        };
+        self.hints.retain(|vtep, hint| now_used(vtep).is_some_and(|used| *hint < used));
+        self.probed.retain(|_, at| now.saturating_duration_since(*at) < RETRY);
+        let mut hinted: Vec<[u8; 4]> = self.hints.keys().copied().collect();
+        hinted.sort_by_key(|vtep| self.probed.get(vtep).copied());
+        let due = smaller
+            .iter()
+            .filter(|(vtep, smaller)| smaller.is_due(now) && !self.hints.contains_key(*vtep));
+        let due = due.map(|(vtep, _)| (*vtep, false));
+        let all = hinted.into_iter().map(|vtep| (vtep, true)).chain(due);
+        let mut questions = Vec::new();
+        for (vtep, is_hinted) in all.take(MOST) {
+            let Some(path) = paths.get(&vtep) else { continue };
+            let route = u32::from(path.inner_mtu);
+            let inner_mtu = if is_hinted { now_used(&vtep).unwrap_or(route) } else { route };
+            let len = inner_mtu + u32::from(VXLAN_OVERHEAD);
+            let probe = PathProbe {
+                to: SocketAddrV4::new(vtep.into(), path.port),
+                len: u16::try_from(len).unwrap_or(u16::MAX),
+            };
+            questions.push(Question { vtep, probe, inner_mtu, is_hinted });
+            if is_hinted {
+                self.probed.insert(vtep, now);
+            }
+        }
+        questions
+    }
+
+    /// Counts a hint, and reports one that was not confirmed.
+    fn judge(
+        &mut self,
+        shown: &Shown,
+        vtep: [u8; 4],
+        is_confirmed: bool,
+        answer: &Answer,
+        now: Instant,
+    ) {
+        shown.path_mtus.count(is_confirmed);
+        let (key, ip) = (problem_of(vtep), Ipv4Addr::from(vtep));
+        if is_confirmed {
+            self.doubted.remove(&vtep);
+            shown.problems.set(&key, None);
+            return;
+        }
+        self.doubted.insert(vtep, now);
+        let line = match answer {
+            Answer::Unsent(why) => format!(
+                "VTEP {ip}: an ICMP error says that packets on the path must be smaller, and this host cannot verify it: the probe was not sent ({why}): let UDP from port 49152 on to the VXLAN port pass"
+            ),
+            _ => format!(
+                "VTEP {ip}: ICMP errors that are not confirmed by a probe say that packets on the path must be smaller, and are ignored: somebody forges them, or the host's firewall drops ICMP 'fragmentation needed', which must pass"
+            ),
+        };
+        shown.problems.set(&key, Some(line));
+    }
+
+    /// Ends the problems of hints long ago.
+    fn forget_doubts(&mut self, shown: &Shown, now: Instant) {
+        self.doubted.retain(|vtep, at| {
+            let is_recent = now.saturating_duration_since(*at) < DOUBTED;
+            if !is_recent {
+                shown.problems.set(&problem_of(*vtep), None);
+            }
+            is_recent
+        });
+    }
+}
+
+impl Smaller {
+    fn is_due(&self, now: Instant) -> bool {
+        self.due.is_none_or(|due| due <= now)
+    }
+}
+
+fn problem_of(vtep: [u8; 4]) -> String {
+    format!("{PROBLEM}{}", Ipv4Addr::from(vtep))
+}
