@@ -216,13 +216,25 @@ impl World {
         let mut world = Self::new(count)?;
         world.cluster.etcd.freeze()?;
         world.host.start_agent(&[]);
-        let before = world.log_has("still trying").and_then(|_| at(world.agent()?));
+        let before = world.store_is_missed().and_then(|_| at(world.agent()?));
         world.cluster.etcd.thaw()?;
         let before = before?;
         world.log_has(READ)?;
         let after = at(world.agent()?)?;
         let maps = Maps::open(&world.host.bpffs())?;
         Ok((world, maps, [before, after]))
+    }
+
+    /// Waits until the agent says in its status why it cannot read the store.
+    fn store_is_missed(&self) -> anyhow::Result<Instant> {
+        until(|| {
+            // The agent does not answer until it has its socket.
+            let output = self.host.culvert(&["--format", "json", "status"]);
+            let status: serde_json::Value =
+                serde_json::from_slice(&output.stdout).unwrap_or_default();
+            Ok(status.pointer("/store/error").is_some_and(serde_json::Value::is_string))
+        })
+        .with_context(|| self.host.agent_log())
     }
 
     /// Waits until the agent's log has `words`.
@@ -322,4 +334,19 @@ fn kilobytes(text: &str, name: &str) -> anyhow::Result<u64> {
 
 fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs root and etcd"]
+    fn an_agent_is_observed_before_and_after_its_read_of_the_store() -> anyhow::Result<()> {
+        let (world, maps, [before, after]) = World::read(3, |_| Ok(Instant::now()))?;
+        assert!(before < after);
+        world.add(&maps, 0)?;
+        world.remove(&maps, 0)?;
+        Ok(())
+    }
 }
