@@ -191,7 +191,8 @@ pub(crate) struct Series {
     pub(crate) samples: Vec<f64>,
     /// For each round, the ratios to the host in neighbouring slices: an index is the same cycle
     /// in all series, and null is a cycle whose slices were thrown away. Empty if the metric is
-    /// not measured in slices, and for the host.
+    /// not measured in slices, and for the host. In a run without the host, the first arm takes
+    /// its place.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) ratios: Vec<Vec<Option<f64>>>,
 }

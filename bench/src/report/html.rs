@@ -319,12 +319,13 @@ impl Page {
                 slices.stream_ms, slices.round_trips, slices.lead_in_ms
             ));
         }
-        self.text(
-            "The other ratios are taken within a round. The median of the ratios is shown: a \
-             machine that is slower for a while is so for both. Intervals are 95 % by the \
-             percentile bootstrap. The host is measured a second time as if it were another arm \
-             (A/A): a difference smaller than that of the two is not claimed.",
-        );
+        let others = if settings.slices.is_some() { "The other ratios" } else { "Ratios" };
+        self.text(&format!(
+            "{others} are taken within a round. The median of the ratios is shown: a machine that \
+             is slower for a while is so for both. Intervals are 95 % by the percentile bootstrap. \
+             The host is measured a second time as if it were another arm (A/A): a difference \
+             smaller than that of the two is not claimed.",
+        ));
         self.body.push_str(&table::noise(results).html());
         let slices = table::slices(results);
         if !slices.is_empty() {
