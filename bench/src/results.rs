@@ -1,11 +1,14 @@
 //! Results of a run: the data of the table, of the report and of `--compare`.
 
+mod slices;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::scale::ColdStart;
 use crate::stats::{self, Interval};
+pub(crate) use slices::{SliceSettings, Slices};
 
 /// Version of the JSON that `--json` writes.
 pub(crate) const VERSION: u32 = 1;
@@ -156,17 +159,6 @@ pub(crate) struct Settings {
     pub(crate) slices: Option<SliceSettings>,
 }
 
-/// Slices of TCP streams and round trips.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub(crate) struct SliceSettings {
-    /// Measured time of a slice of streams, ms.
-    pub(crate) stream_ms: f64,
-    /// Measured round trips of a slice.
-    pub(crate) round_trips: usize,
-    /// Traffic before the measured part, ms.
-    pub(crate) lead_in_ms: f64,
-}
-
 /// One path between two ends.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct ArmInfo {
@@ -209,28 +201,6 @@ pub(crate) struct SliceCount {
     /// Numbers.
     #[serde(flatten)]
     pub(crate) count: Slices,
-}
-
-/// Numbers of slices.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
-pub(crate) struct Slices {
-    /// Measured.
-    pub(crate) slices: u64,
-    /// Thrown away.
-    pub(crate) thrown: u64,
-    /// Slices in which the hypervisor stole more time than usual.
-    pub(crate) steal: u64,
-    /// Slices with more involuntary context switches of the load's threads than usual.
-    pub(crate) switches: u64,
-}
-
-impl std::ops::AddAssign for Slices {
-    fn add_assign(&mut self, other: Self) {
-        self.slices += other.slices;
-        self.thrown += other.thrown;
-        self.steal += other.steal;
-        self.switches += other.switches;
-    }
 }
 
 /// A BPF program's cost.

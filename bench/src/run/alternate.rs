@@ -122,7 +122,7 @@ fn risen(order: &[usize], slices: &[Slice]) -> Vec<(bool, bool)> {
 /// The figures of `arm`.
 fn figures(kind: Kind, order: &[usize], slices: &[Slice], arm: usize) -> Figures {
     let risen = risen(order, slices);
-    let own = || order.iter().zip(slices).zip(&risen).filter(|((of, _), _)| **of == arm);
+    let own = || order.iter().zip(slices).zip(&risen).filter(move |((of, _), _)| **of == arm);
     let number = |rose: fn(&(bool, bool)) -> bool| own().filter(|(_, it)| rose(it)).count() as u64;
     let count = Slices {
         slices: own().count() as u64,

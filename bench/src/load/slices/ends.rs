@@ -37,7 +37,7 @@ pub(super) fn connections(peers: &Peers, count: u32) -> Result<Vec<Connection>> 
     // The receive timeout also limits the wait of `accept` (socket(7)).
     let wait = TimeVal::seconds(LIMIT.as_secs().cast_signed());
     setsockopt(&listener, sockopt::ReceiveTimeout, &wait)?;
-    let open = |_| {
+    let open = |_: u32| -> Result<Connection> {
         let to = peers.clone();
         let client = within(&peers.client, move || connect(&to))?;
         let (server, _) = listener.accept().context("accept")?;

@@ -101,12 +101,9 @@ impl Layout {
     fn of(chart: &Rows) -> Self {
         let names: Vec<_> =
             chart.names.iter().map(|(name, _)| wrap(name, LETTERS, NAMES)).collect();
-        let widest = |texts: &mut dyn Iterator<Item = &String>| {
-            texts.map(|text| width(text, LETTERS)).fold(0.0, f64::max)
-        };
         let bars = chart.panels.iter().flat_map(|side| &side.bars).flatten();
-        let right = widest(&mut bars.map(|bar| &bar.label)).min(VALUES);
-        let left = widest(&mut names.iter().flatten());
+        let right = widest(bars.map(|bar| &bar.label)).min(VALUES);
+        let left = widest(names.iter().flatten());
         let lines = names.iter().map(Vec::len).max().unwrap_or_default() as u32;
         let around = |width: f64| width.ceil() as u32 + GAP + EDGE;
         Self {
@@ -116,6 +113,11 @@ impl Layout {
             names,
         }
     }
+}
+
+/// Width of the widest of `texts`, px.
+fn widest<'a>(texts: impl Iterator<Item = &'a String>) -> f64 {
+    texts.map(|text| width(text, LETTERS)).fold(0.0, f64::max)
 }
 
 /// Draws a [`Rows`].
