@@ -108,7 +108,6 @@ fn figures_that_make_no_chart_make_no_failure() {
 }
 
 /// A text of a chart, px.
-#[derive(Debug)]
 struct Letters<'a> {
     text: &'a str,
     height: f64,
@@ -167,9 +166,10 @@ fn texts_of_charts_fit_and_do_not_overlap() {
             let size = attribute(chart, "viewBox").split(' ').nth(2).and_then(|it| it.parse().ok());
             let size: f64 = size.expect("a width");
             let texts: Vec<_> = chart.split("<text ").skip(1).map(letters).collect();
-            assert!(texts.len() > 5, "{texts:?}");
+            assert!(texts.len() > 5, "{} texts", texts.len());
             for it in &texts {
-                assert!(it.ends.0 >= 0.0 && it.ends.1 <= size, "{it:?} of {size}");
+                let fits = it.ends.0 >= 0.0 && it.ends.1 <= size;
+                assert!(fits, "'{}' from {:?} of {size}", it.text, it.ends);
             }
             // The figures at the axes have smaller letters, and places of their own.
             let rows: Vec<_> = texts.iter().filter(|it| it.height > axes::LETTERS - 0.5).collect();
@@ -177,7 +177,7 @@ fn texts_of_charts_fit_and_do_not_overlap() {
                 for other in rows.iter().skip(index + 1) {
                     let beside = one.ends.1 <= other.ends.0 || other.ends.1 <= one.ends.0;
                     let apart = (one.y - other.y).abs() >= one.height;
-                    assert!(beside || apart, "{one:?} overlaps {other:?}");
+                    assert!(beside || apart, "'{}' overlaps '{}'", one.text, other.text);
                 }
             }
         }
