@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     arms::Arm,
-    load::slices::{Kind, Path, Slice},
+    load::slices::{Kind, Slice},
     results::{HOST, Metric, Regime, Results, Slices},
     stats::percentile,
 };
