@@ -1,11 +1,14 @@
 //! Results of a run: the data of the table, of the report and of `--compare`.
 
+mod slices;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::scale::ColdStart;
 use crate::stats::{self, Interval};
+pub(crate) use slices::{SliceSettings, Slices};
 
 /// Version of the JSON that `--json` writes.
 pub(crate) const VERSION: u32 = 1;
@@ -21,8 +24,9 @@ pub(crate) enum Regime {
 }
 
 impl Regime {
-    /// Both, in the order in which they are reported.
-    pub(crate) const ALL: [Self; 2] = [Self::Intact, Self::WireLike];
+    /// Both, in the order in which they are measured and reported. A network card cuts frames to
+    /// the MTU, so this regime comes first.
+    pub(crate) const ALL: [Self; 2] = [Self::WireLike, Self::Intact];
 
     /// Name in the report.
     pub(crate) fn name(self) -> &'static str {
@@ -149,6 +153,10 @@ pub(crate) struct Settings {
     pub(crate) seconds: f64,
     /// Whether the receiving core is not the sending core.
     pub(crate) receive_on_other_core: bool,
+    /// The slices in which the arms alternate; older results do not have it: their arms were
+    /// measured one after the other.
+    #[serde(default)]
+    pub(crate) slices: Option<SliceSettings>,
 }
 
 /// One path between two ends.
@@ -173,6 +181,26 @@ pub(crate) struct Series {
     pub(crate) metric: Metric,
     /// One figure a round, in the order of the rounds. An index is the same round in all series.
     pub(crate) samples: Vec<f64>,
+    /// For each round, the ratios to the host in neighbouring slices: an index is the same cycle
+    /// in all series, and null is a cycle whose slices were thrown away. Empty if the metric is
+    /// not measured in slices, and for the host. In a run without the host, the first arm takes
+    /// its place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ratios: Vec<Vec<Option<f64>>>,
+}
+
+/// The slices of one load of an arm in one regime.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct SliceCount {
+    /// [`ArmInfo::id`].
+    pub(crate) arm: String,
+    /// Regime.
+    pub(crate) regime: Regime,
+    /// Name of the load for `--only`.
+    pub(crate) load: String,
+    /// Numbers.
+    #[serde(flatten)]
+    pub(crate) count: Slices,
 }
 
 /// A BPF program's cost.
@@ -240,6 +268,9 @@ pub(crate) struct Results {
     pub(crate) cold_start: Vec<ColdStart>,
     /// Throughput by number of entries.
     pub(crate) filled: Vec<Filled>,
+    /// Slices of each load, and how many of them were thrown away; older results have none.
+    #[serde(default)]
+    pub(crate) slices: Vec<SliceCount>,
 }
 
 /// Id of the arm that ratios are taken to.
@@ -257,12 +288,16 @@ impl Results {
             || !self.cold_start.is_empty()
     }
 
+    /// The series of one metric of one arm; none if it was not measured.
+    fn series(&self, arm: &str, regime: Regime, metric: Metric) -> Option<&Series> {
+        self.series
+            .iter()
+            .find(|series| series.arm == arm && series.regime == regime && series.metric == metric)
+    }
+
     /// The figures of one metric of one arm; none if it was not measured.
     pub(crate) fn samples(&self, arm: &str, regime: Regime, metric: Metric) -> Option<&[f64]> {
-        let wanted = |series: &&Series| {
-            series.arm == arm && series.regime == regime && series.metric == metric
-        };
-        self.series.iter().find(wanted).map(|series| series.samples.as_slice())
+        self.series(arm, regime, metric).map(|series| series.samples.as_slice())
     }
 
     /// The median of one metric of one arm.
@@ -270,7 +305,41 @@ impl Results {
         self.samples(arm, regime, metric).map(stats::median)
     }
 
-    /// The median of the ratios of `arm` to `base`, each within one round, and its interval.
+    /// The ratios of `arm` to `base`, for each round: those of neighbouring slices, or else the
+    /// one of the round's figures. The ratio of two arms that are not neighbours is that of their
+    /// ratios to the host in one cycle.
+    pub(crate) fn ratios(
+        &self,
+        arm: &str,
+        base: &str,
+        regime: Regime,
+        metric: Metric,
+    ) -> Option<Vec<Vec<f64>>> {
+        let ours = self.series(arm, regime, metric)?;
+        let base = self.series(base, regime, metric)?;
+        let ratio = |ours: f64, base: f64| (base > 0.0).then_some(ours / base);
+        if ours.ratios.is_empty() && base.ratios.is_empty() {
+            let rounds = ours.samples.iter().zip(&base.samples);
+            let round = |(ours, base): (&f64, &f64)| Vec::from_iter(ratio(*ours, *base));
+            return Some(rounds.map(round).collect());
+        }
+        // The series of the host itself has no ratios: it is 1 in each cycle.
+        let at = |series: &Series, round: usize, cycle: usize| {
+            if series.ratios.is_empty() {
+                return Some(1.0);
+            }
+            *series.ratios.get(round)?.get(cycle)?
+        };
+        let longer = if ours.ratios.is_empty() { &base.ratios } else { &ours.ratios };
+        let round = |(round, cycles): (usize, &Vec<Option<f64>>)| {
+            (0..cycles.len())
+                .filter_map(|cycle| ratio(at(ours, round, cycle)?, at(base, round, cycle)?))
+                .collect::<Vec<f64>>()
+        };
+        Some(longer.iter().enumerate().map(round).collect())
+    }
+
+    /// The median of the ratios of `arm` to `base`, and its interval.
     pub(crate) fn ratio(
         &self,
         arm: &str,
@@ -278,9 +347,7 @@ impl Results {
         regime: Regime,
         metric: Metric,
     ) -> Option<Interval> {
-        let ours = self.samples(arm, regime, metric)?;
-        let base = self.samples(base, regime, metric)?;
-        stats::paired_ratio(ours, base)
+        stats::bootstrap_rounds(&self.ratios(arm, base, regime, metric)?)
     }
 
     /// The smallest difference that may be claimed of a metric: the largest distance from 1 of the
@@ -303,8 +370,112 @@ impl Results {
                     regime,
                     metric,
                     samples: vec![value],
+                    ratios: Vec::new(),
                 }),
             }
         }
+    }
+
+    /// Adds one round's ratios of an arm to the host, to the series that [`Self::add`] has made.
+    pub(crate) fn add_ratios(
+        &mut self,
+        arm: &str,
+        regime: Regime,
+        metric: Metric,
+        ratios: Vec<Option<f64>>,
+    ) {
+        // The file has a line for each ratio: four decimals are enough.
+        let rounded = |ratio: f64| (ratio * 1e4).round() / 1e4;
+        let known = self
+            .series
+            .iter_mut()
+            .find(|series| series.arm == arm && series.regime == regime && series.metric == metric);
+        if let Some(series) = known {
+            series.ratios.push(ratios.into_iter().map(|ratio| ratio.map(rounded)).collect());
+        }
+    }
+
+    /// Adds one round's numbers of slices of an arm.
+    pub(crate) fn count(&mut self, arm: &str, regime: Regime, load: &str, count: Slices) {
+        let known = self
+            .slices
+            .iter_mut()
+            .find(|it| it.arm == arm && it.regime == regime && it.load == load);
+        match known {
+            Some(it) => it.count += count,
+            None => self.slices.push(SliceCount {
+                arm: arm.to_owned(),
+                regime,
+                load: load.to_owned(),
+                count,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const METRIC: Metric = Metric::TcpOne;
+    const REGIME: Regime = Regime::WireLike;
+
+    fn sliced() -> Results {
+        let mut results = Results::default();
+        for (arm, sample) in [(HOST, 10.0), (HOST_AGAIN, 10.0), ("a", 6.0), ("b", 5.0)] {
+            for _ in 0..2 {
+                results.add(arm, REGIME, &BTreeMap::from([(METRIC, sample)]));
+            }
+        }
+        // The figures of whole rounds would say 0.6. Neighbouring slices say 0.9.
+        for ratios in [vec![Some(0.9), None, Some(0.9)], vec![Some(0.900_04), Some(0.45)]] {
+            results.add_ratios("a", REGIME, METRIC, ratios);
+        }
+        for ratios in [vec![Some(0.45), Some(0.45), None], vec![Some(0.45), Some(0.45)]] {
+            results.add_ratios("b", REGIME, METRIC, ratios);
+        }
+        results
+    }
+
+    #[test]
+    fn ratios_are_those_of_neighbouring_slices() {
+        let results = sliced();
+        let ratios = |arm, base| results.ratios(arm, base, REGIME, METRIC);
+        assert_eq!(ratios("a", HOST), Some(vec![vec![0.9, 0.9], vec![0.9, 0.45]]));
+        // Only cycles that both arms have.
+        assert_eq!(ratios("a", "b"), Some(vec![vec![2.0], vec![2.0, 1.0]]));
+        assert_eq!(ratios(HOST, "b"), Some(vec![vec![1.0 / 0.45; 2], vec![1.0 / 0.45; 2]]));
+        // Without slices, of the rounds' figures.
+        assert_eq!(ratios(HOST_AGAIN, HOST), Some(vec![vec![1.0], vec![1.0]]));
+        assert_eq!(ratios("none", HOST), None);
+        let median = results.ratio("a", "b", REGIME, METRIC).map(|it| it.median);
+        assert_eq!(median, Some(2.0));
+    }
+
+    #[test]
+    fn slices_are_counted_by_arm_and_stay_in_the_file() {
+        let mut results = sliced();
+        let one = Slices { slices: 12, thrown: 3, steal: 1, switches: 2 };
+        results.count("a", REGIME, "tcp1", one);
+        results.count("a", REGIME, "tcp1", one);
+        results.count("a", REGIME, "rr", one);
+        let text = serde_json::to_string(&results).expect("JSON");
+        let back: Results = serde_json::from_str(&text).expect("loaded");
+        let counts: Vec<_> = back.slices.iter().map(|it| it.count.slices).collect();
+        assert_eq!(counts, [24, 12]);
+        assert_eq!(back.ratios("a", "b", REGIME, METRIC), results.ratios("a", "b", REGIME, METRIC));
+    }
+
+    #[test]
+    fn a_file_from_before_the_slices_is_read() {
+        let mut old = serde_json::to_value(sliced()).expect("JSON");
+        old.as_object_mut().expect("an object").remove("slices");
+        let settings = old.pointer_mut("/settings").and_then(|it| it.as_object_mut());
+        settings.expect("settings").remove("slices");
+        for series in old.pointer_mut("/series").and_then(|it| it.as_array_mut()).expect("series") {
+            series.as_object_mut().expect("an object").remove("ratios");
+        }
+        let results: Results = serde_json::from_value(old).expect("loaded");
+        assert_eq!(results.ratio("a", HOST, REGIME, METRIC).map(|it| it.median), Some(0.6));
     }
 }

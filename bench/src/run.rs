@@ -1,19 +1,22 @@
 //! The whole benchmark: rounds over all arms, and what is measured once.
 
+mod alternate;
+
 use std::{
-    collections::BTreeMap,
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
-    arms::{Arm, Arms, Device, Load, Optional, Receive},
-    create, filled, machine, programs, report,
-    results::{Metric, Regime, Results, Settings, VERSION},
+    arms::{Arm, Arms, Device, Load, Optional, Receive, Steady},
+    create, filled,
+    load::slices::{BLOCK, LEAD_IN, LENGTH},
+    machine, programs, report,
+    results::{Regime, Results, Settings, SliceSettings, VERSION},
     scale,
 };
 
@@ -26,7 +29,7 @@ pub(crate) struct Options {
     /// Rounds; in each every arm is measured once
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
-    /// Length of one measurement, in seconds
+    /// Time for which each arm is measured in a round, in seconds
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
     /// Only these measurements: tcp1, tcp4, udp64, udp1400, rr, crr, cpu, flows, programs,
@@ -88,6 +91,11 @@ impl Options {
             rounds: self.rounds.unwrap_or(rounds),
             seconds,
             receive_on_other_core: crate::load::cores() > 1,
+            slices: Some(SliceSettings {
+                stream_ms: LENGTH.as_secs_f64() * 1e3,
+                round_trips: BLOCK,
+                lead_in_ms: LEAD_IN.as_secs_f64() * 1e3,
+            }),
         })
     }
 
@@ -171,20 +179,15 @@ fn once(options: &Options, settings: &Settings, results: &mut Results) -> Result
     Ok(())
 }
 
-/// Measures one arm. A measurement that fails is reported and repeated: of ten thousand connections
-/// one may time out on a busy machine.
-fn measure(
-    arm: &Arm,
-    load: Load,
-    time: Duration,
-    bar: &ProgressBar,
-) -> Result<BTreeMap<Metric, f64>> {
+/// Makes a measurement. If it fails, this is reported, and it is repeated: of ten thousand
+/// connections one may time out on a busy machine.
+fn attempt<T>(bar: &ProgressBar, mut measure: impl FnMut() -> Result<T>) -> Result<T> {
     let mut failures = 0;
     loop {
-        match arm.measure(load, time) {
+        match measure() {
             Ok(figures) => return Ok(figures),
             Err(error) => {
-                let error = error.context(format!("{}: {}", arm.info.id, load.name()));
+                check_signals()?;
                 failures += 1;
                 if failures == ATTEMPTS {
                     return Err(error);
@@ -193,6 +196,27 @@ fn measure(
             }
         }
     }
+}
+
+/// Measures the arms one after the other in a round. Each round begins with another arm.
+fn one_by_one(
+    arms: &[&Arm],
+    load: Steady,
+    (round, time): (usize, Duration),
+    regime: Regime,
+    results: &mut Results,
+    bar: &ProgressBar,
+) -> Result<()> {
+    let mut turns = arms.to_vec();
+    turns.rotate_left(round % arms.len());
+    for arm in turns {
+        check_signals()?;
+        let what = format!("{}: {}", arm.info.id, Load::Steady(load).name());
+        bar.set_message(what.clone());
+        let figures = attempt(bar, || arm.measure(load, time).with_context(|| what.clone()))?;
+        results.add(&arm.info.id, regime, &figures);
+    }
+    Ok(())
 }
 
 /// All arms, round after round.
@@ -213,7 +237,7 @@ fn rounds(options: &Options, settings: &Settings, results: &mut Results) -> Resu
     let loads: Vec<_> = Load::ALL.into_iter().filter(|load| options.wants(&load.name())).collect();
     let of = |regime, load: Load| {
         // New flows are measured in one regime: it has no effect on the first frame of a flow.
-        let regime_matters = load != Load::NewFlows || regime == Regime::Intact;
+        let regime_matters = load != Load::Steady(Steady::NewFlows) || regime == Regime::Intact;
         chosen.iter().filter(move |arm| regime_matters && arm.has(load))
     };
     let turns: usize = Regime::ALL
@@ -229,16 +253,24 @@ fn rounds(options: &Options, settings: &Settings, results: &mut Results) -> Resu
         for regime in Regime::ALL {
             arms.set(regime, receive)?;
             for &load in &loads {
-                let chosen: Vec<_> = of(regime, load).collect();
-                for turn in 0..chosen.len() {
-                    check_signals()?;
-                    // Each round begins with another arm.
-                    let Some(arm) = chosen.get((turn + round) % chosen.len()) else { continue };
-                    bar.set_message(format!("{}: {}", arm.info.id, load.name()));
-                    let figures = measure(arm, load, time, &bar)?;
-                    results.add(&arm.info.id, regime, &figures);
-                    bar.inc(1);
+                let chosen: Vec<&Arm> = of(regime, load).copied().collect();
+                if chosen.is_empty() {
+                    continue;
                 }
+                check_signals()?;
+                let name = load.name();
+                bar.set_message(name.clone());
+                match load {
+                    Load::Sliced(kind) => attempt(&bar, || {
+                        let slot = (round, time);
+                        alternate::measure(&chosen, kind, slot, regime, results, check_signals)
+                            .with_context(|| name.clone())
+                    })?,
+                    Load::Steady(load) => {
+                        one_by_one(&chosen, load, (round, time), regime, results, &bar)?;
+                    }
+                }
+                bar.inc(chosen.len() as u64);
             }
         }
     }

@@ -59,6 +59,41 @@ pub(crate) fn paired_ratio(ours: &[f64], base: &[f64]) -> Option<Interval> {
     bootstrap(&ratios)
 }
 
+/// Median of the ratios of all rounds, with its 95 % interval. Figures of one round are more alike
+/// than those of two, so the bootstrap draws rounds and then figures within each drawn round
+/// (Davison and Hinkley, 1997, §3.8). `None` if there are no figures.
+pub(crate) fn bootstrap_rounds(rounds: &[Vec<f64>]) -> Option<Interval> {
+    let all: Vec<f64> = rounds.iter().flatten().copied().collect();
+    if rounds.iter().all(|round| round.len() <= 1) {
+        return bootstrap(&all);
+    }
+    let rounds: Vec<&Vec<f64>> = rounds.iter().filter(|round| !round.is_empty()).collect();
+    let mut random = SmallRng::seed_from_u64(SEED);
+    let mut sample = Vec::with_capacity(2 * all.len());
+    let mut medians = Vec::with_capacity(RESAMPLES);
+    for _ in 0..RESAMPLES {
+        sample.clear();
+        for _ in &rounds {
+            let round = *rounds.get(random.random_range(0..rounds.len()))?;
+            for _ in round {
+                sample.push(*round.get(random.random_range(0..round.len()))?);
+            }
+        }
+        medians.push(median_of(&mut sample));
+    }
+    medians.sort_by(f64::total_cmp);
+    Some(interval(&all, &medians))
+}
+
+/// The median of figures, with the interval of the sorted medians of their resamples.
+fn interval(figures: &[f64], medians: &[f64]) -> Interval {
+    Interval {
+        median: median(figures),
+        low: percentile(medians, 0.025),
+        high: percentile(medians, 0.975),
+    }
+}
+
 /// Median of figures, with its 95 % interval. `None` if there are no figures.
 pub(crate) fn bootstrap(figures: &[f64]) -> Option<Interval> {
     if figures.is_empty() {
@@ -74,16 +109,12 @@ pub(crate) fn bootstrap(figures: &[f64]) -> Option<Interval> {
         medians.push(median_of(&mut sample));
     }
     medians.sort_by(f64::total_cmp);
-    Some(Interval {
-        median: median(figures),
-        low: percentile(&medians, 0.025),
-        high: percentile(&medians, 0.975),
-    })
+    Some(interval(figures, &medians))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{bootstrap, median, middle_mean, paired_ratio, percentile};
+    use super::{bootstrap, bootstrap_rounds, median, middle_mean, paired_ratio, percentile};
 
     #[test]
     fn the_median_is_the_middle_one() {
@@ -116,6 +147,21 @@ mod tests {
         let same = paired_ratio(&[4.0, 1.0, 2.0], &[8.0, 2.0, 4.0]).map(|it| (it.low, it.high));
         assert_eq!(same, Some((0.5, 0.5)));
         assert_eq!(paired_ratio(&[1.0], &[0.0]), None);
+    }
+
+    #[test]
+    fn rounds_that_differ_widen_the_interval() {
+        let alike = Vec::from_iter(std::iter::repeat_n(vec![0.99, 1.0, 1.01], 8));
+        let Some(alike) = bootstrap_rounds(&alike) else { panic!("none") };
+        let differing: Vec<Vec<f64>> =
+            (0..8).map(|round| vec![1.0 + f64::from(round % 4) / 20.0; 3]).collect();
+        let Some(differing) = bootstrap_rounds(&differing) else { panic!("none") };
+        assert!(alike.low >= 0.99 && alike.high <= 1.01, "{alike:?}");
+        assert!(differing.high - differing.low >= 0.05, "{differing:?}");
+        // One figure a round: the same as without rounds. Rounds without figures do not count.
+        let single = [vec![1.0], vec![], vec![3.0], vec![2.0]];
+        assert_eq!(bootstrap_rounds(&single), bootstrap(&[1.0, 3.0, 2.0]));
+        assert_eq!(bootstrap_rounds(&[vec![], vec![]]), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hosts;
 use crate::{
-    load::{Peers, cpu, flows, tcp, udp, units},
+    load::{Peers, cpu, flows, slices, tcp, udp, units},
     results::{ArmInfo, Metric},
 };
 
@@ -91,12 +91,17 @@ impl Unit {
 /// Kind of a measurement.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Load {
-    /// This many TCP streams.
-    Tcp(u32),
+    /// Traffic in slices, in which the arms alternate.
+    Sliced(slices::Kind),
+    /// Traffic of one arm for the whole time of a measurement.
+    Steady(Steady),
+}
+
+/// Kind of a measurement without alternation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Steady {
     /// UDP datagrams with this payload, bytes.
     Udp(usize),
-    /// TCP round trips.
-    RoundTrips,
     /// TCP connections.
     Connections,
     /// CPU time of a TCP stream at a fixed rate.
@@ -108,25 +113,24 @@ pub(crate) enum Load {
 impl Load {
     /// All measurements, in their order in a round.
     pub(crate) const ALL: [Self; 8] = [
-        Self::Tcp(1),
-        Self::Tcp(4),
-        Self::Udp(64),
-        Self::Udp(1400),
-        Self::RoundTrips,
-        Self::Connections,
-        Self::Cpu,
-        Self::NewFlows,
+        Self::Sliced(slices::Kind::Streams(1)),
+        Self::Sliced(slices::Kind::Streams(4)),
+        Self::Steady(Steady::Udp(64)),
+        Self::Steady(Steady::Udp(1400)),
+        Self::Sliced(slices::Kind::RoundTrips),
+        Self::Steady(Steady::Connections),
+        Self::Steady(Steady::Cpu),
+        Self::Steady(Steady::NewFlows),
     ];
 
     /// Name for `--only`.
     pub(crate) fn name(self) -> String {
         match self {
-            Self::Tcp(streams) => format!("tcp{streams}"),
-            Self::Udp(len) => format!("udp{len}"),
-            Self::RoundTrips => "rr".to_owned(),
-            Self::Connections => "crr".to_owned(),
-            Self::Cpu => "cpu".to_owned(),
-            Self::NewFlows => "flows".to_owned(),
+            Self::Sliced(kind) => kind.name(),
+            Self::Steady(Steady::Udp(len)) => format!("udp{len}"),
+            Self::Steady(Steady::Connections) => "crr".to_owned(),
+            Self::Steady(Steady::Cpu) => "cpu".to_owned(),
+            Self::Steady(Steady::NewFlows) => "flows".to_owned(),
         }
     }
 }
@@ -161,37 +165,39 @@ impl Arm {
     /// Whether the arm has a figure of this kind.
     pub(crate) fn has(&self, load: Load) -> bool {
         match load {
-            Load::Tcp(1) | Load::RoundTrips | Load::Connections => true,
-            Load::Tcp(_) | Load::Udp(_) | Load::Cpu => self.scope == Scope::Whole,
-            Load::NewFlows => self.flows.is_some(),
+            Load::Sliced(slices::Kind::Streams(1) | slices::Kind::RoundTrips)
+            | Load::Steady(Steady::Connections) => true,
+            Load::Sliced(slices::Kind::Streams(_)) | Load::Steady(Steady::Udp(_) | Steady::Cpu) => {
+                self.scope == Scope::Whole
+            }
+            Load::Steady(Steady::NewFlows) => self.flows.is_some(),
         }
     }
 
+    /// Opens the arm's connections, for slices.
+    pub(crate) fn open(&self, kind: slices::Kind) -> Result<slices::Path> {
+        slices::Path::open(&self.peers, kind)
+    }
+
     /// Measures the arm for `time`. Returns the figures of this load.
-    pub(crate) fn measure(&self, load: Load, time: Duration) -> Result<BTreeMap<Metric, f64>> {
+    pub(crate) fn measure(&self, load: Steady, time: Duration) -> Result<BTreeMap<Metric, f64>> {
         let peers = &self.peers;
         Ok(match load {
-            Load::Tcp(1) => [(Metric::TcpOne, tcp::throughput(peers, 1, time)?)].into(),
-            Load::Tcp(streams) => {
-                [(Metric::TcpFour, tcp::throughput(peers, streams, time)?)].into()
+            Steady::Udp(64) => {
+                [(Metric::Udp64, udp::datagrams(peers, 64, time)?.per_second)].into()
             }
-            Load::Udp(64) => [(Metric::Udp64, udp::datagrams(peers, 64, time)?.per_second)].into(),
-            Load::Udp(len) => {
+            Steady::Udp(len) => {
                 let got = udp::datagrams(peers, len, time)?;
                 let bits = got.per_second * len as f64 * 8.0;
                 [(Metric::Udp1400, bits), (Metric::Udp1400Loss, got.lost)].into()
             }
-            Load::RoundTrips => {
-                let [p50, p99, p999] = tcp::round_trips(peers, time)?;
-                [(Metric::RttP50, p50), (Metric::RttP99, p99), (Metric::RttP999, p999)].into()
-            }
-            Load::Connections => [(Metric::Crr, tcp::connections(peers, time)?)].into(),
-            Load::Cpu => {
+            Steady::Connections => [(Metric::Crr, tcp::connections(peers, time)?)].into(),
+            Steady::Cpu => {
                 let cost = cpu::per_gbit(peers, time)?;
                 [(Metric::CpuPerGbit, cost.busy_ms), (Metric::SoftirqPerGbit, cost.softirq_ms)]
                     .into()
             }
-            Load::NewFlows => {
+            Steady::NewFlows => {
                 let (to, next) = self.flows()?;
                 let (rate, after) = flows::new_flows(&to.target(peers), next.get(), time)?;
                 next.set(after);
@@ -238,6 +244,30 @@ impl FlowsTo {
             server: &self.server,
             device: hosts::UPLINK,
             network: hosts::SINK,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::hosts::Pair, *};
+    use slices::Kind;
+
+    #[test]
+    #[ignore = "needs root"]
+    fn arms_with_one_address_alternate_on_connections_that_stay_open() {
+        let pair = Pair::new().expect("hosts");
+        let peers = || Peers::direct(pair.one.path(), pair.two.path(), Pair::TWO);
+        let arms = ["one", "two"].map(|id| Arm::new(id, id, None, peers(), Scope::Whole));
+        for (kind, trips) in
+            [(Kind::Streams(1), 0), (Kind::Streams(4), 0), (Kind::RoundTrips, slices::BLOCK)]
+        {
+            let mut paths = arms.each_ref().map(|arm| arm.open(kind).expect("open"));
+            for turn in [0, 1, 1, 0] {
+                let slice = paths[turn].slice().expect("measured");
+                assert!(slice.figure > 0.0 && slice.trips.len() == trips, "{kind:?}: {slice:?}");
+            }
+            paths.into_iter().try_for_each(slices::Path::close).expect("closed");
         }
     }
 }

@@ -13,7 +13,7 @@ mod program;
 mod vxlan;
 
 pub(crate) use all::Arms;
-pub(crate) use arm::{Arm, Load, Unit};
+pub(crate) use arm::{Arm, Load, Steady, Unit};
 pub(crate) use culvert::{Culvert, Device};
 pub(crate) use hosts::Receive;
 pub(crate) use optional::Optional;

@@ -139,7 +139,7 @@ fn passes(peers: &Peers) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arms::Load;
+    use crate::arms::Steady;
 
     #[test]
     #[ignore = "needs root and Docker"]
@@ -157,7 +157,7 @@ mod tests {
         it.check().expect("installed");
         let pair = Pair::new().expect("hosts");
         let (running, arm) = it.make(&pair).expect("set up");
-        let figures = arm.measure(Load::Connections, Duration::from_millis(50));
+        let figures = arm.measure(Steady::Connections, Duration::from_millis(50));
         let rate = figures.expect("measured").into_values().next();
         assert!(rate.is_some_and(|rate| rate > 0.0), "{}: {rate:?}", it.id());
         let namespaces = [arm.peers.client, arm.peers.server];

@@ -6,6 +6,7 @@
 mod batch;
 pub(crate) mod cpu;
 pub(crate) mod flows;
+pub(crate) mod slices;
 pub(crate) mod tcp;
 pub(crate) mod udp;
 pub(crate) mod units;

@@ -1,4 +1,4 @@
-//! TCP: streams, round trips, connections.
+//! TCP: streams without pauses, connections.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -19,10 +19,9 @@ use nix::sys::socket::{
 };
 
 use super::{LOOK, Peers, Side, Stop, join, observe, rate, spawn};
-use crate::stats::percentile;
 
 /// Bytes handed to the kernel at once.
-const CHUNK: usize = 128 * 1024;
+pub(super) const CHUNK: usize = 128 * 1024;
 /// How long a connection may take. A lost SYN is sent again after one second.
 const CONNECT: Duration = Duration::from_secs(4);
 
@@ -199,34 +198,6 @@ pub(crate) fn throughput(peers: &Peers, streams: u32, time: Duration) -> Result<
     let (bytes, elapsed) = observe(time, || open.received());
     open.close()?;
     Ok(rate(bytes * 8, elapsed))
-}
-
-/// Times of round trips of one byte, ns: the 50th, 99th and 99.9th percentile.
-pub(crate) fn round_trips(peers: &Peers, time: Duration) -> Result<[f64; 3]> {
-    let stop = Stop::default();
-    let server = echo_server(peers, &stop)?;
-    let to = peers.clone();
-    let client = spawn(&peers.client, Side::Client, move || {
-        let mut stream = connect(&to)?;
-        let mut taken = Vec::with_capacity(1 << 16);
-        let begin = Instant::now();
-        let mut byte = [1_u8];
-        while begin.elapsed() < super::WARM_UP + time {
-            let start = Instant::now();
-            stream.write_all(&byte)?;
-            stream.read_exact(&mut byte)?;
-            let end = Instant::now();
-            if start.duration_since(begin) >= super::WARM_UP {
-                taken.push(end.duration_since(start).as_nanos() as u32);
-            }
-        }
-        Ok(taken)
-    })?;
-    let taken = join(client);
-    server.end()?;
-    let mut taken = taken?;
-    taken.sort_unstable();
-    Ok([0.5, 0.99, 0.999].map(|share| f64::from(percentile(&taken, share))))
 }
 
 /// A server that serves one connection after the other.

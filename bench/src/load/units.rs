@@ -162,7 +162,7 @@ pub(crate) fn payloads(peers: &Peers, count: usize) -> Result<Vec<u64>> {
 }
 
 /// A listener at the server's end.
-fn listener(peers: &Peers) -> Result<TcpListener> {
+pub(super) fn listener(peers: &Peers) -> Result<TcpListener> {
     let at = SocketAddrV4::new(peers.bind, peers.port);
     within(&peers.server, move || listen_at(at))
 }
@@ -223,7 +223,7 @@ pub(super) fn batches<'a, T>(
 }
 
 /// Runs `open` in a namespace.
-fn within<T: Send>(netns: &Path, open: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub(super) fn within<T: Send>(netns: &Path, open: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let file = File::open(netns).with_context(|| format!("{}: no namespace", netns.display()))?;
     run_in(file.as_fd(), open)?
 }

@@ -1,6 +1,7 @@
 //! Figures that changed between two runs by more than the variation of the measurement.
 //!
-//! The speed of a machine drifts, so the ratio of an arm to the host in the same round is compared.
+//! The speed of a machine drifts, so the ratio of an arm to the host at about the same time is
+//! compared.
 //! A ratio has changed if the 95 % intervals of the two runs do not overlap, and the medians differ
 //! by more than the host differs from itself (A/A) in both runs together, since either run may be
 //! off by its own A/A. Intervals alone do not suffice: of hundreds of figures, the intervals of some
@@ -13,7 +14,7 @@ use super::grid::Grid;
 use super::table;
 use super::targets::{memory_per_endpoint, point};
 use super::words::{self, Owner};
-use crate::results::{HOST, HOST_AGAIN, Metric, Regime, Results};
+use crate::results::{HOST, HOST_AGAIN, Metric, Regime, Results, Settings};
 use crate::scale::ColdStart;
 use crate::stats::Interval;
 
@@ -158,6 +159,7 @@ fn differences(old: &Results, new: &Results) -> Vec<String> {
             core(before.receive_on_other_core).into(),
             core(now.receive_on_other_core).into(),
         ),
+        ("TCP streams and round trips", method(before), method(now)),
     ];
     let mut notes: Vec<String> = pairs
         .into_iter()
@@ -168,6 +170,14 @@ fn differences(old: &Results, new: &Results) -> Vec<String> {
         notes.push("times of programs and of creation are not compared between processors".into());
     }
     notes
+}
+
+/// How the arms took turns.
+fn method(settings: &Settings) -> String {
+    match &settings.slices {
+        Some(it) => format!("in slices of {} ms or {} round trips", it.stream_ms, it.round_trips),
+        None => "one arm after the other".to_owned(),
+    }
 }
 
 /// Every metric of every arm, as its ratio to the host.

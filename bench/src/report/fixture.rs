@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::results::{
-    ArmInfo, Create, Filled, Machine, Metric, ProgramCost, Regime, Results, Settings, VERSION,
+    ArmInfo, Create, Filled, Machine, Metric, ProgramCost, Regime, Results, Settings,
+    SliceSettings, Slices, VERSION,
 };
 use crate::scale::ColdStart;
 
@@ -78,6 +79,7 @@ pub(crate) fn run(seed: u64, spread: f64) -> Results {
             rounds: ROUNDS,
             seconds: 2.0,
             receive_on_other_core: false,
+            slices: Some(SliceSettings { stream_ms: 30.0, round_trips: 64, lead_in_ms: 2.0 }),
         },
         ..Results::default()
     };
@@ -100,6 +102,11 @@ pub(crate) fn run(seed: u64, spread: f64) -> Results {
                     figures.insert(metric, rounded(host(metric) * slow * noise));
                 }
                 results.add(id, regime, &figures);
+                for (load, slices) in [("tcp1", 12), ("tcp4", 12), ("rr", 70)] {
+                    let steal = u64::from(round == 3);
+                    let count = Slices { slices, thrown: steal + 1, steal, switches: 1 };
+                    results.count(id, regime, load, count);
+                }
             }
         }
     }

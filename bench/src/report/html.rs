@@ -3,6 +3,7 @@
 mod axes;
 mod charts;
 mod figures;
+mod letters;
 
 use anyhow::Result;
 use plotters::style::RGBColor;
@@ -20,6 +21,25 @@ const STYLE: &str = include_str!("html/page.css");
 fn capital(text: &str) -> String {
     let mut rest = text.chars();
     rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
+}
+
+/// How many targets are met, and how it goes on. A target counts as met only if its interval is on
+/// the right side.
+fn met(results: &Results) -> (String, String) {
+    let outcomes: Vec<Outcome> = targets::all(results).iter().map(|it| it.outcome()).collect();
+    let count = |outcome| outcomes.iter().filter(|it| **it == outcome).count();
+    let measured = outcomes.len() - count(Outcome::NotMeasured);
+    let mut text = "measured targets are met".to_owned();
+    let undecided = count(Outcome::MetUncertain) + count(Outcome::MissedUncertain);
+    for (number, what) in [
+        (undecided, "lie within their intervals, and are neither met nor missed"),
+        (count(Outcome::NotMeasured), "more were not measured"),
+    ] {
+        if number > 0 {
+            text.push_str(&format!("; {number} {what}"));
+        }
+    }
+    (format!("{} of {measured}", count(Outcome::Met)), text)
 }
 
 /// The page of a run.
@@ -89,38 +109,33 @@ impl Page {
 
     /// The main figures.
     fn summary(&mut self, results: &Results) {
-        let share = |regime| {
-            let overlay = results.ratio("culvert-overlay", HOST, regime, Metric::TcpOne);
-            words::number(overlay.map(|it| it.median * 100.0), 0)
-        };
-        let against = |regime, metric| {
-            let ratio = results.ratio("culvert-overlay", "vxlan-docker", regime, metric);
-            words::number(ratio.map(|it| it.median), 2)
-        };
-        let outcomes: Vec<Outcome> = targets::all(results).iter().map(|it| it.outcome()).collect();
-        let met =
-            outcomes.iter().filter(|it| matches!(it, Outcome::Met | Outcome::MetUncertain)).count();
-        let measured = outcomes.iter().filter(|it| **it != Outcome::NotMeasured).count();
-        let unmeasured = match outcomes.len() - measured {
-            0 => String::new(),
-            count => format!("; {count} more were not measured"),
+        let claim = |base, base_name, regime, metric, what| {
+            let ratio = results.ratio("culvert-overlay", base, regime, metric);
+            words::claim(ratio, base_name, what)
         };
         let facts = [
-            (
-                format!("{} %", share(Regime::Intact)),
-                "of the host's TCP throughput through the overlay, frames intact".to_owned(),
+            claim(
+                HOST,
+                "the host",
+                Regime::WireLike,
+                Metric::TcpOne,
+                "TCP throughput, through the overlay, frames cut to the MTU as on a wire",
             ),
-            (
-                format!("{} %", share(Regime::WireLike)),
-                "of the host's TCP throughput through the overlay, frames cut to the MTU as on a \
-                 wire"
-                    .to_owned(),
+            claim(
+                HOST,
+                "the host",
+                Regime::Intact,
+                Metric::TcpOne,
+                "TCP throughput, through the overlay, frames intact",
             ),
-            (
-                format!("{} ×", against(Regime::Intact, Metric::Udp64)),
-                "the 64-byte packets per second of the kernel's vxlan".to_owned(),
+            claim(
+                "vxlan-docker",
+                "kernel vxlan",
+                Regime::Intact,
+                Metric::Udp64,
+                "64-byte packets per second, through the overlay",
             ),
-            (format!("{met} of {measured}"), format!("measured targets are met{unmeasured}")),
+            met(results),
         ];
         self.body.push_str("<ul class=\"facts\">\n");
         for (figure, text) in facts {
@@ -141,10 +156,10 @@ impl Page {
              against: 1.00 is as fast as without a container network.",
         );
         self.text(
-            "Everything is measured twice. Frames intact: packets of up to 64 KB cross from one \
-             host to the other whole, as between two virtual hosts of one machine. Wire-like: the \
-             sender cuts them to the MTU and the receiver merges them again, as between machines \
-             with a network card.",
+            "Everything is measured twice. Wire-like: the sender cuts packets to the MTU and the \
+             receiver merges them again, as between machines with a network card. Frames intact: \
+             packets of up to 64 KB cross from one host to the other whole, as between two virtual \
+             hosts of one machine.",
         );
         self.text(
             "The rows are those of the article whose table Culvert began with; its ratios are in \
@@ -159,7 +174,8 @@ impl Page {
         self.text(
             "A bar is the median of all rounds, each dot one round. The black or white bracket is \
              where the median lies with a confidence of 95 %. Beside it stand the median and its \
-             ratio to the host, which is taken round by round. The thin vertical line continues \
+             ratio to the host. The ratio is taken within a round or, where the arms alternate in \
+             slices, between neighbouring slices. The thin vertical line continues \
              the host's bar. Both panels of a chart have the same scale. Below each chart, the \
              ratios to the host can be unfolded: there the grey band is what the host differs \
              from itself (A/A), and no difference smaller than that is claimed.",
@@ -293,13 +309,28 @@ impl Page {
              Both hosts are network namespaces of one machine. {core}",
             settings.seconds
         ));
-        self.text(
-            "Ratios are taken within a round and their median is shown: a machine that is slower \
-             for a while is so for both. Intervals are 95 % by the percentile bootstrap. The host \
-             is measured a second time as if it were another arm (A/A): a difference smaller than \
-             that of the two is not claimed.",
-        );
+        if let Some(slices) = &settings.slices {
+            self.text(&format!(
+                "TCP streams and round trips alternate: the connections of all arms stay open, \
+                 and one arm after the other has traffic, for {} ms or {} round trips, after {} ms \
+                 that do not count. Each arm has two such slices between two of the host, and its \
+                 ratio is that of neighbouring slices. Slices in which the hypervisor took time \
+                 away, or another program displaced the load, more than usual are thrown away.",
+                slices.stream_ms, slices.round_trips, slices.lead_in_ms
+            ));
+        }
+        let others = if settings.slices.is_some() { "The other ratios" } else { "Ratios" };
+        self.text(&format!(
+            "{others} are taken within a round. The median of the ratios is shown: a machine that \
+             is slower for a while is so for both. Intervals are 95 % by the percentile bootstrap. \
+             The host is measured a second time as if it were another arm (A/A): a difference \
+             smaller than that of the two is not claimed.",
+        ));
         self.body.push_str(&table::noise(results).html());
+        let slices = table::slices(results);
+        if !slices.is_empty() {
+            self.body.push_str(&format!("<h3>{}</h3>\n{}", escape(&slices.title), slices.html()));
+        }
         let facts = [
             ("Date", machine.date.clone()),
             ("Processor", format!("{}, {} cores", machine.cpu, machine.cores)),

@@ -16,10 +16,14 @@ pub(crate) fn render(results: &Results) -> String {
     let targets = table::targets(results);
     format!(
         "{}; both hosts are namespaces of this machine. TCP, one stream: medians, and medians of \
-         the ratios to C within a round with their 95 % intervals; *intact*: GSO frames cross the \
-         underlay whole, *wire-like*: cut to the MTU and merged again. The article's column is \
+         the ratios to C {} with their 95 % intervals; *wire-like*: frames are cut to the MTU and \
+         merged again, as a network card does; *intact*: GSO frames cross the underlay whole. \
+         Between namespaces, an arriving frame is a clone that shares its data with the sender's \
+         queue. So the decapsulation first copies its head (`skb_unclone`). This cost is the \
+         harness's own: a frame from a network card is no clone. The article's column is \
          [its own](docs/ARTICLE.md#throughput).\n\n{}\n{}\n\n{}",
         words::circumstances(results),
+        words::pairs(results),
         table::article(results, Form::Page).markdown(),
         targets.note,
         targets.markdown(),

@@ -3,7 +3,7 @@
 use super::grid::{Cell, Grid, Tone};
 use super::targets::{self, Outcome};
 use super::words::{self, NONE, ROWS, Row};
-use crate::results::{ArmInfo, Filled, HOST, HOST_AGAIN, Metric, Regime, Results};
+use crate::results::{ArmInfo, Filled, HOST, HOST_AGAIN, Metric, Regime, Results, Slices};
 use crate::stats::{self, Interval};
 
 /// Level of detail of an [`article`] table.
@@ -19,7 +19,7 @@ pub(super) enum Form {
 pub(crate) fn terminal(results: &Results) -> String {
     let mut grids = vec![article(results, Form::Terminal), metrics(results, Form::Terminal)];
     grids.extend(details(results));
-    grids.extend([noise(results), targets(results)]);
+    grids.extend([noise(results), slices(results), targets(results)]);
     let shown: Vec<String> =
         grids.iter().filter(|grid| !grid.is_empty()).map(Grid::terminal).collect();
     let circumstances = words::circumstances(results);
@@ -36,14 +36,17 @@ pub(super) fn details(results: &Results) -> [Grid; 4] {
 pub(super) fn article(results: &Results, form: Form) -> Grid {
     let mut grid = Grid::new(
         "TCP, one stream, as in the article's table",
-        "Medians, and medians of the ratios to C within a round with their 95 % intervals.",
+        &format!(
+            "Medians, and medians of the ratios to C {} with their 95 % intervals.",
+            words::pairs(results)
+        ),
         &[
             "",
             "path",
             "arm",
-            ">intact, Gbit/s",
-            ">ratio to C",
             ">wire-like, Gbit/s",
+            ">ratio to C",
+            ">intact, Gbit/s",
             ">ratio to C",
             ">article",
         ],
@@ -99,8 +102,8 @@ fn article_row(
 pub(super) fn metrics(results: &Results, form: Form) -> Grid {
     let mut grid = Grid::new(
         "All metrics",
-        "Medians, and medians of the ratios to the host within a round with their 95 % intervals.",
-        &["metric", "arm", ">intact", ">to the host", ">wire-like", ">to the host"],
+        "Medians, and medians of the ratios to the host with their 95 % intervals.",
+        &["metric", "arm", ">wire-like", ">to the host", ">intact", ">to the host"],
     );
     let shown = |metric: &Metric| form == Form::Page || *metric != Metric::TcpOne;
     for metric in Metric::ALL.into_iter().filter(shown) {
@@ -236,7 +239,7 @@ pub(super) fn noise(results: &Results) -> Grid {
         "Smallest difference claimed (A/A)",
         "The host measured twice in each round, as if it were two arms: how far the ratio of \
          the two is, or may be, from one.",
-        &["metric", ">intact", ">wire-like"],
+        &["metric", ">wire-like", ">intact"],
     );
     for metric in Metric::ALL {
         let noise = Regime::ALL.map(|regime| results.noise(regime, metric));
@@ -244,6 +247,42 @@ pub(super) fn noise(results: &Results) -> Grid {
             let mut cells = vec![metric.show().0.into()];
             cells.extend(noise.map(|share| Cell::from(words::percent(share))));
             grid.row(cells);
+        }
+    }
+    grid
+}
+
+/// The slices of each load, and how many of them do not count.
+pub(super) fn slices(results: &Results) -> Grid {
+    let mut grid = Grid::new(
+        "Slices thrown away",
+        "Steal: the hypervisor took away more time than is usual in the slices of the arm; \
+         displaced: the load's threads had more involuntary context switches.",
+        &["load", "regime", ">slices", ">steal", ">displaced", ">thrown away"],
+    );
+    let mut loads: Vec<&str> = Vec::new();
+    for it in &results.slices {
+        if !loads.contains(&it.load.as_str()) {
+            loads.push(&it.load);
+        }
+    }
+    for load in loads {
+        for regime in Regime::ALL {
+            let mut sum = Slices::default();
+            for it in results.slices.iter().filter(|it| it.load == load && it.regime == regime) {
+                sum += it.count;
+            }
+            if sum.slices > 0 {
+                let share = sum.thrown as f64 / sum.slices as f64;
+                grid.row([
+                    load.into(),
+                    regime.name().into(),
+                    words::whole(sum.slices).into(),
+                    words::whole(sum.steal).into(),
+                    words::whole(sum.switches).into(),
+                    words::percent(Some(share)).into(),
+                ]);
+            }
         }
     }
     grid

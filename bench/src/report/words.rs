@@ -211,6 +211,27 @@ pub(super) fn interval(value: Option<Interval>, decimals: usize) -> String {
     format!("{median:.decimals$} ({low:.decimals$} to {high:.decimals$})")
 }
 
+/// What a headline may claim of a ratio to the figure of `base`, and how it goes on: the interval,
+/// whose ends are rounded outward, or that the two figures are not distinguishable if the interval
+/// has 1 in it.
+pub(super) fn claim(ratio: Option<Interval>, base: &str, what: &str) -> (String, String) {
+    let Some(Interval { low, high, .. }) = ratio else {
+        return (NONE.to_owned(), format!("not measured: {base}'s {what}"));
+    };
+    let (range, kind) = if low.total_cmp(&high).is_eq() {
+        (format!("{:.0} %", low * 100.0), "one figure, no interval")
+    } else {
+        // The tolerance is for ends that are a whole number of per cent.
+        let (low, high) = ((low * 100.0 + 1e-9).floor(), (high * 100.0 - 1e-9).ceil());
+        (format!("{low:.0} to {high:.0} %"), "95 % interval")
+    };
+    if low <= 1.0 && high >= 1.0 {
+        let text = format!("from {base}: {range} of its {what} ({kind})");
+        return ("not distinguishable".to_owned(), text);
+    }
+    (range, format!("of {base}'s {what} ({kind})"))
+}
+
 /// A share, as `1.2 %`.
 pub(super) fn percent(share: Option<f64>) -> String {
     share.map_or_else(|| NONE.to_owned(), |share| format!("{:.1} %", share * 100.0))
@@ -234,15 +255,23 @@ pub(super) fn mebi(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
+/// Between which figures the ratios of a TCP stream are taken.
+pub(super) fn pairs(results: &Results) -> &'static str {
+    if results.settings.slices.is_some() { "of neighbouring slices" } else { "within a round" }
+}
+
 /// Machine, date and duration, in a sentence.
 pub(super) fn circumstances(results: &Results) -> String {
     let (machine, settings) = (&results.machine, &results.settings);
     let memory = machine.memory_mib as f64 / 1024.0;
     let core = if settings.receive_on_other_core { ", received on the other core" } else { "" };
     let quick = if settings.quick { " (--quick)" } else { "" };
+    let slices = settings.slices.as_ref().map_or_else(String::new, |slices| {
+        format!(", in slices of {} ms or {} round trips", slices.stream_ms, slices.round_trips)
+    });
     format!(
         "{}, {}, {} cores, {memory:.0} GiB, Linux {}, load {:.2} before and {:.2} after; {} \
-         rounds of {} s{quick}{core}",
+         rounds of {} s{quick}{slices}{core}",
         machine.date,
         machine.cpu,
         machine.cores,
@@ -271,5 +300,26 @@ mod tests {
         assert_eq!(interval(Some(it), 1), "0.8 (0.8 to 0.8)");
         assert_eq!(percent(Some(0.0123)), "1.2 %");
         assert_eq!([amount(99.96), amount(1095.2)], ["100.0", "1095"]);
+    }
+
+    #[test]
+    fn a_headline_claims_no_more_than_its_interval() {
+        let says = |median, low, high| {
+            let ratio = Some(Interval { median, low, high });
+            let (figure, text) = claim(ratio, "the host", "throughput");
+            format!("{figure} {text}")
+        };
+        assert_eq!(
+            says(1.02, 0.67, 1.05),
+            "not distinguishable from the host: 67 to 105 % of its throughput (95 % interval)"
+        );
+        assert_eq!(says(0.97, 0.966, 0.978), "96 to 98 % of the host's throughput (95 % interval)");
+        assert_eq!(says(2.0, 1.95, 2.05), "195 to 205 % of the host's throughput (95 % interval)");
+        assert_eq!(
+            says(1.0, 0.999, 0.9995),
+            "99 to 100 % of the host's throughput (95 % interval)"
+        );
+        assert_eq!(says(0.9, 0.9, 0.9), "90 % of the host's throughput (one figure, no interval)");
+        assert_eq!(claim(None, "the host", "throughput").0, NONE);
     }
 }

@@ -9,18 +9,25 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::axes::{AXIS, Area, Axes, Axis, INK, LETTERS, ToPixels, font};
+use super::letters::{width, wrap};
 use crate::report::escape::escape;
 
 /// [`INK`] as plotters writes it.
 const INK_TEXT: &str = "\"#010203\"";
 /// Width of every chart, px.
 const WIDTH: u32 = 980;
-/// Width of the arms' names, px.
-const NAMES: u32 = 220;
-/// Width of the text to the right of a bar, px.
-const VALUES: u32 = 112;
-/// Height of an arm's row, px.
+/// Largest width of the arms' names, px. Longer names have more than one line.
+const NAMES: f64 = 290.0;
+/// Largest width of the text to the right of a bar, px.
+const VALUES: f64 = 220.0;
+/// Distance of a text from its bar, px.
+const GAP: u32 = 8;
+/// Least distance of a text from the edge of its place, px.
+const EDGE: u32 = 4;
+/// Least height of an arm's row, px.
 const ROW: u32 = 22;
+/// Height of a line of an arm's name, px.
+const LINE: u32 = 15;
 /// Height of the heading, px.
 const HEADING: u32 = 28;
 /// Height of a line chart, px.
@@ -78,25 +85,64 @@ pub(super) struct Rows {
     pub(super) unit: String,
 }
 
+/// Places of the parts of a [`Rows`], px.
+struct Layout {
+    /// Lines of each arm's name.
+    names: Vec<Vec<String>>,
+    /// Width of the names with the distances from both sides.
+    left: u32,
+    /// Width of the texts to the right of the bars with the distances from both sides.
+    right: u32,
+    /// Height of an arm's row.
+    row: u32,
+}
+
+impl Layout {
+    fn of(chart: &Rows) -> Self {
+        let names: Vec<_> =
+            chart.names.iter().map(|(name, _)| wrap(name, LETTERS, NAMES)).collect();
+        let bars = chart.panels.iter().flat_map(|side| &side.bars).flatten();
+        let right = widest(bars.map(|bar| &bar.label)).min(VALUES);
+        let left = widest(names.iter().flatten());
+        let lines = names.iter().map(Vec::len).max().unwrap_or_default() as u32;
+        let around = |width: f64| width.ceil() as u32 + GAP + EDGE;
+        Self {
+            left: around(left),
+            right: around(right),
+            row: ROW.max(lines * LINE + 2 * EDGE),
+            names,
+        }
+    }
+}
+
+/// Width of the widest of `texts`, px.
+fn widest<'a>(texts: impl Iterator<Item = &'a String>) -> f64 {
+    texts.map(|text| width(text, LETTERS)).fold(0.0, f64::max)
+}
+
 /// Draws a [`Rows`].
 pub(super) fn rows(words: &Words, chart: &Rows) -> Result<String> {
     let count = chart.names.len() as u32;
-    svg(words, HEADING + count * ROW + AXIS, |root| {
-        let (names, panels) = root.split_horizontally(NAMES);
-        for (index, (name, _)) in (0..count).zip(&chart.names) {
-            let middle = (HEADING + index * ROW + ROW / 2) as i32;
-            let place = (NAMES as i32 - 10, middle);
-            names.draw(&Text::new(name.clone(), place, letters(HPos::Right)))?;
+    let Layout { names: lines_of, left, right, row } = Layout::of(chart);
+    svg(words, HEADING + count * row + AXIS, |root| {
+        let (names, panels) = root.split_horizontally(left);
+        for (index, lines) in (0..count).zip(&lines_of) {
+            let middle = (HEADING + index * row + row / 2) as i32;
+            let first = middle - (lines.len() as i32 - 1) * LINE as i32 / 2;
+            for (line, below) in lines.iter().zip(0..) {
+                let place = ((left - GAP) as i32, first + below * LINE as i32);
+                names.draw(&Text::new(line.clone(), place, letters(HPos::Right)))?;
+            }
         }
         let columns = chart.panels.len().max(1);
         for (area, side) in panels.split_evenly((1, columns)).iter().zip(&chart.panels) {
             let (width, _) = area.dim_in_pixel();
-            let plot = area.margin(HEADING, 0, 0, VALUES);
+            let plot = area.margin(HEADING, 0, 0, right);
             area.draw(&Text::new(side.heading.clone(), (0, 9), bold(HPos::Left)))?;
             let axes = Axes {
                 x: chart.axis,
                 x_name: &chart.unit,
-                x_labels: chart.axis.labels(width.saturating_sub(VALUES)),
+                x_labels: chart.axis.labels(width.saturating_sub(right)),
                 y_labels: 0,
                 y: Axis::Linear(0.0, f64::from(count)),
                 y_unit: "",
@@ -170,7 +216,8 @@ fn bars_of(root: &Area<'_>, chart: &Rows, side: &RowsPanel, place: &ToPixels<'_>
             right = right.max(x);
         }
         let (_, y) = at(start);
-        root.draw(&Text::new(bar.label.clone(), (right + 8, y), letters(HPos::Left)))?;
+        let place = (right + GAP as i32, y);
+        root.draw(&Text::new(bar.label.clone(), place, letters(HPos::Left)))?;
     }
     Ok(())
 }
@@ -214,8 +261,7 @@ pub(super) fn lines(words: &Words, panels: &[Panel]) -> Result<String> {
                 let color = line.color;
                 area.draw(&Circle::new((x + 5, 32), 5, color.filled()))?;
                 area.draw(&Text::new(line.name.clone(), (x + 15, 32), letters(HPos::Left)))?;
-                // The font is not known here: the width is that of average letters.
-                x += 15 + (line.name.chars().count() as f64 * LETTERS * 0.56) as i32 + 18;
+                x += 15 + width(&line.name, LETTERS).ceil() as i32 + 18;
             }
             let axes = Axes {
                 x: panel.x,

@@ -122,13 +122,12 @@ pub(super) fn ratios(results: &Results, metric: Metric) -> Result<Option<String>
     arms.retain(|arm| arm.id != HOST);
     let bar = |arm: &ArmInfo, regime| {
         let Interval { median, low, high } = results.ratio(&arm.id, HOST, regime, metric)?;
-        let ours = results.samples(&arm.id, regime, metric)?;
-        let host = results.samples(HOST, regime, metric)?;
-        let rounds = ours.iter().zip(host).filter(|(_, host)| **host > 0.0);
+        let rounds = results.ratios(&arm.id, HOST, regime, metric)?;
+        let rounds = rounds.iter().filter(|round| !round.is_empty());
         Some(Bar {
             mark: Some(median),
             interval: Some((low, high)),
-            dots: rounds.map(|(ours, host)| ours / host).collect(),
+            dots: rounds.map(|round| stats::median(round)).collect(),
             label: format!("{median:.3}"),
             ..Bar::default()
         })
@@ -137,7 +136,9 @@ pub(super) fn ratios(results: &Results, metric: Metric) -> Result<Option<String>
     if bars(&panels).next().is_none() {
         return Ok(None);
     }
-    let ratios = bars(&panels).flat_map(|bar| bar.dots.iter().copied());
+    let ends = |(low, high): (f64, f64)| [low, high];
+    let ratios = bars(&panels)
+        .flat_map(|bar| bar.dots.iter().copied().chain(bar.interval.into_iter().flat_map(ends)));
     let Some(axis) = Axis::around_one(ratios) else {
         return Ok(None);
     };
