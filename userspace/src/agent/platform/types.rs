@@ -221,8 +221,8 @@ impl UplinkFault {
 pub(crate) struct ClientLinks {
     /// Names of those that published ports serve.
     pub(crate) served: Vec<String>,
-    /// Names of those that published ports do not serve, because they have no Ethernet header.
-    /// Empty while no port is published.
+    /// Names of those that published ports do not serve, because it is not certain what their
+    /// packets begin with (`Link::framing`). Empty while no port is published.
     pub(crate) unserved: Vec<String>,
 }
 

@@ -425,17 +425,17 @@ async fn clients_of_ports_are_kept_and_shown() {
     assert!(one.paper.state().tables.sources.is_empty());
 }
 
-/// Clients behind an interface without an Ethernet header do not reach a port. `run -p` names the
-/// interface, and so do `status`, `ps` and `ports ls`.
+/// Clients behind an interface that is neither Ethernet, tun nor WireGuard do not reach a port.
+/// `run -p` names the interface, and so do `status`, `ps` and `ports ls`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn interfaces_that_do_not_serve_a_port_are_told() {
     let world = World::new().await;
     let one = world.start(1, &Paper::new()).await.ready().await;
-    let tunnels = ["tun9", "wg0"];
+    let tunnels = ["gre1", "ppp0"];
     one.paper.state().client_links.unserved = tunnels.map(str::to_owned).into();
     let web = publish(&one, "web", "bridge", &["8080:80"]).await.unwrap();
     let [warning] = web.warnings.as_slice() else { panic!("{:?}", web.warnings) };
-    assert!(warning.contains("'web': its published ports are not reached through tun9, wg0"));
+    assert!(warning.contains("'web': its published ports are not reached through gre1, ppp0"));
     // Others do not miss anything.
     let local = publish(&one, "local", "bridge", &["127.0.0.1:8081:80"]).await.unwrap();
     assert_eq!(local.warnings, Vec::<String>::new());
