@@ -15,7 +15,7 @@ use super::{
     containers::Containers,
     denied::Denied,
     platform::Platform,
-    ports::{PROBLEM, Pending, Reservations, Synced, Translated},
+    ports::{PROBLEM, Pending, Reservations, Synced, Translated, published_on},
     state::{Disk, Ending, Lives, Plugs, Readiness, Regrouped, Requests, Shown, StoreHandle},
 };
 use crate::{
@@ -174,10 +174,9 @@ impl Shared {
         // The holder of a port is found by a search of /proc, which takes long.
         tokio::task::block_in_place(|| {
             let platform = &*self.platform;
-            let own = &self.node.name;
-            let assigned =
-                self.ports.assign(platform, &self.view(), own, container, requests, translated);
-            // The view is released by now: the engine must not wait for the search.
+            let published = || published_on(&self.view(), &self.node.name);
+            // No lock is held while ports are bound and holders searched: the engine does not wait.
+            let assigned = self.ports.assign(platform, &published, container, requests, translated);
             assigned.map_err(|refused| refused.explain(platform))
         })
     }
@@ -197,6 +196,11 @@ impl Shared {
     /// Whether ports are not held because no open file was left.
     pub(super) fn lacks_files_for_ports(&self) -> bool {
         self.ports.is_starved()
+    }
+
+    /// Whether [`Self::hold_ports`] has left ports to its next call.
+    pub(super) fn has_ports_left(&self) -> bool {
+        self.ports.is_unfinished()
     }
 
     /// The store, for a request that changes state. While the agent starts, the request waits for

@@ -122,6 +122,15 @@ pub(crate) type Made = Box<dyn FnOnce(NetnsId) -> io::Result<()> + Send>;
 /// A port of the host, held until this value is dropped.
 pub(crate) type PortHold = Box<dyn Any + Send>;
 
+/// Open files of the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Files {
+    /// Number of files that the agent may open for ports: some are left for its other work.
+    pub(crate) spare: usize,
+    /// The limit with its value, as text for an error.
+    pub(crate) limit: String,
+}
+
 /// Why a port of the host cannot be held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PortError {
