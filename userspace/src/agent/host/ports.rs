@@ -298,6 +298,29 @@ mod tests {
         }
     }
 
+    /// Many ports are compared with one list of all sockets.
+    #[tokio::test]
+    async fn ports_at_which_somebody_serves_clients_are_found() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let served_port = listener.local_addr().unwrap().port();
+        let bound = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let _bound = hold(Ipv4Addr::LOCALHOST, bound, Protocol::Tcp).unwrap();
+        let at = |host_port| PublishedPort {
+            host_ip: Ipv4Addr::LOCALHOST,
+            host_port,
+            container_port: 80,
+            protocol: Protocol::Tcp,
+            count: 1,
+        };
+        let few = vec![at(served_port), at(bound)];
+        let many = [few.clone(), (1..=2 * MOST_LOOKUPS as u16).map(at).collect()].concat();
+        for ports in [few, many] {
+            let found = served(&ports);
+            assert!(found.contains(&at(served_port)), "{} ports", ports.len());
+            assert!(!found.contains(&at(bound)), "{} ports", ports.len());
+        }
+    }
+
     #[test]
     fn a_connection_that_no_process_has_is_ending() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
