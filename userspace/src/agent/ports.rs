@@ -212,7 +212,10 @@ impl Reservations {
         // One request at a time: a port that is free here must still be free when it is claimed.
         let mut state = self.state();
         let mut taken = published();
-        taken.extend(state.claimed.iter().map(|(port, name)| (*port, name.clone())));
+        // The endpoint of a request that has not ended yet may be in the store already.
+        let known: BTreeSet<PublishedPort> = taken.iter().map(|(port, _)| *port).collect();
+        let claimed = state.claimed.iter().filter(|(port, _)| !known.contains(*port));
+        taken.extend(claimed.map(|(port, name)| (*port, name.clone())));
         let publisher = |port: &PublishedPort| {
             let (other, name) = taken.iter().find(|(other, _)| overlapping(other, port))?;
             Some((port.singles().find(|single| overlapping(other, single))?, name))

@@ -520,6 +520,24 @@ fn a_host_publishes_as_many_ports_as_the_map_takes() {
     assert_refused(refused, ErrorKind::Conflict, part);
 }
 
+/// The ports of an endpoint that is in the store already, and whose request has not ended yet, count
+/// once.
+#[test]
+fn ports_that_are_claimed_and_published_count_once() {
+    let paper = Paper::new();
+    let reservations = Reservations::default();
+    let web = assign(&reservations, &paper, "web", &["100-65535:100-65535"]).unwrap();
+    let published = || -> Vec<_> { web.ports().iter().map(|port| (*port, name("web"))).collect() };
+    let (other, none) = (name("other"), Translated::default());
+    let requests = ports::parse(&other, &["100-65535:100-65535/udp".to_owned()]).unwrap();
+    let assigned = reservations.assign(paper.as_ref(), &published, &other, &requests, &none);
+    assert_eq!(assigned.unwrap().ports().len(), 1);
+    let requests = ports::parse(&other, &["200:80".to_owned()]).unwrap();
+    let refused = reservations.assign(paper.as_ref(), &published, &other, &requests, &none);
+    let refused = refused.map(drop).map_err(|refused| refused.explain(paper.as_ref()));
+    assert_refused(refused, ErrorKind::Conflict, "port 200/tcp is published by container 'web': ");
+}
+
 /// A bound socket keeps its port from the host's own connections: a host without free ports reaches
 /// nobody, not even its store.
 #[test]
