@@ -237,6 +237,35 @@ fn free_ports_and_ranges() {
     }
 }
 
+/// A range of very many ports. The agent answers while it is bound, each port leads to its own, and
+/// the whole range can be had again at once. A range with all ports of the host's own connections is
+/// refused, and nothing is held: the agent still reaches its store.
+#[test]
+#[ignore = "needs root"]
+fn a_range_of_very_many_ports() {
+    const RANGE: &str = "2000-11999:2000-11999";
+    let world = World::new(1);
+    let host = world.host();
+    for _ in 0..2 {
+        let (name, _) = world.run("bridge", &["-p", RANGE]);
+        assert!(host.ok(&["ps"]).contains(":2000-11999->2000-11999/tcp"), "{}", host.ok(&["ps"]));
+        for port in [2000, 7000, 11_999] {
+            let server = echo(&container(&name), "tcp", port);
+            assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), port, 10), "ok 10");
+            assert_eq!(server.seen().len(), 1, "{port}");
+        }
+        host.ok(&["rm", "-f", &name]);
+    }
+    host.netns.run("sysctl -qw net.ipv4.ip_local_port_range='20000 29999'");
+    let name = unique_name("all");
+    let all = ["run", "-d", "--name", &name, "-p", "20000-29999:1-10000", "--", "true"];
+    let line = host.refused(1, &all);
+    assert!(line.contains("(net.ipv4.ip_local_port_range, 20000 to 29999): 8976 at"), "{line}");
+    assert_eq!(host.json(&["ps"]).as_array().unwrap().len(), 0);
+    world.run("bridge", &["-p", "20000-28975:1-8976"]);
+    assert_eq!(exchange(&world.external.host, "tcp", host.vtep(), 28_976, 1), "refused");
+}
+
 /// An overlay network on two hosts: a port that a container publishes is reached by the address of
 /// its host. The clients are an external host, and a container of the same network on the other
 /// host. The container's packets leave through its own host.

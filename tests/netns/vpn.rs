@@ -1,20 +1,15 @@
-//! A VPN whose device has no Ethernet header, as those of WireGuard and OpenVPN. It is no uplink,
-//! and it has no program of Culvert.
+//! A VPN whose device has no Ethernet header, as those of WireGuard and OpenVPN. It is no uplink.
+//! Its members are clients of published ports.
 
 #![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
-use std::{
-    io,
-    net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener},
-    path::PathBuf,
-    thread,
-};
+use std::net::Ipv4Addr;
 
 use culvert_tests::{
-    cluster::{SOON, unique_name},
+    cluster::SOON,
     external::External,
     netns::{Netns, wait_for, wait_until},
-    sock::{self, container},
+    sock::container,
     tun::Tunnel,
 };
 
@@ -38,57 +33,72 @@ fn connect_vpn(world: &World) -> (Netns, Tunnel) {
     (peer, tunnel)
 }
 
-/// Passes the first connection to `at` on to `to`, as a reverse proxy of the host does.
-fn proxy(netns: PathBuf, at: SocketAddrV4, to: SocketAddrV4) {
-    let listener = sock::within(&netns, || TcpListener::bind(at)).unwrap();
-    thread::spawn(move || -> io::Result<()> {
-        let (client, _) = listener.accept()?;
-        let server = sock::within(&netns, || sock::open(to, 0))?;
-        let (mut from_server, mut to_client) = (server.try_clone()?, client.try_clone()?);
-        thread::spawn(move || io::copy(&mut from_server, &mut to_client));
-        io::copy(&mut &client, &mut &server)?;
-        server.shutdown(Shutdown::Write)
-    });
-}
-
-/// A client in the VPN does not reach a published port, and `run`, `ps`, `status` and `doctor` say
-/// so. It reaches the host's reverse proxy. A container reaches the host at its address in the VPN,
-/// and nobody else in the VPN. `status` names the VPN, and no option that the agent would refuse.
+/// A client in the VPN uses published ports at every address of the host, with payloads of every
+/// size: the container sees the client's own address. The host's own traffic with the VPN goes on,
+/// in fragments, too. A client that may not use the port does not reach it.
 #[test]
 #[ignore = "needs root"]
-fn a_vpn_is_the_hosts_alone() {
+fn a_client_in_a_vpn_reaches_a_published_port() {
     let world = World::new(1);
     let host = world.host();
     let (peer, _tunnel) = connect_vpn(&world);
-    // The first published port of the host.
-    let name = unique_name("c");
-    let run = ["run", "-d", "--name", &name, "--network", "bridge", "-p", "8080:80"];
-    let output = host.culvert(&[&run[..], &["--", "sleep", "infinity"]].concat());
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("its published ports are not reached through wg0"), "{said}");
-    let ip: Ipv4Addr = host.ip(&name, "bridge").parse().unwrap();
-    let shown = host.ok(&["ps"]);
-    assert!(shown.contains("0.0.0.0:8080->80/tcp not through wg0"), "{shown}");
-    let doctor = host.culvert(&["doctor"]);
-    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
-    let told = doctor.lines().find(|line| line.contains("ports are not reached through wg0"));
-    assert!(told.is_some_and(|line| line.starts_with("warning")), "{doctor}");
-    assert_eq!(host.json(&["status"])["datapath"]["unserved_links"], serde_json::json!(["wg0"]));
-    let server = echo(&container(&name), "tcp", 80);
-    for address in [HOST, host.vtep()] {
-        assert_eq!(exchange(&peer, "tcp", address, 8080, 10), "refused", "{address}");
-    }
-    assert_eq!(server.seen(), []);
-    wait_until(SOON, "the host's address in the VPN to be served to the host", || {
-        exchange(&host.netns, "tcp", HOST, 8080, 10) == "ok 10"
+    let (name, _) = world.run("bridge", &["-p", "8080:80", "-p", "8080:80/udp"]);
+    wait_until(SOON, "the status to name it", || {
+        host.json(&["status"])["datapath"]["client_links"] == serde_json::json!(["wg0"])
     });
-    server.take_clients();
-    let (at, to) = (SocketAddrV4::new(HOST, 8090), SocketAddrV4::new(ip, 80));
-    proxy(host.netns.path().to_owned(), at, to);
-    assert_eq!(exchange(&peer, "tcp", HOST, 8090, 10), "ok 10");
-    assert_eq!(server.seen().len(), 1);
+    assert_eq!(host.json(&["status"])["datapath"]["unserved_links"], serde_json::json!([]));
+    let servers = ["tcp", "udp"].map(|proto| echo(&container(&name), proto, 80));
+    wait_until(SOON, "the address in the VPN to be served", || {
+        exchange(&peer, "tcp", HOST, 8080, 10) == "ok 10"
+    });
+    // The fragments of the container's first answer are as long as the MTU of its network, and too
+    // long for the VPN.
+    wait_until(SOON, "the container to know the MTU of the VPN", || {
+        exchange(&peer, "udp", HOST, 8080, 5000) == "ok 5000"
+    });
+    for address in [HOST, host.vtep()] {
+        // 5000 bytes of UDP are four fragments in each direction.
+        for (proto, len) in
+            [("tcp", 10), ("tcp", 300_000), ("udp", 10), ("udp", 1390), ("udp", 5000)]
+        {
+            let answer = exchange(&peer, proto, address, 8080, len);
+            assert_eq!(answer, format!("ok {len}"), "{address} {proto}");
+        }
+    }
+    for server in &servers {
+        let clients = server.take_clients();
+        assert!(clients.iter().all(|client| *client == PEER.to_string()), "{clients:?}");
+    }
 
+    // The packets of the host itself.
+    let own = ["tcp", "udp"].map(|proto| echo(host.netns.path(), proto, 9090));
+    for (proto, len) in [("tcp", 300_000), ("udp", 10), ("udp", 5000)] {
+        assert_eq!(exchange(&peer, proto, HOST, 9090, len), format!("ok {len}"), "{proto}");
+    }
+    peer.run(&format!("ping -c1 -W9 {HOST}"));
+    assert_eq!(exchange(&peer, "tcp", HOST, 8081, 1), "refused");
+    drop(own);
+
+    // A source to which the host has another route is not served.
+    peer.run("ip addr add 192.0.2.222/32 dev lo");
+    peer.run(&format!("ip route replace {}/32 via {HOST} src 192.0.2.222", host.vtep()));
+    assert_ne!(exchange(&peer, "tcp", host.vtep(), 8080, 10), "ok 10");
+    host.ok(&["ports", "deny", &PEER.to_string()]);
+    let before = host.counter("from_client", "denied");
+    assert_eq!(exchange(&peer, "tcp", HOST, 8080, 10), "timeout");
+    assert!(host.counter("from_client", "denied") > before);
+    assert_eq!(servers[0].take_clients(), [""; 0]);
+}
+
+/// A container reaches the host at its address in the VPN, and nobody else in the VPN. `status`
+/// names the VPN, and no option that the agent would refuse.
+#[test]
+#[ignore = "needs root"]
+fn containers_begin_no_connection_into_a_vpn() {
+    let world = World::new(1);
+    let host = world.host();
+    let (peer, _tunnel) = connect_vpn(&world);
+    let (name, _) = world.run("bridge", &[]);
     let (own, in_vpn) = (echo(host.netns.path(), "tcp", 9090), echo(peer.path(), "tcp", 90));
     assert_eq!(exchange_at(&container(&name), "tcp", HOST, 9090, 10), "ok 10");
     let before = host.counter("from_container", "not_an_uplink");

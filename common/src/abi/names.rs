@@ -121,6 +121,8 @@ pub mod programs {
     pub const FROM_LOOPBACK: &str = "from_loopback";
     /// tcx ingress on a client link.
     pub const FROM_CLIENT: &str = "from_client";
+    /// tcx ingress on a client link whose packets have no Ethernet header.
+    pub const FROM_CLIENT_L3: &str = "from_client_l3";
     /// XDP on an uplink.
     pub const FROM_UNDERLAY_XDP: &str = "from_underlay_xdp";
 }

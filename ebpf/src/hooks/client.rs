@@ -1,6 +1,7 @@
-//! `from_client`: tcx ingress on a client link. A client link is an interface of the host that is
-//! neither an uplink nor Culvert's, such as `docker0` or a second network card. Its clients may use
-//! published ports.
+//! `from_client` and `from_client_l3`: tcx ingress on a client link. A client link is an interface
+//! of the host that is neither an uplink nor Culvert's, such as `docker0` or a second network card.
+//! Its clients may use published ports. `from_client_l3` is for the interfaces whose packets have no
+//! Ethernet header (tun, WireGuard).
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use culvert_common::{
@@ -39,4 +40,13 @@ fn handle(ctx: &TcContext, seen: &Seen) -> Outcome {
         return Ok(Action::Pass);
     }
     from_external::receive(ctx, DIRECTION, zone::client(seen.ifindex), Hook::Queue)
+}
+
+/// A packet that arrives on a client link without an Ethernet header.
+#[classifier]
+pub(crate) fn from_client_l3(ctx: TcContext) -> i32 {
+    let seen = Seen::of(&ctx, DIRECTION);
+    let outcome =
+        from_external::receive_bare(&ctx, DIRECTION, zone::client(seen.ifindex), Hook::Queue);
+    finish(&ctx, &seen, outcome)
 }

@@ -16,10 +16,26 @@ use super::{
 use crate::{
     act::translate::{self, Hook},
     facts::routed::Kind,
-    kernel::skb::{Packet as _, ifindex, is_for_host},
+    kernel::skb::{IPV4_HEADERS, Packet as _, ensure, ifindex, is_for_host, is_ipv4},
     maps::{is_host_addr, network},
     state::{flows, fragments},
 };
+
+/// [`receive`] for a packet that begins with its IP header.
+#[inline(always)]
+pub(crate) fn receive_bare(
+    ctx: &TcContext,
+    direction: Direction,
+    zone: u32,
+    hook: Hook,
+) -> Result<Action, DropReason> {
+    // The host's own packets keep their form: further programs at this hook expect it.
+    if !is_ipv4(ctx) || publish::frame(ctx.skb.skb) == 0 {
+        return Ok(Action::Pass);
+    }
+    ensure(ctx, IPV4_HEADERS);
+    receive(ctx, direction, zone, hook)
+}
 
 /// Delivers a packet that comes from `zone` to the container that it is for, or lets it pass to the
 /// host.

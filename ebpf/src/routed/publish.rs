@@ -1,10 +1,15 @@
 //! Published ports.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use culvert_common::{
     abi::{Direction, DropReason, MappedAddr, PublishedEntry, PublishedKey, Tuple, kind, zone},
-    datapath::publish::is_client,
+    datapath::{
+        publish::{Concern, concern, is_client, is_concerned_fragment},
+        source,
+    },
     wire::{
+        Ipv4Hdr,
+        ethernet::ETH_P_IP,
         ipv4::{self, PROTO_TCP},
         tcp,
     },
@@ -13,10 +18,57 @@ use culvert_common::{
 use super::work::Work;
 use crate::{
     facts::routed::Routed,
-    kernel::fib,
-    maps::{PUBLISHED, endpoint, is_denied, is_host_addr, is_source, is_uplink, network, read_to},
+    kernel::{
+        fib,
+        skb::{ETH_LEN, load, push_head, store},
+    },
+    maps::{
+        PUBLISHED, endpoint, has, is_denied, is_host_addr, is_source, is_uplink, network, read_to,
+    },
     state::flows,
 };
+
+/// Offset of the EtherType in an Ethernet header.
+const ETHERTYPE: usize = 12;
+
+/// Puts an Ethernet header in front of an IPv4 packet that has none, if the packet may concern a
+/// published port: the functions of this room, and the container, expect the header. Returns 1, or
+/// 0 if the packet is as it was. Its MACs are 0, because `bpf_skb_change_head` clears the room. A
+/// BPF function of its own, for a stack frame of its own.
+#[inline(never)]
+pub(super) fn frame(skb: *mut __sk_buff) -> u32 {
+    let ctx = &TcContext::new(skb);
+    let framed = matches!(concerns_port(ctx), Ok(true))
+        && push_head(ctx, ETH_LEN as u32).is_ok()
+        && store(ctx, ETHERTYPE, &ETH_P_IP.to_be_bytes()).is_ok();
+    framed.into()
+}
+
+/// Whether a packet that begins with its IPv4 header may concern a published port.
+#[inline(always)]
+fn concerns_port(ctx: &TcContext) -> Result<bool, DropReason> {
+    let ip: Ipv4Hdr = load(ctx, 0)?;
+    let header_len = source::check_ipv4_shape(&ip, ctx.len())?;
+    if !is_host_addr(ip.dst) {
+        return Ok(false);
+    }
+    if ip.is_fragment() {
+        return Ok(is_concerned_fragment(&ip));
+    }
+    let protocol = ip.protocol();
+    Ok(match concern(protocol, &load(ctx, header_len as usize)?) {
+        Concern::Port(port) => {
+            let mut key = PublishedKey { addr: MappedAddr::v4(ip.dst), port, protocol, pad: 0 };
+            if has(&PUBLISHED, &key) {
+                return Ok(true);
+            }
+            key.addr = MappedAddr::v4([0; 4]);
+            has(&PUBLISHED, &key)
+        }
+        Concern::Unknown => true,
+        Concern::Nothing => false,
+    })
+}
 
 /// Whether the packet `work.routed` is for a published port and may begin a flow. A TCP segment may
 /// begin a flow only if it is a SYN: any machine may send other segments. Stores the published port

@@ -2,30 +2,40 @@
 //! processes of the host.
 //!
 //! A port is held from before it is written to the store until its endpoint is removed. A
-//! restarted agent holds the ports of its endpoints again.
+//! restarted agent holds the ports of its endpoints again. Each port takes a socket of its own
+//! (ADR 0021), so a range takes time: no lock is held while a request binds one, and the engine
+//! binds and closes [`BATCH`] sockets at a time.
+
+mod request;
+mod room;
+mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, TryLockError},
 };
 
 use culvert_common::abi::MAX_PUBLISHED;
-use ipnetwork::{IpNetwork, Ipv4Network};
 
+pub(crate) use self::request::{clients, parse};
+use self::words::{refusal, refusal_by, spelled};
 use super::platform::{Holder, PortError, PortHold, Ports};
 use crate::{
     api::types::{ApiError, ErrorKind},
-    model::{Name, PortRequest, Publish, PublishedPort, ipv4_source, overlapping},
+    model::{Name, PortRequest, Protocol, PublishedPort, overlapping},
     netfilter::{Rules, Translation},
 };
 
 /// Range in which free ports are chosen, first and last: the default ephemeral ports of Linux.
 const FREE: (u16, u16) = (32_768, 60_999);
-/// Most published ports and ranges of one container: one record of the store holds all of them.
-const MOST: usize = 1024;
-/// Most values of `--from` of one container: one record of the store holds all of them.
-const MOST_CLIENTS: usize = 256;
+
+/// Most sockets that [`Reservations::sync`] binds, and most that it closes, before it returns: some
+/// 10 µs each.
+const BATCH: usize = 4096;
+/// Most ports whose holders [`Reservations::sync`] searches: each search reads the open files of all
+/// processes.
+const MOST_SEARCHED: usize = 16;
 
 /// Prefix of the keys of the problems in `status`.
 pub(crate) const PROBLEM: &str = "published/";
@@ -47,6 +57,8 @@ pub(crate) struct Synced {
 #[derive(Default)]
 pub(crate) struct Reservations {
     state: Mutex<State>,
+    /// Locked while sockets of [`State::released`] are closed, before `state`.
+    closing: Mutex<()>,
 }
 
 /// A port of an endpoint that could not be held. It is published all the same if nobody serves
@@ -62,13 +74,19 @@ struct Failed {
 struct State {
     /// Ports of endpoints.
     held: BTreeMap<PortKey, PortHold>,
-    /// Ports whose endpoint is being made, with the name of its container.
-    pending: BTreeMap<PublishedPort, (Name, PortHold)>,
+    /// Ports and ranges whose endpoint is being made, with the name of its container.
+    claimed: BTreeMap<PublishedPort, Name>,
+    /// The ports of `claimed` that are held, each on its own.
+    pending: BTreeMap<PublishedPort, PortHold>,
     /// Ports of endpoints that could not be held.
     failed: BTreeMap<PortKey, Failed>,
     /// Ports of endpoints for which no open file was left. They are tried again at the next
     /// [`Reservations::sync`].
     starved: Option<Starved>,
+    /// Ports of endpoints that are gone. Whoever binds ports closes these first.
+    released: Vec<PortHold>,
+    /// The last [`Reservations::sync`] has left ports to the next one.
+    unfinished: bool,
 }
 
 /// Ports that are not held because no open file is left.
@@ -112,9 +130,13 @@ impl Pending<'_> {
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         let mut state = self.reservations.state();
-        for port in self.ports.iter().flat_map(|port| port.singles()) {
-            state.pending.remove(&port);
+        for port in &self.ports {
+            state.claimed.remove(port);
         }
+        let singles = self.ports.iter().flat_map(|port| port.singles());
+        let let_go: Vec<_> = singles.filter_map(|port| state.pending.remove(&port)).collect();
+        drop(state);
+        drop(let_go);
     }
 }
 
@@ -162,86 +184,38 @@ fn refused(kind: ErrorKind, line: String) -> Refused {
     Refused::Because(ApiError::new(kind, line))
 }
 
-/// Reads the values of `-p` of a container.
-///
-/// # Errors
-///
-/// A value is malformed, or there are too many ports.
-pub(crate) fn parse(container: &Name, given: &[String]) -> Result<Vec<PortRequest>, ApiError> {
-    let mut requests = Vec::new();
-    for text in given {
-        let publish: Publish = text
-            .parse()
-            .map_err(|error: crate::model::Invalid| ApiError::new(ErrorKind::Invalid, error.0))?;
-        requests.extend(publish.ports());
-    }
-    if requests.len() > MOST {
-        return Err(ApiError::new(
-            ErrorKind::Invalid,
-            format!(
-                "container '{container}': {} ports are too many to publish: {MOST} at most are valid",
-                requests.len()
-            ),
-        ));
-    }
-    Ok(requests)
-}
-
-/// Reads the values of `--from` of a container, which publishes `ports`. Duplicates are removed.
-///
-/// # Errors
-///
-/// `ports` is empty, a value is IPv6, or there are too many values.
-pub(crate) fn clients(
-    container: &Name,
-    ports: &[PortRequest],
-    given: &[IpNetwork],
-) -> Result<Vec<Ipv4Network>, ApiError> {
-    let invalid = |line| ApiError::new(ErrorKind::Invalid, line);
-    if ports.is_empty() && !given.is_empty() {
-        return Err(invalid(format!(
-            "container '{container}': --from is about published ports, and no port is published: --from with -p is valid"
-        )));
-    }
-    let clients = given.iter().map(|from| ipv4_source(*from));
-    let clients: BTreeSet<_> =
-        clients.collect::<Result<_, _>>().map_err(|refusal| invalid(refusal.0))?;
-    if clients.len() > MOST_CLIENTS {
-        return Err(invalid(format!(
-            "container '{container}': {} sources are too many: {MOST_CLIENTS} at most are valid",
-            clients.len()
-        )));
-    }
-    Ok(clients.into_iter().collect())
-}
-
 impl Reservations {
     // A thread that panicked with the lock held left a valid state.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Chooses the ports of a new endpoint, and holds them. `published` returns the ports that
-    /// containers of this host publish, each with the name of its container.
+    /// Chooses the ports of a new endpoint, and holds them. `published` has the ports that containers
+    /// of this node publish, each with the name of its container.
     ///
     /// # Errors
     ///
-    /// Another container, a process or a rule in `translated` has one of the ports, or the host
-    /// refuses the port. No port is held then.
+    /// Another container, a process or a rule in `translated` has one of the ports, the host refuses
+    /// the port, or too few open files or ports of the host would be left. No port is held then.
     pub(crate) fn assign(
         &self,
         platform: &dyn Ports,
-        published: impl FnOnce() -> Vec<(PublishedPort, Name)>,
+        published: &dyn Fn() -> Vec<(PublishedPort, Name)>,
         container: &Name,
         requests: &[PortRequest],
         translated: &Translated,
     ) -> Result<Pending<'_>, Refused> {
+        let mut pending = Pending { reservations: self, ports: Vec::new() };
         if requests.is_empty() {
-            return Ok(Pending { reservations: self, ports: Vec::new() });
+            return Ok(pending);
         }
-        // One request at a time: a port that is free here must still be free when it is held.
+        // One request at a time: a port that is free here must still be free when it is claimed.
         let mut state = self.state();
-        let taken = state.taken(published());
+        let mut taken = published();
+        // The endpoint of a request that has not ended yet may be in the store already.
+        let known: BTreeSet<PublishedPort> = taken.iter().map(|(port, _)| *port).collect();
+        let claimed = state.claimed.iter().filter(|(port, _)| !known.contains(*port));
+        taken.extend(claimed.map(|(port, name)| (*port, name.clone())));
         let publisher = |port: &PublishedPort| {
             let (other, name) = taken.iter().find(|(other, _)| overlapping(other, port))?;
             Some((port.singles().find(|single| overlapping(other, single))?, name))
@@ -256,14 +230,12 @@ impl Reservations {
                 ),
             ));
         }
-        let mut holds: Vec<(PublishedPort, Vec<PortHold>)> = Vec::new();
-        // Ports that the agent chooses come last, so that it does not choose one that is asked for
-        // by number.
+        let mut ports: Vec<PublishedPort> = Vec::new();
         let (fixed, free): (Vec<&PortRequest>, Vec<&PortRequest>) =
             requests.iter().partition(|request| request.host_port.is_some());
         for request in fixed {
             let port = request.at(request.host_port.unwrap_or_default());
-            if holds.iter().any(|(other, _)| overlapping(other, &port)) {
+            if ports.iter().any(|other| overlapping(other, &port)) {
                 return Err(refused(
                     ErrorKind::Invalid,
                     format!(
@@ -290,35 +262,65 @@ impl Reservations {
                     ),
                 ));
             }
-            let held = port.singles().map(|single| {
-                platform
-                    .hold_port(single.host_ip, single.host_port, single.protocol)
-                    .map_err(|error| Refused::Port(single, error))
-            });
-            holds.push((port, held.collect::<Result<_, _>>()?));
+            ports.push(port);
         }
+        room::check(platform, container, &taken, &ports, &free).map_err(Refused::Because)?;
+        let named = ports.len();
+        let mut holds: Vec<(PublishedPort, PortHold)> = Vec::new();
+        // Ports that the agent chooses come last, so that it does not choose one that is asked for
+        // by number.
         for request in free {
             let free = |port: &PublishedPort| {
                 publisher(port).is_none()
                     && translated.taker(port).is_none()
-                    && !holds.iter().any(|(other, _)| overlapping(other, port))
+                    && !ports.iter().any(|other| overlapping(other, port))
             };
             let (port, hold) = choose(platform, request, free)?;
-            holds.push((port, vec![hold]));
+            ports.push(port);
+            holds.push((port, hold));
         }
-        let mut ports: Vec<_> = holds.iter().map(|(port, _)| *port).collect();
-        ports.sort_unstable();
-        for (port, held) in holds {
-            let singles = port.singles().zip(held);
-            state.pending.extend(singles.map(|(single, hold)| (single, (container.clone(), hold))));
-        }
+        state.claimed.extend(ports.iter().map(|port| (*port, container.clone())));
         drop(state);
-        Ok(Pending { reservations: self, ports })
+        // From here on, an error lets go of what is claimed.
+        pending.ports.clone_from(&ports);
+        pending.ports.sort_unstable();
+        // The engine and other requests need the lock of the state, and a range takes long.
+        self.close_all();
+        for single in ports.iter().take(named).flat_map(|port| port.singles()) {
+            let hold = platform.hold_port(single.host_ip, single.host_port, single.protocol);
+            holds.push((single, hold.map_err(|error| Refused::Port(single, error))?));
+        }
+        self.state().pending.extend(holds);
+        Ok(pending)
+    }
+
+    /// Closes all sockets of ports whose endpoints are gone, or waits until another thread has.
+    fn close_all(&self) {
+        let _closing = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        let released = std::mem::take(&mut self.state().released);
+        drop(released);
+    }
+
+    /// Closes up to [`BATCH`] of these sockets. Returns whether all are closed.
+    fn close_some(&self) -> bool {
+        let _closing = match self.closing.try_lock() {
+            Ok(closing) => closing,
+            Err(TryLockError::Poisoned(closing)) => closing.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        let (batch, is_last) = {
+            let mut state = self.state();
+            let left = state.released.len().saturating_sub(BATCH);
+            (state.released.split_off(left), left == 0)
+        };
+        drop(batch);
+        is_last
     }
 
     /// Holds the ports of these endpoints (with the name of the container) and releases all
     /// others. Ports that could not be held before are tried again only if `again` is set, if no
-    /// open file was left for them, or if another endpoint has released them.
+    /// open file was left for them, or if another endpoint has released them. Does [`BATCH`] ports at
+    /// most, and leaves the others to the next call, see [`Self::is_unfinished`].
     pub(crate) fn sync(
         &self,
         platform: &dyn Ports,
@@ -329,24 +331,49 @@ impl Reservations {
         if !refused.is_empty() {
             // The holder of a port is found by a search of all processes: requests for other ports
             // and other tasks do not wait for it.
-            let explain = |(key, container, error): (PortKey, Name, PortError)| {
-                let why = refusal(platform, &key.1, &error).message;
-                let is_taken = matches!(error, PortError::InUse) && self.is_taken(platform, &key.1);
-                let end = if is_taken { "; the port is not published" } else { "" };
-                let line = format!("container '{container}': {why}{end}");
-                (key, Failed { line, is_taken })
-            };
-            let failed: Vec<_> =
-                tokio::task::block_in_place(|| refused.into_iter().map(explain).collect());
+            let failed = tokio::task::block_in_place(|| self.explain(platform, refused));
             self.state().failed.extend(failed);
         }
         self.synced(wanted)
     }
 
-    /// Whether a process of the host, or another container, serves clients at a port.
-    fn is_taken(&self, platform: &dyn Ports, port: &PublishedPort) -> bool {
-        let another = self.state().held.keys().any(|(_, held)| overlapping(held, port));
-        another || platform.is_served(port.host_ip, port.host_port, port.protocol)
+    /// Says why ports are not held. Searches for the holders of the first of them only.
+    fn explain(
+        &self,
+        platform: &dyn Ports,
+        refused: Vec<(PortKey, Name, PortError)>,
+    ) -> Vec<(PortKey, Failed)> {
+        let in_use = refused.iter().filter(|(_, _, error)| *error == PortError::InUse);
+        let in_use: Vec<PublishedPort> = in_use.map(|((_, port), ..)| *port).collect();
+        let served = platform.served(&in_use);
+        let mut held: BTreeMap<(Protocol, u16), Vec<PublishedPort>> = BTreeMap::new();
+        if !in_use.is_empty() {
+            for (_, port) in self.state().held.keys() {
+                held.entry((port.protocol, port.host_port)).or_default().push(*port);
+            }
+        }
+        let is_taken = |port: &PublishedPort| {
+            let mut same = held.get(&(port.protocol, port.host_port)).into_iter().flatten();
+            served.contains(port) || same.any(|other| overlapping(other, port))
+        };
+        let failed = |(number, (key, container, error)): (usize, (PortKey, Name, PortError))| {
+            let port = &key.1;
+            let refusal = match number {
+                0..MOST_SEARCHED => refusal(platform, port, &error),
+                _ => refusal_by(&Holder::Unseen, port, &error),
+            };
+            let is_taken = error == PortError::InUse && is_taken(port);
+            let end = if is_taken { "; the port is not published" } else { "" };
+            let line = format!("container '{container}': {}{end}", refusal.message);
+            (key, Failed { line, is_taken })
+        };
+        refused.into_iter().enumerate().map(failed).collect()
+    }
+
+    /// Whether the last [`Self::sync`] has left ports to the next one.
+    pub(crate) fn is_unfinished(&self) -> bool {
+        let state = self.state();
+        state.unfinished || !state.released.is_empty()
     }
 
     /// Whether ports are not held because no open file was left.
@@ -368,6 +395,24 @@ impl Reservations {
         }
     }
 
+    /// Releases the ports that nobody wants, for [`Self::sync`], and forgets the failures that may be
+    /// over.
+    fn release(&self, wanted: &BTreeMap<PortKey, Name>, again: bool) {
+        let mut state = self.state();
+        let gone = state.held.keys().filter(|key| !wanted.contains_key(*key));
+        let gone: Vec<PortKey> = gone.cloned().collect();
+        let mut freed: BTreeSet<(Protocol, u16)> = BTreeSet::new();
+        for key in gone {
+            freed.insert((key.1.protocol, key.1.host_port));
+            let hold = state.held.remove(&key);
+            state.released.extend(hold);
+        }
+        state.failed.retain(|key, _| {
+            let is_free = freed.contains(&(key.1.protocol, key.1.host_port));
+            !again && !is_free && wanted.contains_key(key)
+        });
+    }
+
     /// Holds and releases ports for [`Self::sync`]. Returns the ports that cannot be held for
     /// another reason than a lack of open files, with the container's name and the reason.
     fn hold(
@@ -378,25 +423,21 @@ impl Reservations {
     ) -> Vec<(PortKey, Name, PortError)> {
         let mut refused = Vec::new();
         let mut starved: Option<Starved> = None;
+        self.release(wanted, again);
+        // A port that an endpoint has released may be another's now.
+        let is_closed = self.close_some();
         let mut state = self.state();
-        let mut released: Vec<PublishedPort> = Vec::new();
-        state.held.retain(|key, _| {
-            let is_wanted = wanted.contains_key(key);
-            if !is_wanted {
-                released.push(key.1);
-            }
-            is_wanted
-        });
-        state.failed.retain(|key, _| {
-            let is_free = released.iter().any(|port| overlapping(port, &key.1));
-            !again && !is_free && wanted.contains_key(key)
-        });
+        let missing = wanted.len().saturating_sub(state.held.len() + state.failed.len());
+        let files = (missing >= room::MANY).then(|| platform.files());
+        let mut spare = files.as_ref().map_or(usize::MAX, |files| files.spare);
+        let mut left = if is_closed { BATCH } else { 0 };
+        state.unfinished = false;
         for (key, container) in wanted {
             if state.held.contains_key(key) || state.failed.contains_key(key) {
                 continue;
             }
             let port = &key.1;
-            if let Some((_, hold)) = state.pending.remove(port) {
+            if let Some(hold) = state.pending.remove(port) {
                 state.held.insert(key.clone(), hold);
                 continue;
             }
@@ -404,8 +445,18 @@ impl Reservations {
                 starved.more += 1;
                 continue;
             }
-            match platform.hold_port(port.host_ip, port.host_port, port.protocol) {
+            if left == 0 {
+                state.unfinished = true;
+                continue;
+            }
+            left -= 1;
+            let held = match files.as_ref().filter(|_| spare == 0) {
+                Some(files) => Err(PortError::NoFiles(files.limit.clone())),
+                None => platform.hold_port(port.host_ip, port.host_port, port.protocol),
+            };
+            match held {
                 Ok(hold) => {
+                    spare = spare.saturating_sub(1);
                     state.held.insert(key.clone(), hold);
                 }
                 Err(PortError::NoFiles(why)) => {
@@ -417,15 +468,6 @@ impl Reservations {
         }
         state.starved = starved;
         refused
-    }
-}
-
-impl State {
-    /// Ports that containers publish or are about to publish, each with the name of its container.
-    fn taken(&self, mut published: Vec<(PublishedPort, Name)>) -> Vec<(PublishedPort, Name)> {
-        let pending = self.pending.iter().map(|(port, (name, _))| (*port, name.clone()));
-        published.extend(pending);
-        published
     }
 }
 
@@ -456,59 +498,4 @@ fn choose(
             request.container_port, request.protocol
         ),
     ))
-}
-
-/// The text of a port of the host in messages.
-fn spelled(port: &PublishedPort) -> String {
-    let PublishedPort { host_ip, protocol, .. } = port;
-    let host_port = match port.host_ports() {
-        Some((first, last)) if first != last => format!("{first}-{last}"),
-        _ => port.host_port.to_string(),
-    };
-    if *host_ip == Ipv4Addr::UNSPECIFIED {
-        format!("{host_port}/{protocol}")
-    } else {
-        format!("{host_ip}:{host_port}/{protocol}")
-    }
-}
-
-/// The refusal for a port that cannot be held, on one line.
-fn refusal(platform: &dyn Ports, port: &PublishedPort, error: &PortError) -> ApiError {
-    let &PublishedPort { host_ip, host_port, protocol, .. } = port;
-    let name = spelled(port);
-    let (kind, line) = match error {
-        PortError::InUse => {
-            let by = match platform.port_holder(host_ip, host_port, protocol) {
-                Holder::Process { name, pid } => {
-                    format!("'{name}' (pid {pid}): choose another port or stop it")
-                }
-                Holder::Ending => {
-                    "a connection that is ending: choose another port or try again in a minute"
-                        .to_owned()
-                }
-                Holder::Unseen => "another process: choose another port or stop it".to_owned(),
-            };
-            (ErrorKind::Conflict, format!("port {name} is in use by {by}"))
-        }
-        PortError::Denied { from } => (
-            ErrorKind::Conflict,
-            format!(
-                "port {name}: permission denied: a port below {from} (net.ipv4.ip_unprivileged_port_start) needs CAP_NET_BIND_SERVICE: give it to the agent, or choose a port from {from} on"
-            ),
-        ),
-        PortError::NoSuchAddress => (
-            ErrorKind::Invalid,
-            format!(
-                "port {name}: {host_ip} is not an address of this host: one that it has, or 0.0.0.0 for every one, is valid"
-            ),
-        ),
-        PortError::NoFiles(why) => {
-            (ErrorKind::Unavailable, format!("port {name}: no open file is left to hold it: {why}"))
-        }
-        PortError::Other(why) => (
-            ErrorKind::Internal,
-            format!("port {name}: it cannot be taken ({why}): see the agent's log and limits"),
-        ),
-    };
-    ApiError::new(kind, line)
 }

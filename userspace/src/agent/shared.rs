@@ -189,8 +189,8 @@ impl Shared {
                 });
                 ports.collect()
             };
-            let assigned = self.ports.assign(platform, published, container, requests, translated);
-            // The view is released by now: the engine must not wait for the search.
+            // No lock is held while ports are bound and holders searched: the engine does not wait.
+            let assigned = self.ports.assign(platform, &published, container, requests, translated);
             assigned.map_err(|refused| refused.explain(platform))
         })
     }
@@ -216,6 +216,11 @@ impl Shared {
     /// Whether ports are not held because no open file was left.
     pub(super) fn lacks_files_for_ports(&self) -> bool {
         self.ports.is_starved()
+    }
+
+    /// Whether [`Self::hold_ports`] has left ports to its next call.
+    pub(super) fn has_ports_left(&self) -> bool {
+        self.ports.is_unfinished()
     }
 
     /// The store, for a request that changes state. While the agent starts, the request waits for

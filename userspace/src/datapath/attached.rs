@@ -18,7 +18,7 @@ use super::{
     links::{self, Attachment, HeldLinks, Pinned},
     loopback_ifindex, pins,
 };
-use crate::netlink::PairKind;
+use crate::netlink::{Framing, PairKind};
 
 /// Fault of an attachment at whose pin there was another object.
 pub(super) const WRONG_PIN: &str = "had another object at its pin";
@@ -100,32 +100,42 @@ impl Datapath {
         Ok(self.attached(Attachment::Uplink)?.into_iter().collect())
     }
 
-    /// Attaches `from_client` to a client link. It is no error if it is attached.
+    /// Attaches `from_client`, or `from_client_l3` where the packets begin with the IP header, to a
+    /// client link. It is no error if it is attached.
     ///
     /// # Errors
     ///
     /// If there is no such interface or the kernel refuses.
-    pub fn attach_client(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.attach(Attachment::Client, ifindex)
+    pub fn attach_client(&self, ifindex: u32, framing: Framing) -> Result<(), DatapathError> {
+        self.attach(
+            match framing {
+                Framing::Ethernet => Attachment::Client,
+                Framing::Ip => Attachment::ClientL3,
+            },
+            ifindex,
+        )
     }
 
-    /// Detaches `from_client` from a client link.
+    /// Detaches `from_client` and `from_client_l3` from a client link.
     ///
     /// # Errors
     ///
     /// If the pin cannot be removed.
     pub fn detach_client(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.detach(Attachment::ClientL3, ifindex)?;
         self.detach(Attachment::Client, ifindex)
     }
 
-    /// Client links that `from_client` was attached to and not detached from. The interface
-    /// itself may be gone.
+    /// Client links that `from_client` or `from_client_l3` was attached to and not detached from.
+    /// The interface itself may be gone.
     ///
     /// # Errors
     ///
     /// If the pins cannot be listed.
     pub fn attached_clients(&self) -> Result<Vec<u32>, DatapathError> {
-        Ok(self.attached(Attachment::Client)?.into_iter().collect())
+        let mut attached = self.attached(Attachment::Client)?;
+        attached.extend(self.attached(Attachment::ClientL3)?);
+        Ok(attached.into_iter().collect())
     }
 
     /// Attaches `from_host` to a gateway device. It is no error if it is attached.

@@ -35,6 +35,8 @@ pub(super) enum Attachment {
     Loopback,
     /// `from_client` on a client link.
     Client,
+    /// `from_client_l3` on a client link without an Ethernet header.
+    ClientL3,
 }
 
 impl Attachment {
@@ -46,6 +48,7 @@ impl Attachment {
         Self::Gateway,
         Self::Loopback,
         Self::Client,
+        Self::ClientL3,
     ];
 
     const fn program(self) -> &'static str {
@@ -56,6 +59,7 @@ impl Attachment {
             Self::Gateway => programs::FROM_HOST,
             Self::Loopback => programs::FROM_LOOPBACK,
             Self::Client => programs::FROM_CLIENT,
+            Self::ClientL3 => programs::FROM_CLIENT_L3,
         }
     }
 
@@ -68,13 +72,14 @@ impl Attachment {
             Self::Gateway => "gateway-",
             Self::Loopback => "loopback-",
             Self::Client => "client-",
+            Self::ClientL3 => "client-l3-",
         }
     }
 
     /// The hook of the interface, and the flags of the attachment.
     const fn hook(self) -> (bpf_attach_type, u32) {
         match self {
-            Self::Container | Self::Uplink | Self::Loopback | Self::Client => {
+            Self::Container | Self::Uplink | Self::Loopback | Self::Client | Self::ClientL3 => {
                 (bpf_attach_type::BPF_TCX_INGRESS, 0)
             }
             Self::Gateway => (bpf_attach_type::BPF_TCX_EGRESS, 0),
@@ -86,9 +91,12 @@ impl Attachment {
     /// The kernel's type of the link.
     const fn kind(self) -> bpf_link_type {
         match self {
-            Self::Container | Self::Uplink | Self::Gateway | Self::Loopback | Self::Client => {
-                bpf_link_type::BPF_LINK_TYPE_TCX
-            }
+            Self::Container
+            | Self::Uplink
+            | Self::Gateway
+            | Self::Loopback
+            | Self::Client
+            | Self::ClientL3 => bpf_link_type::BPF_LINK_TYPE_TCX,
             Self::Netkit => bpf_link_type::BPF_LINK_TYPE_NETKIT,
             Self::UplinkXdp => bpf_link_type::BPF_LINK_TYPE_XDP,
         }

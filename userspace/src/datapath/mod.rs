@@ -350,6 +350,7 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         programs::FROM_HOST,
         programs::FROM_LOOPBACK,
         programs::FROM_CLIENT,
+        programs::FROM_CLIENT_L3,
     ] {
         links::program::<SchedClassifier>(&mut ebpf, name)?
             .load()

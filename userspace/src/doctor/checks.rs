@@ -504,8 +504,9 @@ fn ports(facts: &Facts) -> Option<Finding> {
         return None;
     }
     let names = facts.unserved.join(", ");
-    let detail =
-        format!("published ports are not reached through {names}: there is no Ethernet header");
+    let detail = format!(
+        "published ports are not reached through {names}: only Ethernet, tun and WireGuard interfaces serve them"
+    );
     Some(match facts.subject.external_ports {
         0 => ok("ports", detail),
         _ => warning(

@@ -85,8 +85,8 @@ pub struct Facts {
     pub sockets: Vec<LocalSocket>,
     /// Names of kernel vxlan devices on the VXLAN port that the agent did not make.
     pub vxlan_devices: Vec<String>,
-    /// Names of interfaces with an IPv4 address but without an Ethernet header (tun, WireGuard):
-    /// published ports do not serve them.
+    /// Names of interfaces with an IPv4 address that published ports do not serve: they have no
+    /// Ethernet header, and are neither tun nor WireGuard (ppp, gre).
     pub unserved: Vec<String>,
     /// Name and queueing discipline of each host side of a container's pair that has one.
     pub shaped: Vec<(String, String)>,
@@ -204,7 +204,7 @@ impl Facts {
                 .collect(),
             unserved: links
                 .iter()
-                .filter(|link| link.mac.is_none() && !link.loopback)
+                .filter(|link| link.framing().is_none() && !link.loopback)
                 .filter(|link| link.addresses.iter().any(|address| address.is_ipv4()))
                 .map(|link| link.name.clone())
                 .collect(),

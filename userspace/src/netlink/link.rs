@@ -66,6 +66,29 @@ pub struct Link {
     pub addresses: Vec<IpNetwork>,
 }
 
+/// What the packets of an interface begin with where programs see them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// An Ethernet header.
+    Ethernet,
+    /// The IP header.
+    Ip,
+}
+
+impl Link {
+    /// What the packets of the interface begin with. `None`: neither, or it is not certain. A
+    /// packet of an xfrm interface may have an Ethernet header or none, as it came in; that of an
+    /// ipip or gre device begins with the outer IP header.
+    #[must_use]
+    pub fn framing(&self) -> Option<Framing> {
+        match (self.mac, self.kind.as_deref()) {
+            (Some(_), _) => Some(Framing::Ethernet),
+            (None, Some("tun" | "wireguard")) => Some(Framing::Ip),
+            (None, _) => None,
+        }
+    }
+}
+
 /// Refuses a name that the kernel does not accept (`dev_valid_name`), and `%`, which the kernel
 /// treats as a pattern.
 ///
@@ -477,21 +500,29 @@ mod tests {
     #[test]
     fn tunnels_have_no_mac() {
         let ethernet = [2, 0, 0, 0, 0, 1];
-        for (what, kind, address, has_mac) in [
-            ("a network card, tap, veth, bridge", LinkLayerType::Ether, &ethernet[..], true),
-            ("lo", LinkLayerType::Loopback, &[0; 6], true),
-            ("tun, WireGuard, Tailscale", LinkLayerType::None, &[], false),
-            ("xfrm", LinkLayerType::None, &ethernet, false),
-            ("ppp", LinkLayerType::Ppp, &[], false),
-            ("ipip", LinkLayerType::Tunnel, &[192, 0, 2, 1], false),
-            ("gre", LinkLayerType::Ipgre, &[192, 0, 2, 1], false),
-            ("InfiniBand", LinkLayerType::Infiniband, &[0x80; 20], false),
+        let (eth, ip) = (Some(Framing::Ethernet), Some(Framing::Ip));
+        for (what, layer, kind, address, framing) in [
+            ("a network card", LinkLayerType::Ether, None, &ethernet[..], eth),
+            ("veth", LinkLayerType::Ether, Some(InfoKind::Veth), &ethernet, eth),
+            ("tap", LinkLayerType::Ether, Some(InfoKind::Tun), &ethernet, eth),
+            ("lo", LinkLayerType::Loopback, None, &[0; 6], eth),
+            ("OpenVPN, Tailscale", LinkLayerType::None, Some(InfoKind::Tun), &[], ip),
+            ("WireGuard", LinkLayerType::None, Some(InfoKind::Wireguard), &[], ip),
+            ("xfrm", LinkLayerType::None, Some(InfoKind::Xfrm), &ethernet, None),
+            ("another device", LinkLayerType::None, None, &[], None),
+            ("ppp", LinkLayerType::Ppp, None, &[], None),
+            ("ipip", LinkLayerType::Tunnel, Some(InfoKind::IpIp), &[192, 0, 2, 1], None),
+            ("gre", LinkLayerType::Ipgre, Some(InfoKind::GreTun), &[192, 0, 2, 1], None),
+            ("InfiniBand", LinkLayerType::Infiniband, None, &[0x80; 20], None),
         ] {
             let mut message = named("x");
-            message.header.link_layer_type = kind;
+            message.header.link_layer_type = layer;
             message.attributes.push(LinkAttribute::Address(address.to_vec()));
+            let infos = kind.map(LinkInfo::Kind).into_iter().collect();
+            message.attributes.push(LinkAttribute::LinkInfo(infos));
             let link = parse_link(&RouteNetlinkMessage::NewLink(message)).unwrap();
-            assert_eq!(link.mac.is_some(), has_mac, "{what}");
+            assert_eq!(link.mac.is_some(), framing == Some(Framing::Ethernet), "{what}");
+            assert_eq!(link.framing(), framing, "{what}");
         }
     }
 

@@ -26,7 +26,7 @@ pub use announce::{Announcement, announce};
 pub use error::NetlinkError;
 pub use ethtool::{ENCAPSULATION_OFFLOADS, RX_GRO, RX_UDP_GRO_FORWARDING};
 pub use handle::Netlink;
-pub use link::{Link, check_ifname};
+pub use link::{Framing, Link, check_ifname};
 pub use monitor::{Event, Monitor};
 pub use namespaces::{Heard, Message, NamespaceChange, NamespaceMonitor};
 pub use neighbour::Neighbour;

@@ -89,7 +89,7 @@ pub(super) fn unserved(row: &ContainerRow) -> Option<String> {
     let mut unserved = row.networks.iter().map(|network| &network.unserved);
     let names = unserved.find(|names| !names.is_empty())?.join(", ");
     Some(format!(
-        "container '{}': its published ports are not reached through {names}: no Ethernet header",
+        "container '{}': its published ports are not reached through {names}: only Ethernet, tun and WireGuard interfaces serve them",
         row.name
     ))
 }

@@ -152,7 +152,8 @@ impl Engine {
 
     /// Holds the ports of the host that local endpoints publish. `again`: also those that could not
     /// be held before. Ports at which somebody else serves clients are not published: the programs
-    /// would take their packets.
+    /// would take their packets. Of very many ports it does a part, and the engine calls it again
+    /// after the events that have come meanwhile.
     pub(super) fn hold_ports(&mut self, again: bool) {
         let unclaimed = self.shared.hold_ports(&self.published, again);
         let changed = unclaimed.symmetric_difference(&self.unclaimed);

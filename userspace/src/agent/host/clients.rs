@@ -1,26 +1,26 @@
 //! Client links: interfaces of the host that are neither uplinks nor Culvert's, such as `docker0`
-//! or a second network card. Clients behind them can use published ports, too.
+//! a second network card or a WireGuard device. Clients behind them can use published ports, too.
 
 use std::{collections::BTreeSet, net::IpAddr, sync::PoisonError};
 
 use super::Host;
 use crate::{
     agent::platform::OtherLinks,
-    netlink::{Link, NetlinkError},
+    netlink::{Framing, Link, NetlinkError},
     sandbox,
 };
 
 /// Interfaces with an IPv4 address that are neither uplinks nor Culvert's.
 #[derive(Default)]
 struct AddressedLinks {
-    /// Interface index and name of those that published ports can serve.
-    servable: Vec<(u32, String)>,
-    /// Names of those without an Ethernet header. `run`, `ps` and `culvert doctor` report them.
+    /// Those that published ports can serve: interface index, name, and what packets begin with.
+    servable: Vec<(u32, String, Framing)>,
+    /// Names of the others. `run`, `ps` and `culvert doctor` report them.
     unserved: Vec<String>,
 }
 
 impl Host {
-    /// Attaches `from_client` to the client links if `publishes`, and detaches it from all other
+    /// Attaches `from_client`, or `from_client_l3`, to the client links if `publishes`, and detaches it from all other
     /// interfaces. Continues after an error. Returns the problems, a line each.
     pub(super) async fn serve_client_links(&self, publishes: bool) -> Vec<String> {
         let mut problems = Vec::new();
@@ -38,9 +38,9 @@ impl Host {
             return problems;
         }
         let (mut wanted, mut served) = (BTreeSet::new(), BTreeSet::new());
-        for (ifindex, name) in found.servable {
+        for (ifindex, name, framing) in found.servable {
             wanted.insert(ifindex);
-            match self.datapath.attach_client(ifindex) {
+            match self.datapath.attach_client(ifindex, framing) {
                 Ok(()) => drop(served.insert(ifindex)),
                 Err(error) => problems.push(format!(
                     "interface {name}: published ports are not served there: {error}"
@@ -82,10 +82,9 @@ impl Host {
             if !self.is_other(&link) {
                 continue;
             }
-            if link.mac.is_some() {
-                found.servable.push((ifindex, link.name));
-            } else {
-                found.unserved.push(link.name);
+            match link.framing() {
+                Some(framing) => found.servable.push((ifindex, link.name, framing)),
+                None => found.unserved.push(link.name),
             }
         }
         Ok(found)

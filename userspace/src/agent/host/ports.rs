@@ -2,7 +2,7 @@
 //! a port that it cannot bind.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     ffi::OsString,
     fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket},
@@ -10,7 +10,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use nix::libc;
+use nix::{
+    errno::Errno,
+    libc,
+    sys::resource::{Resource, getrlimit},
+};
 use tokio::net::TcpSocket;
 
 use super::{
@@ -18,10 +22,10 @@ use super::{
     error::{blocking, netns_refused},
 };
 use crate::{
-    agent::platform::{Holder, PortError, PortHold, Ports},
+    agent::platform::{Files, Holder, PortError, PortHold, Ports},
     api::types::ApiError,
     limits::name_limit,
-    model::Protocol,
+    model::{Protocol, PublishedPort},
     netfilter::Rules,
     netlink::sockets::{LocalSocket, Transport, sockets},
     netns::Netns,
@@ -29,6 +33,12 @@ use crate::{
 
 /// File with the first port that needs no capability (ip-sysctl.rst of the kernel).
 const UNPRIVILEGED: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+/// File with the first and the last port that the kernel chooses for connections of the host.
+const OWN_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+/// Open files that published ports leave to the agent: for requests, containers and programs.
+const OTHER_FILES: usize = 1024;
+/// Most ports that are looked up one by one. For more of them all sockets are listed once.
+const MOST_LOOKUPS: usize = 8;
 /// Default of [`UNPRIVILEGED`].
 const UNPRIVILEGED_DEFAULT: u16 = 1024;
 
@@ -47,9 +57,25 @@ impl Ports for Host {
         holder(ip, port, protocol)
     }
 
-    fn is_served(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> bool {
-        let sockets = sockets_at(port, protocol);
-        sockets.iter().any(|socket| !socket.connected && conflicts(socket.address, ip))
+    fn served(&self, ports: &[PublishedPort]) -> BTreeSet<PublishedPort> {
+        served(ports)
+    }
+
+    fn files(&self) -> Files {
+        let now = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(now, _)| now);
+        let now = usize::try_from(now).unwrap_or(usize::MAX);
+        let open = fs::read_dir("/proc/self/fd").map_or(now, Iterator::count);
+        Files {
+            spare: now.saturating_sub(open).saturating_sub(OTHER_FILES),
+            limit: name_limit(Errno::EMFILE.into()).to_string(),
+        }
+    }
+
+    fn own_ports(&self) -> Option<(u16, u16)> {
+        let text = fs::read_to_string(OWN_PORTS).ok()?;
+        let (first, last) = text.trim().split_once(char::is_whitespace)?;
+        let (first, last) = (first.parse().ok()?, last.trim().parse().ok()?);
+        (first <= last).then_some((first, last))
     }
 
     fn netfilter_is_active(&self) -> bool {
@@ -104,6 +130,27 @@ fn hold(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Result<PortHold, PortErr
     })
 }
 
+/// Those of the ports at which a socket of the calling thread's network namespace serves clients.
+fn served(ports: &[PublishedPort]) -> BTreeSet<PublishedPort> {
+    let mut all: HashMap<(Protocol, u16), Vec<LocalSocket>> = HashMap::new();
+    if ports.len() > MOST_LOOKUPS {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            for socket in sockets(transport(protocol), None).unwrap_or_default() {
+                all.entry((protocol, socket.port)).or_default().push(socket);
+            }
+        }
+    }
+    let is_served = |port: &&PublishedPort| {
+        let PublishedPort { host_ip, host_port, protocol, .. } = **port;
+        let serves = |socket: &LocalSocket| !socket.connected && conflicts(socket.address, host_ip);
+        if ports.len() > MOST_LOOKUPS {
+            return all.get(&(protocol, host_port)).is_some_and(|found| found.iter().any(serves));
+        }
+        sockets_at(host_port, protocol).iter().any(serves)
+    };
+    ports.iter().filter(is_served).copied().collect()
+}
+
 fn unprivileged() -> u16 {
     let text = fs::read_to_string(UNPRIVILEGED).unwrap_or_default();
     text.trim().parse().unwrap_or(UNPRIVILEGED_DEFAULT)
@@ -124,11 +171,14 @@ fn holder(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {
 
 /// The sockets with a port in the calling thread's network namespace.
 fn sockets_at(port: u16, protocol: Protocol) -> Vec<LocalSocket> {
-    let transport = match protocol {
+    sockets(transport(protocol), Some(port)).unwrap_or_default()
+}
+
+const fn transport(protocol: Protocol) -> Transport {
+    match protocol {
         Protocol::Tcp => Transport::Tcp,
         Protocol::Udp => Transport::Udp,
-    };
-    sockets(transport, Some(port)).unwrap_or_default()
+    }
 }
 
 /// Whether a socket that is bound to `bound` prevents a bind to `ip`. `::` covers every IPv4
@@ -245,6 +295,29 @@ mod tests {
             ("::1", any, false),
         ] {
             assert_eq!(conflicts(bound.parse().unwrap(), ip), expected, "{bound} {ip}");
+        }
+    }
+
+    /// Many ports are compared with one list of all sockets.
+    #[tokio::test]
+    async fn ports_at_which_somebody_serves_clients_are_found() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let served_port = listener.local_addr().unwrap().port();
+        let bound = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let _bound = hold(Ipv4Addr::LOCALHOST, bound, Protocol::Tcp).unwrap();
+        let at = |host_port| PublishedPort {
+            host_ip: Ipv4Addr::LOCALHOST,
+            host_port,
+            container_port: 80,
+            protocol: Protocol::Tcp,
+            count: 1,
+        };
+        let few = vec![at(served_port), at(bound)];
+        let many = [few.clone(), (1..=2 * MOST_LOOKUPS as u16).map(at).collect()].concat();
+        for ports in [few, many] {
+            let found = served(&ports);
+            assert!(found.contains(&at(served_port)), "{} ports", ports.len());
+            assert!(!found.contains(&at(bound)), "{} ports", ports.len());
         }
     }
 

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     future::Future,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -13,7 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::Host;
 use crate::{
-    agent::platform::{Devices as _, Maps as _},
+    agent::platform::{Devices as _, Maps as _, Underlay as _},
     choice::device::Device,
     datapath::{Datapath, Options, PinCheck, Repaired, Table},
     model::MacAddr,
@@ -115,6 +116,33 @@ fn a_program_whose_link_cannot_be_pinned_stays_attached() {
         assert_eq!(repaired.failed, None);
         assert_eq!(repaired.found.lines().iter().map(|(number, _)| number).sum::<u64>(), 2);
         change().await;
+    });
+}
+
+/// A packet of a tun device begins with its IP header. A program that expects an Ethernet header
+/// would read the wrong bytes.
+#[test]
+#[ignore = "needs root"]
+fn a_client_link_gets_the_program_for_its_packets() {
+    on_a_host(false, |host| async move {
+        host.netlink.create_bridge("card0", None).await.unwrap();
+        let tun = Command::new("ip").args(["tuntap", "add", "tun9", "mode", "tun"]).status();
+        assert!(tun.unwrap().success());
+        let links = [("card0", "from_client"), ("tun9", "from_client_l3")];
+        for (number, (name, _)) in links.iter().enumerate() {
+            let address = format!("198.51.{number}.1/24").parse().unwrap();
+            host.netlink.add_address(name, address).await.unwrap();
+        }
+        for publishes in [true, false, true] {
+            let problems = host.serve_client_links(publishes).await;
+            assert!(problems.is_empty(), "{problems:?}");
+            for (name, program) in links {
+                let wanted = if publishes { vec![program] } else { Vec::new() };
+                assert_eq!(programs(name), wanted, "{name}");
+            }
+        }
+        assert_eq!(host.client_links().served, ["card0", "tun9"]);
+        assert_eq!(host.client_links().unserved, [""; 0]);
     });
 }
 

@@ -19,7 +19,7 @@ pub(crate) use self::{
     maps::{Audit, Maps},
     ports::Ports,
     types::{
-        Adopted, ClientLinks, FoundSupervisor, Holder, HostEvent, Launch, Made, NodeFacts,
+        Adopted, ClientLinks, Files, FoundSupervisor, Holder, HostEvent, Launch, Made, NodeFacts,
         OtherLinks, Paths, PlugError, PluggedPair, PortError, PortHold, Remote, UplinkChoice,
         UplinkFault, Wanted,
     },

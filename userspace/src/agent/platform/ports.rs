@@ -1,11 +1,15 @@
 //! Ports of the host, and the processes that have them open.
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{collections::BTreeSet, net::Ipv4Addr, path::Path};
 
 use async_trait::async_trait;
 
-use super::types::{Holder, PortError, PortHold};
-use crate::{api::types::ApiError, model::Protocol, netfilter::Rules};
+use super::types::{Files, Holder, PortError, PortHold};
+use crate::{
+    api::types::ApiError,
+    model::{Protocol, PublishedPort},
+    netfilter::Rules,
+};
 
 /// Holds ports of the host, and finds the processes that have a port.
 #[async_trait]
@@ -17,9 +21,16 @@ pub(crate) trait Ports: Send + Sync + 'static {
     /// Finds the holder of a port of the host. [`Holder::Unseen`]: the agent cannot see a holder.
     fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder;
 
-    /// Whether a socket of the host serves clients at a port: it listens, or it is a UDP socket
-    /// without a remote port.
-    fn is_served(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> bool;
+    /// Those of these single ports at which a socket of the host serves clients: it listens, or it
+    /// is a UDP socket without a remote port.
+    fn served(&self, ports: &[PublishedPort]) -> BTreeSet<PublishedPort>;
+
+    /// The open files that ports may take.
+    fn files(&self) -> Files;
+
+    /// The ports that the host chooses for its own connections, first and last. `None`: they cannot
+    /// be read.
+    fn own_ports(&self) -> Option<(u16, u16)>;
 
     /// Whether the host's netfilter tracks connections. It then may masquerade, too, with ports
     /// that the agent cannot read.

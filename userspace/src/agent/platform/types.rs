@@ -122,6 +122,15 @@ pub(crate) type Made = Box<dyn FnOnce(NetnsId) -> io::Result<()> + Send>;
 /// A port of the host, held until this value is dropped.
 pub(crate) type PortHold = Box<dyn Any + Send>;
 
+/// Open files of the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Files {
+    /// Number of files that the agent may open for ports: some are left for its other work.
+    pub(crate) spare: usize,
+    /// The limit with its value, as text for an error.
+    pub(crate) limit: String,
+}
+
 /// Why a port of the host cannot be held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PortError {
@@ -221,8 +230,8 @@ impl UplinkFault {
 pub(crate) struct ClientLinks {
     /// Names of those that published ports serve.
     pub(crate) served: Vec<String>,
-    /// Names of those that published ports do not serve, because they have no Ethernet header.
-    /// Empty while no port is published.
+    /// Names of those that published ports do not serve, because it is not certain what their
+    /// packets begin with (`Link::framing`). Empty while no port is published.
     pub(crate) unserved: Vec<String>,
 }
 

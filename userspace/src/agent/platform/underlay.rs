@@ -51,9 +51,9 @@ pub(crate) trait Underlay: Send + Sync + 'static {
     /// problems as well.
     async fn check_uplinks(&self) -> UplinkCheck;
 
-    /// Attaches `from_client` to the client links if `publishes` (this host publishes a port), and
-    /// detaches it otherwise. Client links are the interfaces that are neither uplinks nor
-    /// Culvert's. Returns the problems, a line each.
+    /// Attaches `from_client` or `from_client_l3` to the client links if `publishes` (this host
+    /// publishes a port), and detaches it otherwise. Client links are the interfaces that are neither
+    /// uplinks nor Culvert's. Returns the problems, a line each.
     async fn keep_client_links(&self, publishes: bool) -> Vec<String>;
 
     /// The client links, as [`Self::keep_client_links`] has left them.

@@ -129,6 +129,8 @@ pub(super) struct State {
     pub(super) held: Arc<Mutex<BTreeSet<Port>>>,
     /// Number of ports for which there are open files. `None`: without limit.
     pub(super) files: Option<usize>,
+    /// Ports that the host chooses for its own connections, first and last.
+    pub(super) own_ports: Option<(u16, u16)>,
     /// The host's netfilter tracks connections.
     pub(super) netfilter: bool,
     /// Rules of the host's netfilter.
@@ -171,6 +173,8 @@ pub(super) struct Paper {
     pub(super) reads: Gate,
     /// Gate of the search for the holder of a port.
     pub(super) lookups: Gate,
+    /// Gate before a port is held.
+    pub(super) holds: Gate,
     /// Gate before a device pair is made.
     pub(super) plugging: Gate,
     /// Gate before the start of a supervisor has ended.
@@ -202,6 +206,7 @@ impl Paper {
             }),
             reads: Gate::default(),
             lookups: Gate::default(),
+            holds: Gate::default(),
             plugging: Gate::default(),
             launching: Gate::default(),
             repairing: Gate::default(),

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     agent::{
         platform::{Holder, PlugError},
-        ports::{self, Reservations, Translated},
+        ports::{self, Pending, Reservations, Translated},
     },
     api::{
         Backend as _,
@@ -372,7 +372,7 @@ fn a_search_for_the_holder_of_a_port_keeps_no_other_port_waiting() {
         scope.spawn(|| {
             let other = name("other");
             let none = Translated::default();
-            let ports = reservations.assign(paper.as_ref(), Vec::new, &other, &requests, &none);
+            let ports = reservations.assign(paper.as_ref(), &Vec::new, &other, &requests, &none);
             tell.send(ports.is_ok_and(|ports| ports.ports().len() == 1)).unwrap();
         });
         let assigned = told.recv_timeout(DEADLINE);
@@ -424,17 +424,17 @@ async fn clients_of_ports_are_kept_and_shown() {
     assert!(one.paper.state().tables.sources.is_empty());
 }
 
-/// Clients behind an interface without an Ethernet header do not reach a port. `run -p` names the
-/// interface, and so do `status`, `ps` and `ports ls`.
+/// Clients behind an interface that is neither Ethernet, tun nor WireGuard do not reach a port.
+/// `run -p` names the interface, and so do `status`, `ps` and `ports ls`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn interfaces_that_do_not_serve_a_port_are_told() {
     let world = World::new().await;
     let one = world.start(1, &Paper::new()).await.ready().await;
-    let tunnels = ["tun9", "wg0"];
+    let tunnels = ["gre1", "ppp0"];
     one.paper.state().client_links.unserved = tunnels.map(str::to_owned).into();
     let web = publish(&one, "web", "bridge", &["8080:80"]).await.unwrap();
     let [warning] = web.warnings.as_slice() else { panic!("{:?}", web.warnings) };
-    assert!(warning.contains("'web': its published ports are not reached through tun9, wg0"));
+    assert!(warning.contains("'web': its published ports are not reached through gre1, ppp0"));
     // Others do not miss anything.
     let local = publish(&one, "local", "bridge", &["127.0.0.1:8081:80"]).await.unwrap();
     assert_eq!(local.warnings, Vec::<String>::new());
@@ -488,17 +488,26 @@ async fn a_range_is_one_entry_and_holds_every_port() {
     assert_eq!(held(&paper), []);
 }
 
+/// Assigns ports to a container, on a host that publishes no others.
+fn assign<'a>(
+    reservations: &'a Reservations,
+    paper: &Paper,
+    container: &str,
+    ports: &[&str],
+) -> Result<Pending<'a>, ApiError> {
+    let container = name(container);
+    let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+    let requests = ports::parse(&container, &ports).unwrap();
+    let none = Translated::default();
+    let assigned = reservations.assign(paper, &Vec::new, &container, &requests, &none);
+    assigned.map_err(|refused| refused.explain(paper))
+}
+
 #[test]
 fn a_host_publishes_as_many_ports_as_the_map_takes() {
     let paper = Paper::new();
     let reservations = Reservations::default();
-    let assign = |container: &str, port: &str| {
-        let container = name(container);
-        let requests = ports::parse(&container, &[port.to_owned()]).unwrap();
-        let none = Translated::default();
-        let assigned = reservations.assign(paper.as_ref(), Vec::new, &container, &requests, &none);
-        assigned.map_err(|refused| refused.explain(paper.as_ref()))
-    };
+    let assign = |container: &str, port: &str| assign(&reservations, &paper, container, &[port]);
     let tcp = assign("a", "100-65535:100-65535").unwrap();
     let udp = assign("b", "100-65535:100-65535/udp").unwrap();
     assert_eq!((tcp.ports().len(), udp.ports().len()), (1, 1));
@@ -509,4 +518,173 @@ fn a_host_publishes_as_many_ports_as_the_map_takes() {
     let refused = assign("c", "127.0.0.2:100-65535:100-65535/udp").map(|_| ());
     let part = "publishes 130872 ports, and 65436 more are too many: 131072 in all are valid";
     assert_refused(refused, ErrorKind::Conflict, part);
+}
+
+/// The ports of an endpoint that is in the store already, and whose request has not ended yet, count
+/// once.
+#[test]
+fn ports_that_are_claimed_and_published_count_once() {
+    let paper = Paper::new();
+    let reservations = Reservations::default();
+    let web = assign(&reservations, &paper, "web", &["100-65535:100-65535"]).unwrap();
+    let published = || -> Vec<_> { web.ports().iter().map(|port| (*port, name("web"))).collect() };
+    let (other, none) = (name("other"), Translated::default());
+    let requests = ports::parse(&other, &["100-65535:100-65535/udp".to_owned()]).unwrap();
+    let assigned = reservations.assign(paper.as_ref(), &published, &other, &requests, &none);
+    assert_eq!(assigned.unwrap().ports().len(), 1);
+    let requests = ports::parse(&other, &["200:80".to_owned()]).unwrap();
+    let refused = reservations.assign(paper.as_ref(), &published, &other, &requests, &none);
+    let refused = refused.map(drop).map_err(|refused| refused.explain(paper.as_ref()));
+    assert_refused(refused, ErrorKind::Conflict, "port 200/tcp is published by container 'web': ");
+}
+
+/// A bound socket keeps its port from the host's own connections: a host without free ports reaches
+/// nobody, not even its store.
+#[test]
+fn ports_are_left_for_the_connections_of_the_host() {
+    let paper = Paper::new();
+    let reservations = Reservations::default();
+    let assign = |container: &str, ports: &[&str]| assign(&reservations, &paper, container, ports);
+    paper.state().own_ports = Some((32_768, 60_999));
+    let part = "container 'x': with its tcp ports, containers publish 28232 of the 28232 ports that this host uses for its own connections (net.ipv4.ip_local_port_range, 32768 to 60999): 27208 at most are valid";
+    for port in ["100-65535:100-65535", "127.0.0.1:100-65535:100-65535"] {
+        assert_refused(assign("x", &[port]).map(drop), ErrorKind::Conflict, part);
+    }
+    assert_eq!(held(&paper), []);
+    // 1024 of them are left, and all beside them are free.
+    let _most = assign("web", &["100-59975:100-59975"]).unwrap();
+    for port in ["59976:80", "80"] {
+        let part = "containers publish 27209 of the 28232 ports";
+        assert_refused(assign("x", &[port]).map(drop), ErrorKind::Conflict, part);
+    }
+    assert!(assign("x", &["61000:80", "32768-60999:1-28232/udp"]).is_err());
+    let _beside = assign("x", &["61000:80", "59976:80/udp"]).unwrap();
+    // A small range is not taken as a whole either.
+    paper.state().own_ports = Some((62_000, 62_099));
+    assert!(assign("y", &["62000-62050:1-51"]).is_err());
+    assign("y", &["62000-62049:1-50"]).unwrap();
+    paper.state().own_ports = None;
+    assign("y", &["62000-62099:1-100"]).unwrap();
+}
+
+/// An agent without a free file could do nothing else any more.
+#[test]
+fn a_range_that_would_take_the_last_files_is_refused_at_once() {
+    let paper = Paper::new();
+    let reservations = Reservations::default();
+    paper.state().files = Some(3000);
+    let refused = assign(&reservations, &paper, "web", &["1000-4000:1000-4000"]).map(drop);
+    let part = "container 'web': 3001 ports take as many open files, and 3000 are left for them: too many open files";
+    assert_refused(refused, ErrorKind::Unavailable, part);
+    assert_eq!(held(&paper), []);
+    assign(&reservations, &paper, "web", &["1001-4000:1001-4000"]).unwrap();
+}
+
+/// The engine does other work while very many ports are held, or let go.
+#[test]
+fn very_many_ports_are_held_and_let_go_in_parts() {
+    let paper = Paper::new();
+    let reservations = Reservations::default();
+    let all = PublishedPort {
+        host_ip: ANY,
+        host_port: 1000,
+        container_port: 1000,
+        protocol: Tcp,
+        count: 10_000,
+    };
+    let mut wanted: BTreeMap<_, _> =
+        all.singles().map(|port| (("a".to_owned(), port), name("web"))).collect();
+    let sync = |wanted: &_| {
+        let synced = reservations.sync(paper.as_ref(), wanted, false);
+        assert!(synced.lines.is_empty() && synced.unclaimed.is_empty(), "{synced:?}");
+        (held(&paper).len(), reservations.is_unfinished())
+    };
+    let steps = [sync(&wanted), sync(&wanted), sync(&wanted)];
+    assert_eq!(steps, [(4096, true), (8192, true), (10_000, false)]);
+    // Another container gets the ports. None of them fails because it is not closed yet.
+    wanted = all.singles().map(|port| (("b".to_owned(), port), name("next"))).collect();
+    let steps = (1..20).find(|_| !sync(&wanted).1);
+    assert_eq!(steps, Some(5));
+    assert_eq!(held(&paper).len(), 10_000);
+    wanted.clear();
+    let steps = [sync(&wanted), sync(&wanted), sync(&wanted)];
+    assert_eq!(steps, [(5904, true), (1808, true), (0, false)]);
+}
+
+/// A request that needs a port does not fail because the port is not closed yet.
+#[test]
+fn a_port_that_was_released_can_be_had_at_once() {
+    let paper = Paper::new();
+    let reservations = Reservations::default();
+    let ports = ["1000-10999:1000-10999"];
+    let pending = assign(&reservations, &paper, "web", &ports).unwrap();
+    let singles = pending.ports().iter().flat_map(|port| port.singles());
+    let wanted = singles.map(|port| (("a".to_owned(), port), name("web"))).collect();
+    assert!(reservations.sync(paper.as_ref(), &wanted, false).lines.is_empty());
+    drop(pending);
+    assert_eq!(held(&paper).len(), 10_000);
+    reservations.sync(paper.as_ref(), &BTreeMap::new(), false);
+    assert!(reservations.is_unfinished());
+    let _next = assign(&reservations, &paper, "next", &ports).unwrap();
+    assert_eq!(held(&paper).len(), 10_000);
+    assert!(!reservations.is_unfinished());
+}
+
+/// A range takes a long time to bind: the engine, and requests for other ports, do not wait.
+#[test]
+fn a_request_for_a_range_keeps_nobody_waiting() {
+    let paper = Paper::new();
+    let reservations = Reservations::default();
+    paper.holds.close(true);
+    thread::scope(|scope| {
+        let range = scope.spawn(|| assign(&reservations, &paper, "web", &["1000-1999:1-1000"]));
+        let deadline = Instant::now() + DEADLINE;
+        while paper.holds.waiting() == 0 {
+            assert!(Instant::now() < deadline, "nobody binds the range");
+            thread::yield_now();
+        }
+        let (tell, told) = mpsc::channel();
+        let engine = tell.clone();
+        scope.spawn(|| {
+            let tell = engine;
+            reservations.sync(paper.as_ref(), &BTreeMap::new(), true);
+            tell.send(String::new()).unwrap();
+        });
+        scope.spawn(|| {
+            let tell = tell;
+            let refused = assign(&reservations, &paper, "x", &["1500:80"]).map(drop);
+            tell.send(refused.unwrap_err().message).unwrap();
+        });
+        let mut lines = [told.recv_timeout(DEADLINE), told.recv_timeout(DEADLINE)];
+        paper.holds.close(false);
+        lines.sort_unstable_by_key(|line| line.as_ref().map_or(0, String::len));
+        assert_eq!(lines[0], Ok(String::new()));
+        let part = "port 1500/tcp is published by container 'web': ";
+        assert!(lines[1].as_ref().is_ok_and(|line| line.starts_with(part)), "{lines:?}");
+        assert_eq!(range.join().unwrap().unwrap().ports().len(), 1);
+    });
+    assert_eq!(held(&paper), []);
+}
+
+/// A search for a holder reads the files of all processes. Many ports in use are not many searches.
+#[test]
+fn of_many_ports_in_use_the_holders_of_some_are_searched() {
+    let paper = Paper::new();
+    let reservations = Reservations::default();
+    let all = PublishedPort {
+        host_ip: ANY,
+        host_port: 1000,
+        container_port: 1000,
+        protocol: Tcp,
+        count: 100,
+    };
+    for port in all.singles() {
+        busy(&paper, (ANY, port.host_port, Tcp));
+    }
+    let wanted = all.singles().map(|port| (("a".to_owned(), port), name("web"))).collect();
+    let synced = reservations.sync(paper.as_ref(), &wanted, false);
+    assert_eq!(synced.unclaimed.len(), 100);
+    let named = synced.lines.values().filter(|line| line.contains("in use by 'nginx'")).count();
+    assert_eq!((synced.lines.len(), named), (100, 16));
+    assert!(synced.lines.values().all(|line| line.ends_with("the port is not published")));
 }

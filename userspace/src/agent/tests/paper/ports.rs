@@ -11,9 +11,9 @@ use async_trait::async_trait;
 
 use super::Paper;
 use crate::{
-    agent::platform::{Holder, PortError, PortHold, Ports},
+    agent::platform::{Files, Holder, PortError, PortHold, Ports},
     api::types::ApiError,
-    model::Protocol,
+    model::{Protocol, PublishedPort},
     netfilter::Rules,
 };
 
@@ -43,6 +43,7 @@ impl Ports for Paper {
         port: u16,
         protocol: Protocol,
     ) -> Result<PortHold, PortError> {
+        self.holds.pass();
         {
             let state = self.state();
             let held = state.held.lock().unwrap().len();
@@ -72,8 +73,22 @@ impl Ports for Paper {
         self.holder((ip, port, protocol))
     }
 
-    fn is_served(&self, _ip: Ipv4Addr, port: u16, protocol: Protocol) -> bool {
-        self.state().busy.keys().any(|busy| (busy.1, busy.2) == (port, protocol))
+    fn served(&self, ports: &[PublishedPort]) -> BTreeSet<PublishedPort> {
+        let state = self.state();
+        let busy: BTreeSet<_> = state.busy.keys().map(|busy| (busy.1, busy.2)).collect();
+        let served = ports.iter().filter(|port| busy.contains(&(port.host_port, port.protocol)));
+        served.copied().collect()
+    }
+
+    fn files(&self) -> Files {
+        let state = self.state();
+        let held = state.held.lock().unwrap().len();
+        let spare = state.files.map_or(usize::MAX, |files| files.saturating_sub(held));
+        Files { spare, limit: "too many open files".to_owned() }
+    }
+
+    fn own_ports(&self) -> Option<(u16, u16)> {
+        self.state().own_ports
     }
 
     fn netfilter_is_active(&self) -> bool {
