@@ -3,7 +3,10 @@
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use culvert_common::{
     abi::{Action, Direction, DropReason, FdbKey, NetworkInfo, Note, RESERVED_VNI, VtepId, zone},
-    datapath::learn,
+    datapath::{
+        learn,
+        tunnel_source::{TunnelSource, learns},
+    },
     wire::{
         EthHdr, Ipv4Hdr,
         ethernet::{self, ETH_P_ARP},
@@ -13,7 +16,10 @@ use culvert_common::{
 use crate::{
     act::{decap, flood, translate::Hook},
     count::note,
-    facts::outer::{INNER, INNER_L3, Outer, Tunnelled, authorise, classify},
+    facts::{
+        outer::{INNER, INNER_L3, Outer, Tunnelled, authorise, classify},
+        tunnel_source,
+    },
     kernel::{
         redirect,
         skb::{Packet as _, ensure, ifindex, linearise, vlan_id},
@@ -109,32 +115,24 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
     if !learn::valid_source(&eth.src) {
         return Err(DropReason::InvalidSourceMac);
     }
-    let source = FdbKey::new(vni, eth.src);
-    let mut known = Place::NONE;
-    let is_known = learned::locate(&source, 0, &mut known) != 0;
-    if is_known && known.ifindex != 0 {
-        return Err(DropReason::LocalSourceMac);
-    }
-    // Whether there is nothing to learn from the frame: its network does not learn, or the agent's
-    // FDB has its source MAC at the same VTEP.
-    let is_settled = net.flags & NetworkInfo::LEARNING == 0 || (is_known && known.vtep == vtep);
+    let sender = tunnel_source::check(ctx, net, vni, vtep, outer.vtep)?;
     let contents = decap::inspect(ctx, outer, &eth)?;
     let receiver = find_receiver(vni, net, &eth)?;
     // The frame was sent by another host itself, not by a container of that host.
-    let of_host = eth.src == net.gateway_mac;
-    let learns = net.flags & NetworkInfo::LEARNING != 0 && !of_host;
+    let of_host = sender == TunnelSource::Host;
+    let source = FdbKey::new(vni, eth.src);
+    let is_heard = learns(net) && !of_host && eth.ethertype() == ETH_P_ARP;
     if matches!(receiver, Receiver::Host) && !contents.is_for_host(net) {
-        let is_reply = learns && eth.ethertype() == ETH_P_ARP;
-        if is_reply && take_reply(ctx.skb.skb, &source, vtep.0) != 0 {
+        if is_heard && take_reply(ctx.skb.skb, &source, vtep.0) != 0 {
             return Ok(Action::Absorb);
         }
         return Err(DropReason::UnknownDestination);
     }
-    if learns {
+    if sender == TunnelSource::Unknown {
         learned::source(DIRECTION, source, vtep, 0, ctx.len());
-        if eth.ethertype() == ETH_P_ARP {
-            heard::listen(DIRECTION, ctx, vni, INNER_L3);
-        }
+    }
+    if is_heard {
+        heard::listen(DIRECTION, ctx, vni, INNER_L3);
     }
 
     decap::unwrap(ctx, outer, &contents, &eth)?;
@@ -144,10 +142,11 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
             Ok(Action::ToHost)
         }
         Receiver::Local(ifindex) | Receiver::Learned(ifindex) if of_host => {
-            from_peer_host::deliver(ctx, net, (vtep, outer.vtep), ifindex)
+            from_peer_host::deliver(ctx, net, vtep, ifindex)
         }
         Receiver::Local(ifindex) => {
-            if is_settled {
+            // The frames of other senders are not cached: each of them refreshes the learned entry.
+            if sender == TunnelSource::Endpoint {
                 pairs::keep_inbound(ifindex);
             }
             decap::hand_over(ctx, ifindex)

@@ -1,0 +1,180 @@
+//! The sender of a frame from the tunnel, and the checks of what the frame says about it.
+
+use aya_ebpf::{bindings::__sk_buff, macros::map, maps::PerCpuArray, programs::TcContext};
+use bytemuck::Pod;
+use culvert_common::{
+    abi::{DropReason, EndpointInfo, FdbEntry, FdbKey, NetworkInfo, VtepId},
+    datapath::{
+        nd::{self, NdKind},
+        source,
+        tunnel_source::{
+            TunnelSource, check_arp, check_host_arp, check_host_ipv4, check_ipv4, identify, learns,
+        },
+    },
+    wire::{
+        ArpIpv4, EthHdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr, LinkLayerOption, NeighbourHdr,
+        ethernet::{ETH_P_ARP, ETH_P_IP, ETH_P_IPV6},
+        ipv6::NEXT_ICMPV6,
+    },
+};
+
+use super::{
+    outer::{INNER, INNER_L3},
+    sender::{UpperLayer, has_ipv4, has_ipv6, skip_extensions},
+};
+use crate::{
+    kernel::{
+        memory::own,
+        skb::{Packet as _, load, load_to},
+    },
+    maps::{FDB, read_updated},
+};
+
+/// Offset of the upper layer in a frame whose inner IPv6 packet has no extension headers.
+const V6_UPPER: usize = INNER_L3 + Ipv6Hdr::LEN;
+
+/// The endpoint that the frame names as its sender, and headers of the frame. They are not on the
+/// BPF stack, which has only 512 bytes.
+struct Named {
+    /// Only the VNI and the MAC are set. The other fields stay zero: the neighbour map has the
+    /// addresses.
+    ep: EndpointInfo,
+    ip: Ipv6Hdr,
+    message: NeighbourHdr,
+    option: LinkLayerOption,
+}
+
+#[map]
+static NAMED: PerCpuArray<Named> = PerCpuArray::with_max_entries(1, 0);
+
+/// Finds the sender of a frame of the network `vni`, which the VTEP `sender` with the address
+/// `address` has sent, and checks that the frame has no other source. The first bytes of the frame,
+/// up to the inner IPv4 header, can be read in place.
+#[inline(always)]
+pub(crate) fn check(
+    ctx: &TcContext,
+    net: &NetworkInfo,
+    vni: u32,
+    sender: VtepId,
+    address: [u8; 4],
+) -> Result<TunnelSource, DropReason> {
+    let address = u32::from_ne_bytes(address);
+    match check_source(ctx.skb.skb, net, vni, sender.0, address) {
+        HOST => Ok(TunnelSource::Host),
+        ENDPOINT => Ok(TunnelSource::Endpoint),
+        UNKNOWN => Ok(TunnelSource::Unknown),
+        code => Err(DropReason::from_code(code as u8).unwrap_or(DropReason::HelperFailed)),
+    }
+}
+
+/// [`TunnelSource`] as numbers, which are no codes of drop reasons.
+const HOST: u32 = TunnelSource::Host as u32;
+const ENDPOINT: u32 = TunnelSource::Endpoint as u32;
+const UNKNOWN: u32 = TunnelSource::Unknown as u32;
+
+/// [`check`] as a global BPF function: the verifier checks it once. Returns a number of
+/// [`TunnelSource`], or the code of a drop reason.
+// SAFETY: no other symbol of the programs has this name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn check_source(
+    skb: *mut __sk_buff,
+    net: *const NetworkInfo,
+    vni: u32,
+    sender: u32,
+    address: u32,
+) -> u32 {
+    // SAFETY: the pointer is null or points to a `NetworkInfo`: the verifier checks this for every
+    // caller.
+    let Some(net) = (unsafe { net.as_ref() }) else {
+        return DropReason::HelperFailed.code().into();
+    };
+    let ctx = TcContext::new(skb);
+    match try_check(&ctx, net, vni, VtepId(sender), address.to_ne_bytes()) {
+        Ok(source) => source as u32,
+        Err(reason) => reason.code().into(),
+    }
+}
+
+#[inline(always)]
+fn try_check(
+    ctx: &TcContext,
+    net: &NetworkInfo,
+    vni: u32,
+    sender: VtepId,
+    address: [u8; 4],
+) -> Result<TunnelSource, DropReason> {
+    let eth: EthHdr = ctx.read(INNER).ok_or(DropReason::OuterMalformed)?;
+    let mut place = FdbEntry::default();
+    let is_known = read_updated(&FDB, &FdbKey::new(vni, eth.src), &mut place);
+    let found = identify(net, &eth, sender, is_known.then_some(&place))?;
+    let is_host = found == TunnelSource::Host;
+    let named = own(&NAMED, 0).ok_or(DropReason::HelperFailed)?;
+    (named.ep.vni, named.ep.mac) = (vni, eth.src);
+    match eth.ethertype() {
+        ETH_P_IP => {
+            let ip: Ipv4Hdr = ctx.read(INNER_L3).ok_or(DropReason::Malformed)?;
+            if is_host {
+                check_host_ipv4(net, &eth, &ip, &address)?;
+            } else {
+                check_ipv4(net, &named.ep, &ip, |ip| has_ipv4(&named.ep, ip))?;
+            }
+        }
+        ETH_P_ARP => {
+            let arp: ArpIpv4 = load(ctx, INNER_L3)?;
+            if is_host {
+                check_host_arp(net, &eth, &arp)?;
+            } else {
+                check_arp(net, &named.ep, &arp, |ip| has_ipv4(&named.ep, ip))?;
+            }
+        }
+        _ if is_host => return Err(DropReason::GatewaySource),
+        ETH_P_IPV6 if !learns(net) => check_ipv6(ctx.skb.skb, named)?,
+        _ => {}
+    }
+    Ok(found)
+}
+
+/// Checks the source of an IPv6 packet, and the message if it is one of neighbour discovery. A BPF
+/// function of its own, for a stack frame of its own.
+#[inline(never)]
+fn check_ipv6(skb: *mut __sk_buff, named: &mut Named) -> Result<(), DropReason> {
+    try_check_ipv6(&TcContext::new(skb), named)
+}
+
+#[inline(always)]
+fn try_check_ipv6(ctx: &TcContext, named: &mut Named) -> Result<(), DropReason> {
+    let Named { ep, ip, message, option } = named;
+    let ep = &*ep;
+    let ip = fill(ctx, INNER_L3, ip).ok_or(DropReason::Malformed)?;
+    source::check_ipv6_source(ep, ip, |ip| has_ipv6(ep, ip))?;
+    let mut l4 = UpperLayer { protocol: ip.next_header(), offset: V6_UPPER };
+    skip_extensions(ctx, &mut l4)?;
+    if l4.protocol != NEXT_ICMPV6 {
+        return Ok(());
+    }
+    if l4.offset != V6_UPPER {
+        let disguised = nd::is_disguised(ep, ip, l4.protocol);
+        return if disguised { Err(DropReason::SpoofedNd) } else { Ok(()) };
+    }
+    let icmp: Icmpv6Hdr = load(ctx, V6_UPPER)?;
+    match nd::nd_kind(ep, ip, &icmp)? {
+        NdKind::Other => Ok(()),
+        NdKind::RouterSolicit => {
+            let option = fill(ctx, V6_UPPER + Icmpv6Hdr::LEN, option);
+            nd::check_router_solicit(ep, ip, option)
+        }
+        NdKind::Neighbour => {
+            let message = fill(ctx, V6_UPPER, message).ok_or(DropReason::Malformed)?;
+            let option = fill(ctx, V6_UPPER + NeighbourHdr::LEN, option);
+            nd::nd_query(ep, ip, message, option, |ip| has_ipv6(ep, ip)).map(|_| ())
+        }
+    }
+}
+
+/// Copies a header at `offset` of the frame to `to`. Returns the header; `None` if the frame is too
+/// short.
+#[inline(always)]
+fn fill<'a, T: Pod>(ctx: &TcContext, offset: usize, to: &'a mut T) -> Option<&'a T> {
+    load_to(ctx.skb.skb, offset as u32, &raw mut *to, size_of::<T>() as u32).then_some(&*to)
+}
