@@ -5,6 +5,7 @@ use bytemuck::Pod;
 use culvert_common::{
     abi::{DropReason, EndpointInfo, FdbEntry, FdbKey, NetworkInfo, VtepId},
     datapath::{
+        learn::valid_source,
         nd::{self, NdKind},
         source,
         tunnel_source::{
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     kernel::{
         memory::own,
-        skb::{Packet as _, load, load_to},
+        skb::{load, load_to},
     },
     maps::{FDB, read_updated},
 };
@@ -33,13 +34,17 @@ use crate::{
 /// Offset of the upper layer in a frame whose inner IPv6 packet has no extension headers.
 const V6_UPPER: usize = INNER_L3 + Ipv6Hdr::LEN;
 
-/// The endpoint that the frame names as its sender, and headers of the frame. They are not on the
-/// BPF stack, which has only 512 bytes.
+/// Headers of the frame, and the endpoint that it names as its sender. They are not on the BPF stack,
+/// which has only 512 bytes.
 struct Named {
     /// Only the VNI and the MAC are set. The other fields stay zero: the neighbour map has the
     /// addresses.
     ep: EndpointInfo,
-    ip: Ipv6Hdr,
+    place: FdbEntry,
+    eth: EthHdr,
+    ip: Ipv4Hdr,
+    arp: ArpIpv4,
+    ip6: Ipv6Hdr,
     message: NeighbourHdr,
     option: LinkLayerOption,
 }
@@ -48,8 +53,8 @@ struct Named {
 static NAMED: PerCpuArray<Named> = PerCpuArray::with_max_entries(1, 0);
 
 /// Finds the sender of a frame of the network `vni`, which the VTEP `sender` with the address
-/// `address` has sent, and checks that the frame has no other source. The first bytes of the frame,
-/// up to the inner IPv4 header, can be read in place.
+/// `address` has sent, and checks that the frame has no other source. Fails also if the inner frame
+/// has a VLAN tag, or a source MAC that no host can have.
 #[inline(always)]
 pub(crate) fn check(
     ctx: &TcContext,
@@ -104,35 +109,53 @@ fn try_check(
     sender: VtepId,
     address: [u8; 4],
 ) -> Result<TunnelSource, DropReason> {
-    let eth: EthHdr = ctx.read(INNER).ok_or(DropReason::OuterMalformed)?;
-    let mut place = FdbEntry::default();
-    let is_known = read_updated(&FDB, &FdbKey::new(vni, eth.src), &mut place);
-    let found = identify(net, &eth, sender, is_known.then_some(&place))?;
-    let is_host = found == TunnelSource::Host;
     let named = own(&NAMED, 0).ok_or(DropReason::HelperFailed)?;
-    (named.ep.vni, named.ep.mac) = (vni, eth.src);
+    let Named { ep, place, eth, ip, .. } = &mut *named;
+    let eth = fill(ctx, INNER, eth).ok_or(DropReason::OuterMalformed)?;
+    if eth.is_vlan() {
+        return Err(DropReason::VlanTagged);
+    }
+    if !valid_source(&eth.src) {
+        return Err(DropReason::InvalidSourceMac);
+    }
+    let is_known = read_updated(&FDB, &FdbKey::new(vni, eth.src), place);
+    let found = identify(net, eth, sender, is_known.then_some(&*place))?;
+    let is_host = found == TunnelSource::Host;
+    (ep.vni, ep.mac) = (vni, eth.src);
+    let ep = &*ep;
     match eth.ethertype() {
         ETH_P_IP => {
-            let ip: Ipv4Hdr = ctx.read(INNER_L3).ok_or(DropReason::Malformed)?;
+            let ip = fill(ctx, INNER_L3, ip).ok_or(DropReason::Malformed)?;
             if is_host {
-                check_host_ipv4(net, &eth, &ip, &address)?;
+                check_host_ipv4(net, eth, ip, &address)?;
             } else {
-                check_ipv4(net, &named.ep, &ip, |ip| has_ipv4(&named.ep, ip))?;
+                check_ipv4(net, ep, ip, |ip| has_ipv4(ep, ip))?;
             }
         }
-        ETH_P_ARP => {
-            let arp: ArpIpv4 = load(ctx, INNER_L3)?;
-            if is_host {
-                check_host_arp(net, &eth, &arp)?;
-            } else {
-                check_arp(net, &named.ep, &arp, |ip| has_ipv4(&named.ep, ip))?;
-            }
-        }
+        ETH_P_ARP => check_arp_packet(ctx.skb.skb, net, named, is_host.into())?,
         _ if is_host => return Err(DropReason::GatewaySource),
         ETH_P_IPV6 if !learns(net) => check_ipv6(ctx.skb.skb, named)?,
         _ => {}
     }
     Ok(found)
+}
+
+/// Checks the sender of an ARP packet, which is the sending host itself if `is_host` is not 0. A BPF
+/// function of its own, for a stack frame of its own.
+#[inline(never)]
+fn check_arp_packet(
+    skb: *mut __sk_buff,
+    net: &NetworkInfo,
+    named: &mut Named,
+    is_host: u32,
+) -> Result<(), DropReason> {
+    let Named { ep, eth, arp, .. } = named;
+    let arp = fill(&TcContext::new(skb), INNER_L3, arp).ok_or(DropReason::Malformed)?;
+    if is_host != 0 {
+        return check_host_arp(net, eth, arp);
+    }
+    let ep = &*ep;
+    check_arp(net, ep, arp, |ip| has_ipv4(ep, ip))
 }
 
 /// Checks the source of an IPv6 packet, and the message if it is one of neighbour discovery. A BPF
@@ -144,9 +167,9 @@ fn check_ipv6(skb: *mut __sk_buff, named: &mut Named) -> Result<(), DropReason> 
 
 #[inline(always)]
 fn try_check_ipv6(ctx: &TcContext, named: &mut Named) -> Result<(), DropReason> {
-    let Named { ep, ip, message, option } = named;
+    let Named { ep, ip6, message, option, .. } = named;
     let ep = &*ep;
-    let ip = fill(ctx, INNER_L3, ip).ok_or(DropReason::Malformed)?;
+    let ip = fill(ctx, INNER_L3, ip6).ok_or(DropReason::Malformed)?;
     source::check_ipv6_source(ep, ip, |ip| has_ipv6(ep, ip))?;
     let mut l4 = UpperLayer { protocol: ip.next_header(), offset: V6_UPPER };
     skip_extensions(ctx, &mut l4)?;

@@ -3,10 +3,7 @@
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use culvert_common::{
     abi::{Action, Direction, DropReason, FdbKey, NetworkInfo, Note, RESERVED_VNI, VtepId, zone},
-    datapath::{
-        learn,
-        tunnel_source::{TunnelSource, learns},
-    },
+    datapath::tunnel_source::{TunnelSource, learns},
     wire::{
         EthHdr, Ipv4Hdr,
         ethernet::{self, ETH_P_ARP},
@@ -22,7 +19,7 @@ use crate::{
     },
     kernel::{
         redirect,
-        skb::{Packet as _, ensure, ifindex, linearise, vlan_id},
+        skb::{Packet as _, ensure, ifindex, linearise, load, vlan_id},
     },
     maps::shares_port,
     pairs,
@@ -108,31 +105,29 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
         }
         Err(reason) => return Err(reason),
     };
-    let eth: EthHdr = ctx.read(INNER).ok_or(DropReason::OuterMalformed)?;
-    if eth.is_vlan() {
-        return Err(DropReason::VlanTagged);
-    }
-    if !learn::valid_source(&eth.src) {
-        return Err(DropReason::InvalidSourceMac);
-    }
     let sender = tunnel_source::check(ctx, net, vni, vtep, outer.vtep)?;
+    let eth: EthHdr = ctx.read(INNER).ok_or(DropReason::OuterMalformed)?;
     let contents = decap::inspect(ctx, outer, &eth)?;
     let receiver = find_receiver(vni, net, &eth)?;
     // The frame was sent by another host itself, not by a container of that host.
     let of_host = sender == TunnelSource::Host;
-    let source = FdbKey::new(vni, eth.src);
-    let is_heard = learns(net) && !of_host && eth.ethertype() == ETH_P_ARP;
+    let mut what = 0;
+    if learns(net) && !of_host && eth.ethertype() == ETH_P_ARP {
+        what |= LEARN_ARP;
+    }
+    if sender == TunnelSource::Unknown {
+        what |= LEARN_MAC;
+    }
     if matches!(receiver, Receiver::Host) && !contents.is_for_host(net) {
-        if is_heard && take_reply(ctx.skb.skb, &source, vtep.0) != 0 {
+        // Only a VTEP of another system sends its reply to a request of this host as unicast: a
+        // Culvert host makes it a broadcast.
+        if what & LEARN_ARP != 0 && learn_from(ctx.skb.skb, vni, vtep.0, what | IF_HEARD) != 0 {
             return Ok(Action::Absorb);
         }
         return Err(DropReason::UnknownDestination);
     }
-    if sender == TunnelSource::Unknown {
-        learned::source(DIRECTION, source, vtep, 0, ctx.len());
-    }
-    if is_heard {
-        heard::listen(DIRECTION, ctx, vni, INNER_L3);
+    if what != 0 {
+        learn_from(ctx.skb.skb, vni, vtep.0, what);
     }
 
     decap::unwrap(ctx, outer, &contents, &eth)?;
@@ -165,17 +160,27 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
     }
 }
 
-/// Learns from an ARP reply to a request of this host. Only a VTEP of another system sends it as
-/// unicast: a Culvert host makes it a broadcast. Returns 1 if the sender was noted, else 0. A BPF
-/// function of its own, to keep the stack frame of its caller small.
+/// Bit of the argument of [`learn_from`]: the frame is an ARP packet of a container or of a host
+/// without Culvert.
+const LEARN_ARP: u32 = 1;
+/// Bit of the argument of [`learn_from`]: the store does not have the source MAC.
+const LEARN_MAC: u32 = 2;
+/// Bit of the argument of [`learn_from`]: the MAC is learned only if the sender of the ARP packet was
+/// noted.
+const IF_HEARD: u32 = 4;
+
+/// Learns from a frame of `vtep`, before its decapsulation. `what` has the bits that apply. Returns
+/// 1 if the sender of the ARP packet was noted, else 0. A BPF function of its own, to keep the stack
+/// frame of its caller small.
 #[inline(never)]
-fn take_reply(skb: *mut __sk_buff, source: &FdbKey, vtep: u32) -> u32 {
+fn learn_from(skb: *mut __sk_buff, vni: u32, vtep: u32, what: u32) -> u32 {
     let ctx = TcContext::new(skb);
-    if !heard::listen(DIRECTION, &ctx, source.vni, INNER_L3) {
-        return 0;
+    let is_heard = what & LEARN_ARP != 0 && heard::listen(DIRECTION, &ctx, vni, INNER_L3);
+    if what & LEARN_MAC != 0 && (is_heard || what & IF_HEARD == 0) {
+        let Ok(eth) = load::<EthHdr>(&ctx, INNER) else { return 0 };
+        learned::source(DIRECTION, FdbKey::new(vni, eth.src), VtepId(vtep), 0, ctx.len());
     }
-    learned::source(DIRECTION, *source, VtepId(vtep), 0, ctx.len());
-    1
+    is_heard.into()
 }
 
 /// Finds the local endpoint, or endpoints, that a frame from the tunnel is for.
