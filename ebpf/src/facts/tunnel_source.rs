@@ -63,8 +63,14 @@ pub(crate) fn check(
     sender: VtepId,
     address: [u8; 4],
 ) -> Result<TunnelSource, DropReason> {
-    let address = u32::from_ne_bytes(address);
-    match check_source(ctx.skb.skb, net, vni, sender.0, address) {
+    let skb = ctx.skb.skb;
+    let mut found = check_source(skb, net, vni, sender.0, u32::from_ne_bytes(address));
+    if found & IS_ARP != 0 {
+        found = check_arp_packet(skb, net, found & !IS_ARP);
+    } else if found & IS_IPV6 != 0 {
+        found = check_ipv6_packet(skb, found & !IS_IPV6);
+    }
+    match found {
         HOST => Ok(TunnelSource::Host),
         ENDPOINT => Ok(TunnelSource::Endpoint),
         UNKNOWN => Ok(TunnelSource::Unknown),
@@ -76,9 +82,24 @@ pub(crate) fn check(
 const HOST: u32 = TunnelSource::Host as u32;
 const ENDPOINT: u32 = TunnelSource::Endpoint as u32;
 const UNKNOWN: u32 = TunnelSource::Unknown as u32;
+/// Bit beside a number of [`TunnelSource`]: the frame is an ARP packet, which is still to be checked.
+const IS_ARP: u32 = 1 << 8;
+/// Bit beside a number of [`TunnelSource`]: the frame is an IPv6 packet, which is still to be checked.
+const IS_IPV6: u32 = 1 << 9;
 
-/// [`check`] as a global BPF function: the verifier checks it once. Returns a number of
-/// [`TunnelSource`], or the code of a drop reason.
+/// The number of a result: `found`, or the code of the drop reason.
+#[inline(always)]
+fn number(result: Result<(), DropReason>, found: u32) -> u32 {
+    match result {
+        Ok(()) => found,
+        Err(reason) => reason.code().into(),
+    }
+}
+
+/// Makes the checks of [`check`] that concern MACs and IPv4 packets. Returns a number of
+/// [`TunnelSource`], with a bit if there is more to check, or the code of a drop reason. A global BPF
+/// function: the verifier checks it once. The other checks are functions beside it, not below it: the
+/// stack frames of a chain of calls must not exceed 512 bytes.
 // SAFETY: no other symbol of the programs has this name.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -96,7 +117,7 @@ extern "C" fn check_source(
     };
     let ctx = TcContext::new(skb);
     match try_check(&ctx, net, vni, VtepId(sender), address.to_ne_bytes()) {
-        Ok(source) => source as u32,
+        Ok(found) => found,
         Err(reason) => reason.code().into(),
     }
 }
@@ -108,9 +129,8 @@ fn try_check(
     vni: u32,
     sender: VtepId,
     address: [u8; 4],
-) -> Result<TunnelSource, DropReason> {
-    let named = own(&NAMED, 0).ok_or(DropReason::HelperFailed)?;
-    let Named { ep, place, eth, ip, .. } = &mut *named;
+) -> Result<u32, DropReason> {
+    let Named { ep, place, eth, ip, .. } = own(&NAMED, 0).ok_or(DropReason::HelperFailed)?;
     let eth = fill(ctx, INNER, eth).ok_or(DropReason::OuterMalformed)?;
     if eth.is_vlan() {
         return Err(DropReason::VlanTagged);
@@ -119,10 +139,11 @@ fn try_check(
         return Err(DropReason::InvalidSourceMac);
     }
     let is_known = read_updated(&FDB, &FdbKey::new(vni, eth.src), place);
-    let found = identify(net, eth, sender, is_known.then_some(&*place))?;
-    let is_host = found == TunnelSource::Host;
+    let source = identify(net, eth, sender, is_known.then_some(&*place))?;
+    let is_host = source == TunnelSource::Host;
     (ep.vni, ep.mac) = (vni, eth.src);
     let ep = &*ep;
+    let found = source as u32;
     match eth.ethertype() {
         ETH_P_IP => {
             let ip = fill(ctx, INNER_L3, ip).ok_or(DropReason::Malformed)?;
@@ -131,43 +152,53 @@ fn try_check(
             } else {
                 check_ipv4(net, ep, ip, |ip| has_ipv4(ep, ip))?;
             }
+            Ok(found)
         }
-        ETH_P_ARP => check_arp_packet(ctx.skb.skb, net, named, is_host.into())?,
-        _ if is_host => return Err(DropReason::GatewaySource),
-        ETH_P_IPV6 if !learns(net) => check_ipv6(ctx.skb.skb, named)?,
-        _ => {}
+        ETH_P_ARP => Ok(found | IS_ARP),
+        _ if is_host => Err(DropReason::GatewaySource),
+        ETH_P_IPV6 if !learns(net) => Ok(found | IS_IPV6),
+        _ => Ok(found),
     }
-    Ok(found)
 }
 
-/// Checks the sender of an ARP packet, which is the sending host itself if `is_host` is not 0. A BPF
-/// function of its own, for a stack frame of its own.
+/// Checks the sender of an ARP packet, after [`check_source`] has returned `found` for it. Returns
+/// `found`, or the code of a drop reason. A global BPF function.
+// SAFETY: no other symbol of the programs has this name.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn check_arp_packet(
-    skb: *mut __sk_buff,
-    net: &NetworkInfo,
-    named: &mut Named,
-    is_host: u32,
-) -> Result<(), DropReason> {
-    let Named { ep, eth, arp, .. } = named;
-    let arp = fill(&TcContext::new(skb), INNER_L3, arp).ok_or(DropReason::Malformed)?;
-    if is_host != 0 {
+extern "C" fn check_arp_packet(skb: *mut __sk_buff, net: *const NetworkInfo, found: u32) -> u32 {
+    // SAFETY: the pointer is null or points to a `NetworkInfo`: the verifier checks this for every
+    // caller.
+    let Some(net) = (unsafe { net.as_ref() }) else {
+        return DropReason::HelperFailed.code().into();
+    };
+    number(try_check_arp(&TcContext::new(skb), net, found), found)
+}
+
+#[inline(always)]
+fn try_check_arp(ctx: &TcContext, net: &NetworkInfo, found: u32) -> Result<(), DropReason> {
+    let Named { ep, eth, arp, .. } = own(&NAMED, 0).ok_or(DropReason::HelperFailed)?;
+    let arp = fill(ctx, INNER_L3, arp).ok_or(DropReason::Malformed)?;
+    if found == HOST {
         return check_host_arp(net, eth, arp);
     }
     let ep = &*ep;
     check_arp(net, ep, arp, |ip| has_ipv4(ep, ip))
 }
 
-/// Checks the source of an IPv6 packet, and the message if it is one of neighbour discovery. A BPF
-/// function of its own, for a stack frame of its own.
+/// Checks the source of an IPv6 packet, and the message if it is one of neighbour discovery, after
+/// [`check_source`] has returned `found` for it. Returns `found`, or the code of a drop reason. A
+/// global BPF function.
+// SAFETY: no other symbol of the programs has this name.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn check_ipv6(skb: *mut __sk_buff, named: &mut Named) -> Result<(), DropReason> {
-    try_check_ipv6(&TcContext::new(skb), named)
+extern "C" fn check_ipv6_packet(skb: *mut __sk_buff, found: u32) -> u32 {
+    number(try_check_ipv6(&TcContext::new(skb)), found)
 }
 
 #[inline(always)]
-fn try_check_ipv6(ctx: &TcContext, named: &mut Named) -> Result<(), DropReason> {
-    let Named { ep, ip6, message, option, .. } = named;
+fn try_check_ipv6(ctx: &TcContext) -> Result<(), DropReason> {
+    let Named { ep, ip6, message, option, .. } = own(&NAMED, 0).ok_or(DropReason::HelperFailed)?;
     let ep = &*ep;
     let ip = fill(ctx, INNER_L3, ip6).ok_or(DropReason::Malformed)?;
     source::check_ipv6_source(ep, ip, |ip| has_ipv6(ep, ip))?;
