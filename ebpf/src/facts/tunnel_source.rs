@@ -34,8 +34,8 @@ use crate::{
 /// Offset of the upper layer in a frame whose inner IPv6 packet has no extension headers.
 const V6_UPPER: usize = INNER_L3 + Ipv6Hdr::LEN;
 
-/// Headers of the frame, and the endpoint that it names as its sender. They are not on the BPF stack,
-/// which has only 512 bytes.
+/// Headers of the frame, and the endpoint that it names as its sender. They are not on the BPF
+/// stack, which has only 512 bytes.
 struct Named {
     /// Only the VNI and the MAC are set. The other fields stay zero: the neighbour map has the
     /// addresses.
@@ -82,9 +82,9 @@ pub(crate) fn check(
 const HOST: u32 = TunnelSource::Host as u32;
 const ENDPOINT: u32 = TunnelSource::Endpoint as u32;
 const UNKNOWN: u32 = TunnelSource::Unknown as u32;
-/// Bit beside a number of [`TunnelSource`]: the frame is an ARP packet, which is still to be checked.
+/// Bit beside a number of [`TunnelSource`]: the frame is an ARP packet, still to be checked.
 const IS_ARP: u32 = 1 << 8;
-/// Bit beside a number of [`TunnelSource`]: the frame is an IPv6 packet, which is still to be checked.
+/// Bit beside a number of [`TunnelSource`]: the frame is an IPv6 packet, still to be checked.
 const IS_IPV6: u32 = 1 << 9;
 
 /// The number of a result: `found`, or the code of the drop reason.
@@ -97,9 +97,9 @@ fn number(result: Result<(), DropReason>, found: u32) -> u32 {
 }
 
 /// Makes the checks of [`check`] that concern MACs and IPv4 packets. Returns a number of
-/// [`TunnelSource`], with a bit if there is more to check, or the code of a drop reason. A global BPF
-/// function: the verifier checks it once. The other checks are functions beside it, not below it: the
-/// stack frames of a chain of calls must not exceed 512 bytes.
+/// [`TunnelSource`], with a bit if there is more to check, or the code of a drop reason. A global
+/// BPF function: the verifier checks it once. The other checks are functions beside it, not below
+/// it: the stack frames of a chain of calls must not exceed 512 bytes.
 // SAFETY: no other symbol of the programs has this name.
 #[unsafe(no_mangle)]
 #[inline(never)]

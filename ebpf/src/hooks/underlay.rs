@@ -165,20 +165,21 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
 const LEARN_ARP: u32 = 1;
 /// Bit of the argument of [`learn_from`]: the store does not have the source MAC.
 const LEARN_MAC: u32 = 2;
-/// Bit of the argument of [`learn_from`]: the MAC is learned only if the sender of the ARP packet was
-/// noted.
+/// Bit of the argument of [`learn_from`]: the MAC is learned only if the sender of the ARP packet
+/// was noted.
 const IF_HEARD: u32 = 4;
 
-/// Learns from a frame of `vtep`, before its decapsulation. `what` has the bits that apply. Returns
-/// 1 if the sender of the ARP packet was noted, else 0. A BPF function of its own, to keep the stack
+/// Learns from a frame of `vtep`, before its decapsulation. `what` has the bits that apply. Returns 1
+/// if the sender of the ARP packet was noted, else 0. A BPF function of its own, to keep the stack
 /// frame of its caller small.
 #[inline(never)]
 fn learn_from(skb: *mut __sk_buff, vni: u32, vtep: u32, what: u32) -> u32 {
     let ctx = TcContext::new(skb);
     let is_heard = what & LEARN_ARP != 0 && heard::listen(DIRECTION, &ctx, vni, INNER_L3);
     if what & LEARN_MAC != 0 && (is_heard || what & IF_HEARD == 0) {
-        let Ok(eth) = load::<EthHdr>(&ctx, INNER) else { return 0 };
-        learned::source(DIRECTION, FdbKey::new(vni, eth.src), VtepId(vtep), 0, ctx.len());
+        // The source MAC follows the destination MAC.
+        let Ok(mac) = load(&ctx, INNER + 6) else { return 0 };
+        learned::source(DIRECTION, FdbKey::new(vni, mac), VtepId(vtep), 0, ctx.len());
     }
     is_heard.into()
 }
