@@ -169,9 +169,9 @@ const LEARN_MAC: u32 = 2;
 /// was noted.
 const IF_HEARD: u32 = 4;
 
-/// Learns from a frame of `vtep`, before its decapsulation. `what` has the bits that apply. Returns 1
-/// if the sender of the ARP packet was noted, else 0. A BPF function of its own, to keep the stack
-/// frame of its caller small.
+/// Learns from a frame of `vtep`, before its decapsulation. `what` has the bits that apply. Returns
+/// 1 if the sender of the ARP packet was noted, else 0. A BPF function of its own, to keep the
+/// stack frame of its caller small.
 #[inline(never)]
 fn learn_from(skb: *mut __sk_buff, vni: u32, vtep: u32, what: u32) -> u32 {
     let ctx = TcContext::new(skb);
