@@ -1,9 +1,10 @@
-//! Source checks of frames from the tunnel: a host speaks only for its own endpoints and for itself.
+//! Source checks of frames from the tunnel: a host speaks only for its own endpoints and for
+//! itself.
 //!
-//! The outer header says which host has sent a frame. The agent's FDB has the host of each endpoint,
-//! and the neighbour map has the endpoint's addresses. So the receiver makes the checks of
-//! [`source`](super::source), [`arp`](super::arp) and [`nd`](super::nd) again, which the host of the
-//! endpoint has made when the container sent the frame.
+//! The outer header says which host has sent a frame. The agent's FDB has the host of each
+//! endpoint, and the neighbour map has the endpoint's addresses. So the receiver makes the checks of
+//! [`source`](super::source), [`arp`](super::arp) and [`nd`](super::nd) again, which the host of
+//! the endpoint has made when the container sent the frame.
 //!
 //! A network that learns has MACs and addresses that are not in the store. There, a frame may have
 //! any source except the gateway and the MACs of endpoints of other hosts. The IPv6 sources of such
@@ -84,8 +85,8 @@ pub fn check_host_ipv4(
     if ip.src == *vtep { Ok(()) } else { Err(DropReason::SpoofedIp) }
 }
 
-/// Checks an ARP packet that another host has sent itself. Only in a network that learns does a host
-/// use ARP: it sends requests of the gateway to all
+/// Checks an ARP packet that another host has sent itself. Only in a network that learns does a
+/// host use ARP: it sends requests of the gateway to all
 /// ([`arp_request_frame`](super::arp::arp_request_frame)). Fails with
 /// [`DropReason::GatewaySource`].
 #[inline(always)]
@@ -116,8 +117,8 @@ pub fn check_ipv4(
     if learns(net) { Ok(()) } else { check_ipv4_source(ep, ip, others) }
 }
 
-/// Checks the sender of an ARP packet whose frame does not have the gateway's MAC; `ep` and `others`
-/// are as in [`check_ipv4`]. Fails with [`DropReason::GatewaySource`], and in a network that does
+/// Checks the sender of an ARP packet whose frame does not have the gateway's MAC; `ep` and
+/// `others` are as in [`check_ipv4`]. Fails with [`DropReason::GatewaySource`], and in a network that does
 /// not learn, as [`arp_query`] does.
 #[inline(always)]
 pub fn check_arp(
