@@ -3,7 +3,8 @@
 //!
 //! The result for a frame depends on its endpoint, on its MAC and IP addresses, and on maps that
 //! seldom change. The key of an entry holds the addresses, and the interface or VTEP that the frame
-//! comes from. A frame that differs in one of them is a miss. An entry is valid for one epoch of
+//! comes from; of a frame from the underlay, the destination IP address is not needed. A frame that
+//! differs in one of them is a miss. An entry is valid for one epoch of
 //! the maps ([`EPOCH`](culvert_common::abi::names::EPOCH)). A new epoch begins whenever a map
 //! changes that the result depends on. Lengths, ECN, fragments and the outer header are checked for
 //! every packet.
@@ -112,7 +113,8 @@ impl OuterHeaders for Wrapped {
 #[repr(C)]
 struct Key {
     /// Destination and source MAC. From a container, the words also have the padding and the
-    /// EtherType, which are the same in all frames of the cache.
+    /// EtherType, which are the same in all frames of the cache. From the underlay, the second word
+    /// also has the source IP address.
     macs: [u64; 2],
     /// From a container: the IP addresses. From the underlay: the VXLAN header.
     more: u64,
@@ -141,7 +143,8 @@ impl Wrapped {
     fn key(&self) -> Key {
         let words: &[u32; size_of::<Self>() / 4] = bytemuck::cast_ref(self);
         let &[_, _, _, _, _, _, _, vtep, _, _, _, v0, v1, m0, m1, m2, _, _, _, _, _, _] = words;
-        Key { macs: [join(m0, m1), m2.into()], more: join(v0, v1), from: vtep.into() }
+        let src = u32::from_ne_bytes(self.ip.src);
+        Key { macs: [join(m0, m1), join(m2, src)], more: join(v0, v1), from: vtep.into() }
     }
 }
 

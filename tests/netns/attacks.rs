@@ -10,9 +10,10 @@ use std::{
 };
 
 use culvert_tests::{
-    cluster::{SOON, unique_name},
+    cluster::{Cluster, Host, SOON, unique_name},
     external::External,
     netns::wait_until,
+    packet::{self, Arp, Tunnel, V4},
     sock::{self, Behaviour, PATIENCE, Server, Use, container},
 };
 use etherparse::PacketBuilder;
@@ -160,4 +161,75 @@ fn an_internal_network_reaches_no_published_port_of_others() {
     wait_until(SOON, "the drop to be counted", || {
         host.counter("from_container", "internal_network") > 0
     });
+}
+
+/// VXLAN that a member host sends with the frame `inner` as content.
+fn through_the_tunnel(from: &Host, to: &Host, vni: u32, inner: &[u8]) -> Vec<u8> {
+    let tunnel = Tunnel::new(from.vtep().octets(), to.vtep().octets(), vni);
+    // The kernel makes the Ethernet header.
+    Tunnel { src_port: 50_000, ..tunnel }.wrap(inner).split_off(14)
+}
+
+/// A member host whose root has gone bad speaks only in the name of its own containers and of
+/// itself: not of containers of other hosts or of the receiver, of external hosts, or of the
+/// gateway.
+#[test]
+#[ignore = "needs root"]
+fn a_member_speaks_for_its_own_containers_only() {
+    const VNI: u32 = 700;
+    const PORT: u16 = 7000;
+    let cluster = Cluster::new(3);
+    let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24"];
+    cluster.hosts[0].ok(&[&create[..], &["--vni", &VNI.to_string(), "net"]].concat());
+    cluster.wait_network("net");
+    let [victim, bad, third] = [0, 1, 2].map(|index| &cluster.hosts[index]);
+    let address = |last: u8| packet::Host {
+        mac: [0x02, 0x42, 10, 0, 0, last],
+        v4: [10, 0, 0, last],
+        v6: [0; 16],
+    };
+    let names = ["one", "other", "own", "foreign"].map(unique_name);
+    for (host, name, last) in
+        [(victim, &names[0], 2), (victim, &names[1], 3), (bad, &names[2], 4), (third, &names[3], 5)]
+    {
+        host.run_idle(name, "net", &["--ip", &format!("10.0.0.{last}")]);
+    }
+    bad.wait_ping(&names[2], "10.0.0.2");
+    third.wait_ping(&names[3], "10.0.0.2");
+    victim.wait_ping(&names[0], &victim.vtep().to_string());
+    let server = Server::udp(&container(&names[0]), any(PORT));
+    let one = address(2);
+    let send = |inner: &[u8]| {
+        let packet = through_the_tunnel(bad, victim, VNI, inner);
+        send_raw(bad.netns.path(), victim.vtep(), &[packet]);
+    };
+    let datagram = |from: &packet::Host| V4::udp(from, &one, (5000, PORT), b"x").frame();
+    let own = address(4);
+    let gateway = address(1);
+    let eight = packet::Host { v4: [8, 8, 8, 8], ..own };
+    let as_gateway = packet::Host { v4: gateway.v4, ..own };
+    let of_host = packet::Host { mac: gateway.mac, v4: third.vtep().octets(), ..own };
+    let attacks: [(&str, Vec<u8>); 9] = [
+        ("foreign_source_mac", datagram(&address(5))),
+        ("foreign_source_mac", datagram(&address(77))),
+        ("local_source_mac", datagram(&address(3))),
+        ("spoofed_ip", datagram(&eight)),
+        ("spoofed_ip", datagram(&of_host)),
+        ("spoofed_arp", Arp::reply(&packet::Host { v4: address(5).v4, ..own }, &one).frame()),
+        ("gateway_source", datagram(&as_gateway)),
+        ("gateway_source", Arp::reply(&as_gateway, &one).frame()),
+        ("gateway_source", Arp::request(&gateway, one.v4).frame()),
+    ];
+    for (reason, inner) in &attacks {
+        let before = victim.counter("from_underlay", reason);
+        send(inner);
+        wait_until(SOON, &format!("one more {reason}"), || {
+            victim.counter("from_underlay", reason) > before
+        });
+    }
+    assert_eq!(server.seen().len(), 0);
+    send(&datagram(&own));
+    wait_until(SOON, "the datagram of the host's own container", || server.seen().len() == 1);
+    // The container still reaches the host through the gateway.
+    victim.in_container(&names[0], &format!("ping -c1 -W2 {}", victim.vtep()));
 }

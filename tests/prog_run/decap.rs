@@ -12,7 +12,7 @@ use crate::{
     run::{SHORTEST_V4, copy, note},
     world::{
         A, B, FAR, FARTHER, NOBODY, ONE, OUR_VTEP, PEER, PEER_MAC, PEER2, STRANGER, TWO, UPLINK,
-        UPLINK_MAC, from_peer,
+        UPLINK_MAC, endpoint_behind, from_peer, learning,
     },
 };
 
@@ -287,6 +287,7 @@ fn unknown_vtep(lab: &mut Lab) {
 fn vtep_of_another_network(lab: &mut Lab) {
     lab.tables.vteps.remove(&VtepKey { vni: A, ip: PEER }).unwrap();
     lab.tables.vteps.insert(&VtepKey { vni: B, ip: PEER }, &VtepInfo { foreign: 0 }).unwrap();
+    endpoint_behind(&lab.tables, B, &FAR, PEER);
     refused(lab, from_peer(), DropReason::UnknownVtep);
     let inner = hello();
     let outer = Tunnel { vni: B, ..from_peer() }.wrap(&inner);
@@ -295,8 +296,12 @@ fn vtep_of_another_network(lab: &mut Lab) {
 
 fn foreign_vtep(lab: &mut Lab) {
     lab.tables.vteps.insert(&VtepKey { vni: A, ip: STRANGER }, &VtepInfo { foreign: 1 }).unwrap();
-    let inner = hello();
+    let inner = V4::udp(&NOBODY, &ONE, (1000, 2000), b"hello, world").frame();
     let outer = Tunnel { src: STRANGER, ..from_peer() }.wrap(&inner);
+    // The store does not have the hosts behind such a VTEP, so the network must learn them.
+    lab.at_underlay(&outer).drops(DropReason::ForeignSourceMac);
+    learning(&lab.tables);
+    lab.at_underlay(&outer).delivers(&inner, &[note(Note::Learned)]);
     lab.at_underlay(&outer).delivers(&inner, &[]);
 }
 

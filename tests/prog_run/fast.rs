@@ -253,7 +253,7 @@ fn where_hosts_learn_other_pairs_are_not(lab: &mut Lab) {
     // The source is known, and another VTEP claims it: refused and counted each time.
     let claimed = Tunnel { src: PEER2, ..from_peer() }.wrap(&back());
     for _ in 0..2 {
-        lab.at_underlay(&claimed).delivers(&back(), &[note(Note::LearnRefused)]);
+        lab.at_underlay(&claimed).drops(DropReason::ForeignSourceMac);
     }
     // The entry of a learned destination ages.
     let to_learned = V4 { eth_dst: NOBODY.mac, ..V4::udp(&FAR, &ONE, (2, 1), b"hello") }.frame();

@@ -24,7 +24,7 @@ use crate::{
     lab::{Lab, ip, mac},
     world::{
         B, FAR, FARTHER, NOBODY, ONE, OUR_VTEP, PEER, PEER_MAC, ROUTER, ROUTER_MAC, TO_PEER, TWO,
-        UPLINK_MAC, from_peer, local, to_peer, to_peer2,
+        UPLINK_MAC, endpoint_behind, from_peer, local, to_peer, to_peer2,
     },
 };
 
@@ -300,6 +300,7 @@ fn errors_come_back(lab: &mut Lab) {
 fn from_the_tunnel_to_its_network(lab: &mut Lab) {
     lab.tables.vteps.insert(&VtepKey { vni: B, ip: PEER }, &VtepInfo { foreign: 0 }).unwrap();
     lab.tables.fdb.insert(&FdbKey::new(B, NOBODY.mac), &local(Interface::B1)).unwrap();
+    endpoint_behind(&lab.tables, B, &FAR, PEER);
     let mut live = Live::attach(lab);
     let inner = V4::udp(&FAR, &TWO, (1, 2), b"hello").frame();
     let in_b = Tunnel { vni: B, ..from_peer() };

@@ -103,6 +103,8 @@ mod tenants;
 #[cfg(test)]
 mod to_host;
 #[cfg(test)]
+mod tunnel_source;
+#[cfg(test)]
 mod world;
 #[cfg(test)]
 mod xdp;

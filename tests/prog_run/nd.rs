@@ -53,16 +53,16 @@ cases!(
     multicast_listener_report_is_accepted,
 );
 
-const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+pub(crate) const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const ALL_ROUTERS: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
 
 const SOLICIT: u8 = 135;
-const ADVERT: u8 = 136;
+pub(crate) const ADVERT: u8 = 136;
 const SOURCE_OPTION: u8 = 1;
-const TARGET_OPTION: u8 = 2;
+pub(crate) const TARGET_OPTION: u8 = 2;
 const ROUTER: u8 = 0x80;
-const SOLICITED: u8 = 0x40;
-const OVERRIDE: u8 = 0x20;
+pub(crate) const SOLICITED: u8 = 0x40;
+pub(crate) const OVERRIDE: u8 = 0x20;
 
 /// Solicited-node group of an address, `ff02::1:ffXX:XXXX` (RFC 4291 §2.7.1).
 const fn solicited_node(ip: [u8; 16]) -> [u8; 16] {
@@ -70,16 +70,16 @@ const fn solicited_node(ip: [u8; 16]) -> [u8; 16] {
 }
 
 /// MAC of a multicast group (RFC 2464 §7).
-const fn group_mac(ip: [u8; 16]) -> [u8; 6] {
+pub(crate) const fn group_mac(ip: [u8; 16]) -> [u8; 6] {
     [0x33, 0x33, ip[12], ip[13], ip[14], ip[15]]
 }
 
-fn link_layer(kind: u8, mac: [u8; 6]) -> Vec<u8> {
+pub(crate) fn link_layer(kind: u8, mac: [u8; 6]) -> Vec<u8> {
     [&[kind, 1], mac.as_slice()].concat()
 }
 
 /// A neighbour message; what follows `target` is `options`.
-fn message(
+pub(crate) fn message(
     eth: ([u8; 6], [u8; 6]),
     ip: ([u8; 16], [u8; 16]),
     (kind, flags): (u8, u8),
@@ -91,27 +91,27 @@ fn message(
 }
 
 /// A multicast solicitation of `from` for `target`.
-fn solicit(from: &Host, target: [u8; 16]) -> V6 {
+pub(crate) fn solicit(from: &Host, target: [u8; 16]) -> V6 {
     let group = solicited_node(target);
     let option = link_layer(SOURCE_OPTION, from.mac);
     message((from.mac, group_mac(group)), (from.v6, group), (SOLICIT, 0), target, &option)
 }
 
 /// A solicitation of `host` that detects duplicates of `target` (RFC 4862 §5.4.2).
-fn detect(host: &Host, target: [u8; 16]) -> V6 {
+pub(crate) fn detect(host: &Host, target: [u8; 16]) -> V6 {
     let group = solicited_node(target);
     message((host.mac, group_mac(group)), ([0; 16], group), (SOLICIT, 0), target, &[])
 }
 
 /// A solicited advertisement of `from` to `to`.
-fn advert(from: &Host, to: &Host) -> V6 {
+pub(crate) fn advert(from: &Host, to: &Host) -> V6 {
     let option = link_layer(TARGET_OPTION, from.mac);
     let flags = SOLICITED | OVERRIDE;
     message((from.mac, to.mac), (from.v6, to.v6), (ADVERT, flags), from.v6, &option)
 }
 
 /// An advertisement of `from` to all nodes.
-fn announce(from: &Host) -> V6 {
+pub(crate) fn announce(from: &Host) -> V6 {
     let option = link_layer(TARGET_OPTION, from.mac);
     let eth = (from.mac, group_mac(ALL_NODES));
     message(eth, (from.v6, ALL_NODES), (ADVERT, OVERRIDE), from.v6, &option)

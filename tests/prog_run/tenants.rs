@@ -10,8 +10,8 @@ use crate::{
     lab::Lab,
     run::{copy, note},
     world::{
-        A, B, FAR, NOBODY, ONE, PEER, TWO, change_network, from_peer, learning, local, neighbour,
-        remote,
+        A, B, FAR, NOBODY, ONE, PEER, TWO, change_network, endpoint_behind, from_peer, learning,
+        local, neighbour, remote,
     },
 };
 
@@ -47,6 +47,7 @@ fn broadcast_stays_in_its_network(lab: &mut Lab) {
 
 fn broadcast_from_the_tunnel_stays_in_its_network(lab: &mut Lab) {
     lab.tables.vteps.insert(&VtepKey { vni: B, ip: PEER }, &VtepInfo { foreign: 0 }).unwrap();
+    endpoint_behind(&lab.tables, B, &FAR, PEER);
     let inner = Arp::request(&FAR, NOBODY.v4).frame();
     for (vni, ports) in [(A, [Interface::A1, Interface::A2]), (B, [Interface::B1, Interface::B2])] {
         let outer = Tunnel { vni, ..from_peer() }.wrap(&inner);
@@ -81,6 +82,7 @@ fn destination_of_another_network_is_unknown(lab: &mut Lab) {
 
 fn source_mac_of_another_network_is_no_conflict(lab: &mut Lab) {
     lab.tables.fdb.insert(&FdbKey::new(B, NOBODY.mac), &local(Interface::B2)).unwrap();
+    endpoint_behind(&lab.tables, A, &NOBODY, PEER);
     let inner = V4::udp(&NOBODY, &ONE, (1, 2), b"hello").frame();
     lab.at_underlay(&from_peer().wrap(&inner)).delivers(&inner, &[]);
     lab.tables.fdb.insert(&FdbKey::new(A, NOBODY.mac), &local(Interface::A2)).unwrap();
@@ -125,6 +127,7 @@ fn learned_entry_of_another_network_is_unknown(lab: &mut Lab) {
 fn vni_decides_where_a_frame_goes(lab: &mut Lab) {
     // In network A the destination is behind a VTEP, in network B it is an endpoint of this host.
     lab.tables.vteps.insert(&VtepKey { vni: B, ip: PEER }, &VtepInfo { foreign: 0 }).unwrap();
+    endpoint_behind(&lab.tables, B, &FAR, PEER);
     lab.tables.fdb.insert(&FdbKey::new(A, NOBODY.mac), &remote(PEER)).unwrap();
     lab.tables.fdb.insert(&FdbKey::new(B, NOBODY.mac), &local(Interface::B1)).unwrap();
     let inner = V4::udp(&FAR, &NOBODY, (1, 2), b"hello").frame();

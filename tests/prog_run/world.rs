@@ -162,8 +162,7 @@ pub(crate) fn fill(tables: &KernelTables) {
     tables.networks.insert(&A, &NETWORK_A).unwrap();
     tables.networks.insert(&B, &NETWORK_B).unwrap();
     for (host, vtep, path) in [(FAR, PEER, TO_PEER), (FARTHER, PEER2, TO_PEER2)] {
-        tables.fdb.insert(&FdbKey::new(A, host.mac), &remote(vtep)).unwrap();
-        neighbour(tables, A, &host, host.mac);
+        endpoint_behind(tables, A, &host, vtep);
         tables.vteps.insert(&VtepKey { vni: A, ip: vtep }, &VtepInfo { foreign: 0 }).unwrap();
         tables.underlay.insert(&vtep, &path).unwrap();
     }
@@ -200,6 +199,12 @@ pub(crate) fn neighbour(tables: &KernelTables, vni: u32, host: &Host, mac: [u8; 
     for key in keys {
         tables.neighbours.insert(&key, &entry).unwrap();
     }
+}
+
+/// Writes the entries of `host`, an endpoint of the network `vni` behind `vtep`.
+pub(crate) fn endpoint_behind(tables: &KernelTables, vni: u32, host: &Host, vtep: [u8; 4]) {
+    tables.fdb.insert(&FdbKey::new(vni, host.mac), &remote(vtep)).unwrap();
+    neighbour(tables, vni, host, host.mac);
 }
 
 /// Changes the endpoint at `interface`.

@@ -197,6 +197,12 @@ coded! {
         FlowConflict = 105 => "flow_conflict",
         /// A client that may not use a published port: its address is denied.
         Denied = 106 => "denied",
+        /// A frame from the tunnel whose source MAC the FDB has at another VTEP, or, in a network
+        /// that does not learn, nowhere.
+        ForeignSourceMac = 107 => "foreign_source_mac",
+        /// A frame from the tunnel with the MAC or the IPv4 address of the gateway as sender, except
+        /// a packet of the sending host itself.
+        GatewaySource = 108 => "gateway_source",
     }
 }
 

@@ -17,6 +17,7 @@ pub mod pmtu;
 pub mod publish;
 pub mod rate;
 pub mod source;
+pub mod tunnel_source;
 
 #[cfg(test)]
 mod tests;

@@ -6,3 +6,4 @@ pub(crate) mod membership;
 pub(crate) mod outer;
 pub(crate) mod routed;
 pub(crate) mod sender;
+pub(crate) mod tunnel_source;

@@ -216,24 +216,32 @@ fn try_check_ipv6(
     source::check_ipv6_shape(&ip, l3_len)?;
     source::check_ipv6_source(ep, &ip, |ip| has_ipv6(ep, ip))?;
     *l4 = UpperLayer { protocol: ip.next_header(), offset: ETH_LEN + Ipv6Hdr::LEN };
+    skip_extensions(ctx, l4)?;
+    Ok(ip.tclass())
+}
+
+/// Moves `l4` from the header after the IPv6 header to the upper-layer header. In a fragment other
+/// than the first, it stays at the fragment header, with the protocol of the payload.
+#[inline(always)]
+pub(crate) fn skip_extensions(ctx: &TcContext, l4: &mut UpperLayer) -> Result<(), DropReason> {
     for _ in 0..MAX_EXTENSIONS {
         if extension_len(l4.protocol, 0).is_none() {
-            return Ok(ip.tclass());
+            return Ok(());
         }
         let head: [u8; 4] = load(ctx, l4.offset)?;
         if l4.protocol == NEXT_FRAGMENT && u16::from_be_bytes([head[2], head[3]]) & 0xfff8 != 0 {
             // Not the first fragment: the bytes after this header are payload.
             l4.protocol = head[0];
-            return Ok(ip.tclass());
+            return Ok(());
         }
-        let Some(len) = extension_len(l4.protocol, head[1]) else { return Ok(ip.tclass()) };
+        let Some(len) = extension_len(l4.protocol, head[1]) else { return Ok(()) };
         l4.protocol = head[0];
         l4.offset += len as usize;
     }
     // A packet with more extension headers is refused: its upper layer was not found, and could not
     // be checked.
     match extension_len(l4.protocol, 0) {
-        None => Ok(ip.tclass()),
+        None => Ok(()),
         Some(_) => Err(DropReason::Malformed),
     }
 }

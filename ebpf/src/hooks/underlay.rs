@@ -3,7 +3,7 @@
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use culvert_common::{
     abi::{Action, Direction, DropReason, FdbKey, NetworkInfo, Note, RESERVED_VNI, VtepId, zone},
-    datapath::learn,
+    datapath::tunnel_source::{TunnelSource, learns},
     wire::{
         EthHdr, Ipv4Hdr,
         ethernet::{self, ETH_P_ARP},
@@ -13,10 +13,13 @@ use culvert_common::{
 use crate::{
     act::{decap, flood, translate::Hook},
     count::note,
-    facts::outer::{INNER, INNER_L3, Outer, Tunnelled, authorise, classify},
+    facts::{
+        outer::{INNER, INNER_L3, Outer, Tunnelled, authorise, classify},
+        tunnel_source,
+    },
     kernel::{
         redirect,
-        skb::{Packet as _, ensure, ifindex, linearise, vlan_id},
+        skb::{Packet as _, ensure, ifindex, linearise, load, vlan_id},
     },
     maps::shares_port,
     pairs,
@@ -100,39 +103,29 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
         }
         Err(reason) => return Err(reason),
     };
+    let sender = tunnel_source::check(ctx, net, vni, vtep, outer.vtep)?;
     let eth: EthHdr = ctx.read(INNER).ok_or(DropReason::OuterMalformed)?;
-    if eth.is_vlan() {
-        return Err(DropReason::VlanTagged);
-    }
-    if !learn::valid_source(&eth.src) {
-        return Err(DropReason::InvalidSourceMac);
-    }
-    let source = FdbKey::new(vni, eth.src);
-    let mut known = Place::NONE;
-    let is_known = learned::locate(&source, 0, &mut known) != 0;
-    if is_known && known.ifindex != 0 {
-        return Err(DropReason::LocalSourceMac);
-    }
-    // Whether there is nothing to learn from the frame: its network does not learn, or the agent's
-    // FDB has its source MAC at the same VTEP.
-    let is_settled = net.flags & NetworkInfo::LEARNING == 0 || (is_known && known.vtep == vtep);
     let contents = decap::inspect(ctx, outer, &eth)?;
     let receiver = find_receiver(vni, net, &eth)?;
     // The frame was sent by another host itself, not by a container of that host.
-    let of_host = eth.src == net.gateway_mac;
-    let learns = net.flags & NetworkInfo::LEARNING != 0 && !of_host;
+    let of_host = sender == TunnelSource::Host;
+    let mut what = 0;
+    if learns(net) && !of_host && eth.ethertype() == ETH_P_ARP {
+        what |= LEARN_ARP;
+    }
+    if sender == TunnelSource::Unknown {
+        what |= LEARN_MAC;
+    }
     if matches!(receiver, Receiver::Host) && !contents.is_for_host(net) {
-        let is_reply = learns && eth.ethertype() == ETH_P_ARP;
-        if is_reply && take_reply(ctx.skb.skb, &source, vtep.0) != 0 {
+        // Only a VTEP of another system sends its reply to a request of this host as unicast: a
+        // Culvert host makes it a broadcast.
+        if what & LEARN_ARP != 0 && learn_from(ctx.skb.skb, vni, vtep.0, what | IF_HEARD) != 0 {
             return Ok(Action::Absorb);
         }
         return Err(DropReason::UnknownDestination);
     }
-    if learns {
-        learned::source(DIRECTION, source, vtep, 0, ctx.len());
-        if eth.ethertype() == ETH_P_ARP {
-            heard::listen(DIRECTION, ctx, vni, INNER_L3);
-        }
+    if what != 0 {
+        learn_from(ctx.skb.skb, vni, vtep.0, what);
     }
 
     decap::unwrap(ctx, outer, &contents, &eth)?;
@@ -142,10 +135,11 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
             Ok(Action::ToHost)
         }
         Receiver::Local(ifindex) | Receiver::Learned(ifindex) if of_host => {
-            from_peer_host::deliver(ctx, net, (vtep, outer.vtep), ifindex)
+            from_peer_host::deliver(ctx, net, vtep, ifindex)
         }
         Receiver::Local(ifindex) => {
-            if is_settled {
+            // The frames of other senders are not cached: each of them refreshes the learned entry.
+            if sender == TunnelSource::Endpoint {
                 pairs::keep_inbound(ifindex);
             }
             decap::hand_over(ctx, ifindex)
@@ -164,17 +158,28 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
     }
 }
 
-/// Learns from an ARP reply to a request of this host. Only a VTEP of another system sends it as
-/// unicast: a Culvert host makes it a broadcast. Returns 1 if the sender was noted, else 0. A BPF
-/// function of its own, to keep the stack frame of its caller small.
+/// Bit of the argument of [`learn_from`]: the frame is an ARP packet of a container or of a host
+/// without Culvert.
+const LEARN_ARP: u32 = 1;
+/// Bit of the argument of [`learn_from`]: the store does not have the source MAC.
+const LEARN_MAC: u32 = 2;
+/// Bit of the argument of [`learn_from`]: the MAC is learned only if the sender of the ARP packet
+/// was noted.
+const IF_HEARD: u32 = 4;
+
+/// Learns from a frame of `vtep`, before its decapsulation. `what` has the bits that apply. Returns
+/// 1 if the sender of the ARP packet was noted, else 0. A BPF function of its own, to keep the
+/// stack frame of its caller small.
 #[inline(never)]
-fn take_reply(skb: *mut __sk_buff, source: &FdbKey, vtep: u32) -> u32 {
+fn learn_from(skb: *mut __sk_buff, vni: u32, vtep: u32, what: u32) -> u32 {
     let ctx = TcContext::new(skb);
-    if !heard::listen(DIRECTION, &ctx, source.vni, INNER_L3) {
-        return 0;
+    let is_heard = what & LEARN_ARP != 0 && heard::listen(DIRECTION, &ctx, vni, INNER_L3);
+    if what & LEARN_MAC != 0 && (is_heard || what & IF_HEARD == 0) {
+        // The source MAC follows the destination MAC.
+        let Ok(mac) = load(&ctx, INNER + 6) else { return 0 };
+        learned::source(DIRECTION, FdbKey::new(vni, mac), VtepId(vtep), 0, ctx.len());
     }
-    learned::source(DIRECTION, *source, VtepId(vtep), 0, ctx.len());
-    1
+    is_heard.into()
 }
 
 /// Finds the local endpoint, or endpoints, that a frame from the tunnel is for.

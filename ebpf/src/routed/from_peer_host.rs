@@ -26,13 +26,14 @@ use crate::{
 
 const DIRECTION: Direction = Direction::FromUnderlay;
 
-/// Hands the decapsulated frame, which the host `vtep` with the address `address` sent
-/// itself, to the container behind `ifindex`.
+/// Hands the decapsulated frame, which the host `vtep` sent itself, to the container behind
+/// `ifindex`. The caller has checked that it is an IPv4 packet from the address of that VTEP
+/// ([`tunnel_source`](crate::facts::tunnel_source)).
 #[inline(always)]
 pub(crate) fn deliver(
     ctx: &TcContext,
     net: &NetworkInfo,
-    (vtep, address): (VtepId, [u8; 4]),
+    vtep: VtepId,
     ifindex: u32,
 ) -> Result<Action, DropReason> {
     // Where another network may have the same addresses, hosts and containers do not
@@ -42,9 +43,6 @@ pub(crate) fn deliver(
     }
     let work = work()?;
     parse(ctx, zone::TUNNEL, &mut work.routed)?;
-    if work.routed.ip.src != address {
-        return Err(DropReason::SpoofedIp);
-    }
     match work.routed.kind {
         Kind::Flow => {
             let Work { routed, target, .. } = &mut *work;

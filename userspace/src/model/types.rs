@@ -220,6 +220,12 @@ impl Network {
         self.subnets.iter().find(|subnet| subnet.subnet.contains(ip))
     }
 
+    /// Whether hosts learn MACs and addresses that the store does not have, from the packets of the
+    /// network.
+    pub fn learns(&self) -> bool {
+        self.learning || self.allows_any_source()
+    }
+
     /// Whether containers may send from any address (`anti_spoof=false`): addresses move between
     /// containers without a change in the store.
     pub fn allows_any_source(&self) -> bool {

@@ -154,8 +154,7 @@ pub(super) fn published(
 
 fn flags(network: &Network) -> u32 {
     let mut flags = 0;
-    // In such a network a container may use addresses that the store does not have.
-    if network.learning || network.allows_any_source() {
+    if network.learns() {
         flags |= NetworkInfo::LEARNING;
     }
     if network.options.get("dscp").is_some_and(|dscp| dscp == "copy") {
@@ -448,7 +447,7 @@ mod tests {
     fn peers_are_the_hosts_with_endpoints_and_the_foreign_vteps_but_not_this_one() {
         let mut cluster = Cluster::default();
         let (one, two, three) = (cluster.node(1), cluster.node(2), cluster.node(3));
-        cluster.network("blue", &[]);
+        cluster.network("blue", &[("learning", "true")]);
         for node in [&one, &two, &two] {
             let number = cluster.revision;
             cluster.endpoint("blue", node, &format!("c{number}"));

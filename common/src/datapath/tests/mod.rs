@@ -10,6 +10,7 @@ mod pmtu;
 mod random;
 mod rate;
 mod tunnel;
+mod tunnel_source;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

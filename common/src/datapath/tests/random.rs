@@ -4,7 +4,8 @@ use bytemuck::pod_read_unaligned as read;
 use proptest::prelude::*;
 
 use super::{endpoint, free_endpoint};
-use crate::datapath::{arp, decap, ecn, encap, learn, nd, pmtu, source};
+use crate::abi::{NetworkInfo, VtepId};
+use crate::datapath::{arp, decap, ecn, encap, learn, nd, pmtu, source, tunnel_source};
 use crate::wire::checksum::Sum;
 use crate::wire::{
     ArpIpv4, EthHdr, Icmpv4Hdr, Icmpv6Hdr, Ipv4Hdr, Ipv6Hdr, LinkLayerOption, NeighbourHdr, TcpHdr,
@@ -46,6 +47,13 @@ proptest! {
         let _ = source::check_mac(&ep, &eth);
         let _ = source::check_ipv4_source(&ep, &ip, |_| false);
         let _ = source::check_ipv6_source(&ep, &ip6, |_| false);
+        let (flags, gateway_mac) = (len, eth.src);
+        let net = NetworkInfo { flags, gateway_mac, gateway_ip: ip.src, ..NetworkInfo::NONE };
+        let _ = tunnel_source::identify(&net, &eth, VtepId(gso), None);
+        let _ = tunnel_source::check_host_ipv4(&net, &eth, &ip, &ip.dst);
+        let _ = tunnel_source::check_host_arp(&net, &eth, &arp);
+        let _ = tunnel_source::check_ipv4(&net, &ep, &ip, |_| false);
+        let _ = tunnel_source::check_arp(&net, &ep, &arp, |_| false);
         if let Ok(header_len) = source::check_ipv4_shape(&ip, len) {
             prop_assert!((20..=60).contains(&header_len) && header_len <= len);
         }

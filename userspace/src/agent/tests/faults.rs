@@ -10,12 +10,15 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::fake::{Paper, World, eventually, name, run, stored, two_hosts};
+use super::{
+    fake::{Paper, World, eventually, name, run, stored, two_hosts},
+    requests::network,
+};
 use crate::{
     agent::platform::{HostEvent, PlugError},
     api::{
         Backend as _,
-        types::{AddressChange, ApiError, ErrorKind, VtepChange},
+        types::{AddressChange, ApiError, ErrorKind, NetworkCreate, VtepChange},
     },
     model::{Key, MacAddr, ROOT},
     store::{
@@ -282,8 +285,10 @@ async fn a_change_whose_answer_is_lost_says_what_may_have_happened() {
     let flaky = Flaky::in_world(&mut world);
     let (one, _two) = two_hosts(&world).await;
     one.run("db", "blue").await.unwrap();
-    let (blue, red) = (name("blue"), name("red"));
-    let vtep = || VtepChange { ip: [192, 0, 2, 99].into(), network: blue.clone(), port: None };
+    let learns = NetworkCreate { learning: true, ..network("green") };
+    one.agent.network_create(learns).await.unwrap();
+    let (blue, green, red) = (name("blue"), name("green"), name("red"));
+    let vtep = || VtepChange { ip: [192, 0, 2, 99].into(), network: green.clone(), port: None };
     let told = |outcome: Result<(), ApiError>, what: &str, command: &str| {
         let error = outcome.unwrap_err();
         let line = format!(
@@ -293,16 +298,16 @@ async fn a_change_whose_answer_is_lost_says_what_may_have_happened() {
     };
     let there = || {
         let view = one.shared.view();
-        let has_vtep = view.vteps.get(&blue).is_some_and(|vteps| !vteps.is_empty());
+        let has_vtep = view.vteps.get(&green).is_some_and(|vteps| !vteps.is_empty());
         (view.networks.contains_key(&red), has_vtep)
     };
     let (networks, vteps) = ("culvert network ls", "culvert vtep ls");
 
     flaky.loses_answers.store(true, Ordering::SeqCst);
     told(one.network("red").await.map(drop), "network 'red'", networks);
-    told(one.agent.vtep_add(vtep()).await, "VTEP 192.0.2.99 of network 'blue'", vteps);
+    told(one.agent.vtep_add(vtep()).await, "VTEP 192.0.2.99 of network 'green'", vteps);
     eventually("both were made all the same", || async { there() == (true, true) }).await;
-    told(one.agent.vtep_remove(vtep()).await, "VTEP 192.0.2.99 of network 'blue'", vteps);
+    told(one.agent.vtep_remove(vtep()).await, "VTEP 192.0.2.99 of network 'green'", vteps);
     told(one.agent.network_remove(&red).await, "network 'red'", networks);
     let left = one.agent.disconnect(&blue, &name("db")).await;
     told(left, "container 'db' in network 'blue'", "culvert ps");

@@ -284,7 +284,8 @@ fn ports_are_published_where_there_is_a_way_in() {
 #[test]
 fn a_network_goes_with_all_that_hangs_on_it() {
     let mut cluster = Cluster::default();
-    let (red, blue) = (net("red", 256, &["10.0.0.0/24"]), net("blue", 257, &["10.1.0.0/24"]));
+    let (mut red, blue) = (net("red", 256, &["10.0.0.0/24"]), net("blue", 257, &["10.1.0.0/24"]));
+    red.learning = true;
     cluster.network(&red);
     cluster.network(&blue);
     cluster.claim(&red.name, [10, 0, 0, 9].into(), "0f");
@@ -682,11 +683,13 @@ fn an_endpoint_that_cannot_be_is_refused() {
 #[test]
 fn foreign_vteps_come_and_go() {
     let mut cluster = Cluster::default();
-    let red = net("red", 256, &["10.0.0.0/24"]);
+    let mut red = net("red", 256, &["10.0.0.0/24"]);
+    red.learning = true;
     let mut bridge = net("br", 257, &["10.1.0.0/24"]);
     bridge.driver = Driver::Bridge;
     cluster.network(&red);
     cluster.network(&bridge);
+    cluster.network(&net("blue", 258, &["10.2.0.0/24"]));
     let host = node("host1", 1);
     cluster.put(Key::node(&host.name), &host);
     let add = |view: &View, network: &str, ip: [u8; 4], port| {
@@ -702,6 +705,7 @@ fn foreign_vteps_come_and_go() {
         (add(&cluster.view, "red", [224, 0, 0, 1], 4789), "multicast"),
         (add(&cluster.view, "red", [192, 0, 2, 8], 0), "UDP port 0"),
         (add(&cluster.view, "br", [192, 0, 2, 8], 4789), "has no VTEPs"),
+        (add(&cluster.view, "blue", [192, 0, 2, 8], 4789), "does not learn"),
         (add(&cluster.view, "green", [192, 0, 2, 8], 4789), "unknown"),
     ] {
         let line = line(result);

@@ -12,7 +12,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// The network is unknown or is no overlay network; the address cannot be a host's, is that of a
+/// The network is unknown, is no overlay network or does not learn; the address cannot be a host's, is that of a
 /// Culvert node, or is in the network already.
 pub fn add_vtep(
     view: &View,
@@ -32,6 +32,11 @@ pub fn add_vtep(
         return Err(Refusal::Conflict(format!(
             "VTEP {ip} is node '{}', which needs no adding: the address of a host without Culvert is valid",
             node.name
+        )));
+    }
+    if !found.learns() {
+        return Err(Refusal::Invalid(format!(
+            "network '{name}' does not learn, so hosts would drop all frames of VTEP {ip}: a network of 'network create --learning' is valid"
         )));
     }
     let key = Key::vtep(name, ip);
