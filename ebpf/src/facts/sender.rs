@@ -189,8 +189,27 @@ fn is_vtep(ip: [u8; 4]) -> bool {
 pub(crate) struct UpperLayer {
     /// Protocol number.
     pub(crate) protocol: u8,
+    /// Whether the packet is a fragment other than the first: `offset` is that of its fragment
+    /// header then.
+    pub(crate) is_later: bool,
     /// Offset in the frame, in bytes.
     pub(crate) offset: usize,
+}
+
+impl UpperLayer {
+    /// Offset of the upper layer in an IPv6 frame without extension headers.
+    pub(crate) const PLAIN: usize = ETH_LEN + Ipv6Hdr::LEN;
+}
+
+/// Checks that a packet with extension headers has all of its headers, or is a fragment other than
+/// the first. A BPF function of its own, for a stack frame of its own.
+#[inline(never)]
+pub(crate) fn check_ipv6_headers(ctx: &TcContext, l4: &UpperLayer) -> Result<(), DropReason> {
+    if l4.is_later {
+        return Ok(());
+    }
+    let ip: Ipv6Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
+    source::check_ipv6_headers(&ip, l4.protocol, (l4.offset - ETH_LEN) as u32)
 }
 
 /// Checks an IPv6 packet of a container; the packet has `l3_len` bytes. Stores its upper-layer
@@ -215,7 +234,8 @@ fn try_check_ipv6(
     let ip: Ipv6Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
     source::check_ipv6_shape(&ip, l3_len)?;
     source::check_ipv6_source(ep, &ip, |ip| has_ipv6(ep, ip))?;
-    *l4 = UpperLayer { protocol: ip.next_header(), offset: ETH_LEN + Ipv6Hdr::LEN };
+    let (protocol, offset) = (ip.next_header(), UpperLayer::PLAIN);
+    *l4 = UpperLayer { protocol, is_later: false, offset };
     for _ in 0..MAX_EXTENSIONS {
         if extension_len(l4.protocol, 0).is_none() {
             return Ok(ip.tclass());
@@ -224,6 +244,7 @@ fn try_check_ipv6(
         if l4.protocol == NEXT_FRAGMENT && u16::from_be_bytes([head[2], head[3]]) & 0xfff8 != 0 {
             // Not the first fragment: the bytes after this header are payload.
             l4.protocol = head[0];
+            l4.is_later = true;
             return Ok(ip.tclass());
         }
         let Some(len) = extension_len(l4.protocol, head[1]) else { return Ok(ip.tclass()) };

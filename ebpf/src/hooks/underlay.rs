@@ -16,7 +16,7 @@ use crate::{
     facts::outer::{INNER, INNER_L3, Outer, Tunnelled, authorise, classify},
     kernel::{
         redirect,
-        skb::{Packet as _, ensure, ifindex, linearise, vlan_id},
+        skb::{Packet as _, ensure, ifindex, is_for_host, linearise, strip_priority_tag},
     },
     maps::shares_port,
     pairs,
@@ -45,7 +45,11 @@ pub(crate) fn from_underlay(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn handle(ctx: &TcContext) -> Outcome {
-    if vlan_id(ctx) != 0 {
+    // Linux drops a frame to another MAC. A frame to a group address is not for one VTEP.
+    if !is_for_host(ctx) {
+        return Ok(Action::Pass);
+    }
+    if !strip_priority_tag(ctx) {
         // The frame is for a VLAN device on this link: the kernel delivers it.
         return Ok(Action::Pass);
     }
