@@ -263,6 +263,11 @@ coded! {
         SourceLost = 218 => "source_lost",
         /// An IGMP or MLD report in a network without a querier.
         ReportAbsorbed = 219 => "report_absorbed",
+        /// A fragment from an external host, passed to the host's stack before the first fragment of
+        /// its datagram came. A copy is held, because the datagram may belong to a flow.
+        FragmentCopied = 220 => "fragment_copied",
+        /// The same without a copy: it is too long, or its source has used its share of the memory.
+        FragmentLimited = 221 => "fragment_limited",
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     act::translate::{self, Hook},
     facts::routed::Kind,
     kernel::skb::{Packet as _, ifindex, is_for_host},
-    maps::{is_host_addr, network},
+    maps::{FLOWS, has, is_host_addr, network},
     state::{flows, fragments},
 };
 
@@ -57,9 +57,13 @@ pub(crate) fn receive(
             }
         }
         Kind::LateFragment | Kind::FirstOfHeld => {
-            // A fragment that is too long to be held (on a link with jumbo frames) may belong to
-            // the host's own traffic.
             if ctx.len() as usize > HELD_FRAME_LEN || !is_host_addr(work.routed.ip.dst) {
+                return Ok(Action::Pass);
+            }
+            // The host has the other fragments of its own datagram already.
+            if work.routed.kind == Kind::FirstOfHeld && may_be_ours(work) == 0 {
+                fragments::note_host_datagram(&work.routed);
+                fragments::discard(&work.routed);
                 return Ok(Action::Pass);
             }
             return fragments::hold(ctx, direction, &work.routed, ifindex(ctx));
@@ -67,6 +71,14 @@ pub(crate) fn receive(
         Kind::HostFragment | Kind::Unsupported => return Ok(Action::Pass),
     }
     translate::deliver(ctx, &work.routed, &work.target, hook)
+}
+
+/// Whether the first fragment of a datagram may belong to a flow, or begin one. Returns 1 or 0. If
+/// it turns out not to, the host gets the fragments that are held once more, and discards them. A
+/// BPF function of its own, for a stack frame of its own.
+#[inline(never)]
+fn may_be_ours(work: &mut Work) -> u32 {
+    (has(&FLOWS, &work.routed.key) || is_published(work)).into()
 }
 
 /// Begins a flow if the packet is for a published port. Returns `false` if it is not.
