@@ -11,7 +11,7 @@ use aya_ebpf::{
 use bytemuck::Pod;
 use culvert_common::abi::{
     Counter, DEFAULT_FLOWS, EndpointInfo, FdbEntry, FdbKey, FloodKey, Flow, FlowKey, FragmentInfo,
-    FragmentKey, HeardEntry, HeldFragment, LearnedEntry, MAX_CLIENT_LINKS, MAX_DENIED,
+    FragmentKey, HeardEntry, HeldFragment, LearnedEntry, MAX_BLOCKED, MAX_CLIENT_LINKS, MAX_DENIED,
     MAX_ENDPOINTS, MAX_FRAGMENTED, MAX_HEARD, MAX_HELD_FRAGMENTS, MAX_HOST_ADDRS, MAX_LEARNED,
     MAX_LOCAL_ENDPOINTS, MAX_NETWORKS, MAX_PUBLISHED, MAX_QUERIERS, MAX_RATES, MAX_SERVICES,
     MAX_SOURCES, MAX_UPLINKS, MAX_VTEP_MEMBERSHIPS, MAX_VTEPS, MappedAddr, NeighEntry, NeighKey,
@@ -74,6 +74,9 @@ pub(crate) static FLOW_SLOTS: Array<FlowKey<V4>> = Array::with_max_entries(2 * D
 #[map]
 pub(crate) static PUBLISHED: HashMap<PublishedKey, PublishedEntry> =
     HashMap::with_max_entries(MAX_PUBLISHED, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static BLOCKED: HashMap<PublishedKey, SealedU32> =
+    HashMap::with_max_entries(MAX_BLOCKED, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static HOST_ADDRS: HashMap<MappedAddr, u32> =
     HashMap::with_max_entries(MAX_HOST_ADDRS, BPF_F_NO_PREALLOC);

@@ -16,8 +16,11 @@ use culvert_tests::{
     sock::{self, Behaviour, PATIENCE, Server, Use, container},
 };
 use etherparse::PacketBuilder;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
+use nix::sys::{
+    signal::Signal,
+    socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
+    },
 };
 
 use crate::nat::World;
@@ -160,4 +163,92 @@ fn an_internal_network_reaches_no_published_port_of_others() {
     wait_until(SOON, "the drop to be counted", || {
         host.counter("from_container", "internal_network") > 0
     });
+}
+
+/// A container does not reach an etcd without authentication, although its packets would leave with
+/// the host's address. With `--store-for-containers` it does.
+#[test]
+#[ignore = "needs root"]
+fn a_container_does_not_reach_a_store_without_authentication() {
+    let mut world = World::new(1);
+    let (name, _) = world.run("bridge", &[]);
+    let store: SocketAddrV4 = world.cluster.etcd.endpoint().parse().unwrap();
+    let opens = |to: SocketAddrV4| sock::within(&container(&name), || sock::open(to, 0).is_ok());
+    assert!(!opens(store));
+    wait_until(SOON, "the drop to be counted", || {
+        world.host().counter("from_container", "blocked") > 0
+    });
+    // Another port of the same machine stays open.
+    let other = SocketAddrV4::new(*store.ip(), 8000);
+    let _server = Server::tcp(world.cluster.switch.path(), other, Behaviour::Echo);
+    assert_eq!(sock::tcp(&container(&name), other, 0, Use::Echo(10)), "ok 10");
+    let findings = world.host().findings().to_string();
+    assert!(findings.contains("the store has no authentication"), "{findings}");
+
+    let host = &mut world.cluster.hosts[0];
+    host.stop_agent(Signal::SIGTERM);
+    host.start_agent(&["--store-for-containers"]);
+    host.wait_ready();
+    wait_until(SOON, "the store is open", || opens(store));
+}
+
+/// With `block_hosts=true` containers reach neither their own host nor others, which still reach
+/// them.
+#[test]
+#[ignore = "needs root"]
+fn containers_of_a_closed_network_reach_no_host() {
+    let world = World::new(2);
+    let (host, peer) = (world.host(), &world.cluster.hosts[1]);
+    host.ok(&["network", "create", "-d", "overlay", "--opt", "block_hosts=true", "closed"]);
+    let (name, ip) = world.run("closed", &[]);
+    let _servers = [host, peer].map(|on| Server::tcp(on.netns.path(), any(8000), Behaviour::Echo));
+    let gateway: Ipv4Addr = {
+        let [a, b, c, _] = ip.octets();
+        [a, b, c, 1].into()
+    };
+    for to in [host.vtep(), peer.vtep(), gateway] {
+        let to = SocketAddrV4::new(to, 8000);
+        assert_eq!(sock::tcp(&container(&name), to, 0, Use::Echo(1)), "unreachable", "{to}");
+    }
+    assert!(host.counter("from_container", "blocked") >= 3);
+    let inside = Server::tcp(&container(&name), any(80), Behaviour::Echo);
+    let to = SocketAddrV4::new(ip, 80);
+    assert_eq!(sock::tcp(host.netns.path(), to, 0, Use::Echo(100)), "ok 100");
+    host.netns.run(&format!("ping -c1 -W9 {ip}"));
+    assert_eq!(inside.take_clients().len(), 1);
+    // Machines that are no hosts of the cluster stay open.
+    let external = SocketAddrV4::new(External::IP, 80);
+    let _external = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
+    assert_eq!(sock::tcp(&container(&name), external, 0, Use::Echo(10)), "ok 10");
+}
+
+/// A container reaches the host neither at the gateway of another network nor at the broadcast address
+/// of the LAN.
+#[test]
+#[ignore = "needs root"]
+fn other_gateways_and_the_lans_broadcast_address_are_closed() {
+    let world = World::new(1);
+    let host = world.host();
+    host.ok(&["network", "create", "-d", "bridge", "--subnet", "10.8.0.0/24", "br"]);
+    let (name, _) = world.run("bridge", &[]);
+    let (other, _) = world.run("br", &[]);
+    let server = Server::udp(host.netns.path(), any(8000));
+    let send = |to: Ipv4Addr| {
+        sock::within(&container(&name), || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_broadcast(true).unwrap();
+            // The address is of no subnet of the container, so it is sent to the gateway.
+            socket.send_to(b"x", SocketAddrV4::new(to, 8000)).unwrap();
+        });
+    };
+    let counted = |reason: &str| host.counter("from_container", reason);
+    let (isolated, unroutable) = (counted("isolated"), counted("unroutable"));
+    send([10, 8, 0, 1].into());
+    wait_until(SOON, "the gateway is closed", || counted("isolated") > isolated);
+    send([192, 0, 2, 255].into());
+    wait_until(SOON, "the broadcast address is closed", || counted("unroutable") > unroutable);
+    assert_eq!(server.seen().len(), 0);
+    // Each network reaches its own gateway.
+    let own = SocketAddrV4::new([10, 8, 0, 1].into(), 8000);
+    assert_eq!(sock::udp(&container(&other), own, 0, 5), "ok 5");
 }

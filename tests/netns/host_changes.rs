@@ -170,7 +170,7 @@ fn uplinks_of(host: &Host) -> serde_json::Value {
 
 /// The findings of `doctor` about uplinks that are warnings, with their advice.
 fn uplink_warnings(host: &Host) -> String {
-    let findings = host.json(&["doctor"]);
+    let findings = host.findings();
     let findings = findings.as_array().unwrap().iter();
     let warnings = findings.filter(|row| row["check"] == "uplink" && row["level"] == "warning");
     warnings.map(ToString::to_string).collect()

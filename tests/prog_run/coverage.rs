@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use culvert_common::abi::{Action, Code, Direction, DropReason, Note, stats_index};
 
 use crate::{
-    additional, arp, client, decap, denied, ecn, encap, fast, fdb, floating, flood, flows,
+    additional, arp, blocked, client, decap, denied, ecn, encap, fast, fdb, floating, flood, flows,
     fragments, from_host, from_loopback, icmp_errors, inner,
     lab::{self, Case},
     live, live_nat, membership, mtu, nat_in, nat_out, nd, races, random, routing, source, tenants,
@@ -16,6 +16,7 @@ use crate::{
 const MODULES: &[(&str, &[Case])] = &[
     ("additional", additional::CASES),
     ("arp", arp::CASES),
+    ("blocked", blocked::CASES),
     ("client", client::CASES),
     ("decap", decap::CASES),
     ("denied", denied::CASES),

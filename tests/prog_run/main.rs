@@ -35,6 +35,8 @@ mod additional;
 #[cfg(test)]
 mod arp;
 #[cfg(test)]
+mod blocked;
+#[cfg(test)]
 mod client;
 #[cfg(test)]
 mod compare;

@@ -169,7 +169,7 @@ coded! {
         HelperFailed = 92 => "helper_failed",
         /// The network is internal, and the destination is external.
         InternalNetwork = 93 => "internal_network",
-        /// The destination is in another network of this host.
+        /// The destination is in another network of this host, or is the gateway of one.
         Isolated = 94 => "isolated",
         /// The route leads out of an interface that is not an uplink.
         NotAnUplink = 95 => "not_an_uplink",
@@ -181,7 +181,8 @@ coded! {
         NatPortsExhausted = 98 => "nat_ports_exhausted",
         /// The conntrack table is full, and no flow in it may be evicted.
         ConntrackFull = 99 => "conntrack_full",
-        /// The packet cannot be routed: a group or loopback address, or IPv6.
+        /// The packet cannot be routed: a group or loopback address, the broadcast address of a
+        /// subnet of the host, or IPv6.
         Unroutable = 100 => "unroutable",
         /// An ICMP error about a packet without a flow, or an echo reply without a flow. An answer
         /// to a client, with an address that the host has lost.
@@ -197,6 +198,9 @@ coded! {
         FlowConflict = 105 => "flow_conflict",
         /// A client that may not use a published port: its address is denied.
         Denied = 106 => "denied",
+        /// A container may not begin a flow to the destination: an address of a host, in a network
+        /// with `--opt block_hosts=true`, or a store without authentication.
+        Blocked = 107 => "blocked",
     }
 }
 

@@ -33,7 +33,7 @@ pub use fdb::{
 pub use flow::{Flow, FlowKey, Tuple, kind, seen, zone};
 pub use fragment::{FragmentInfo, FragmentKey, HeldFragment};
 pub use names::{globals, programs};
-pub use published::{PublishedEntry, PublishedKey, SourceKey, reserved_bit};
+pub use published::{PublishedEntry, PublishedKey, SourceKey, blocked, reserved_bit};
 pub use seal::{Sealed, SealedU32};
 pub use underlay::{HeaderTemplate, PathMtu, UnderlayPath, VtepId, VtepKey};
 

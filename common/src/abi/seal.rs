@@ -113,6 +113,7 @@ sealed! {
     SealedU32, u32;
     SealedU32, FloodKey;
     SealedU32, MappedAddr;
+    SealedU32, PublishedKey;
     Flow<V4>, FlowKey<V4>;
     PublishedEntry, PublishedKey;
     FragmentInfo, FragmentKey<V4>;

@@ -175,7 +175,7 @@ fn ports(ctx: &TcContext, ip: &Ipv4Hdr) -> [u8; 4] {
 
 /// Whether the address is that of this host's VTEP or of another host's VTEP.
 #[inline(always)]
-fn is_vtep(ip: [u8; 4]) -> bool {
+pub(crate) fn is_vtep(ip: [u8; 4]) -> bool {
     if u32::from_ne_bytes(ip) == VTEP_IP.load() {
         return true;
     }

@@ -47,6 +47,7 @@ mod reruns;
 mod shared;
 mod start;
 mod state;
+mod store_address;
 #[cfg(test)]
 mod tests;
 mod unfinished;
@@ -239,6 +240,8 @@ async fn run_once(
     // Before the store is reached: a certificate may be why it is not.
     tasks.spawn(certificates::keep(Arc::clone(&shared)));
     tasks.spawn(egress::keep(Arc::clone(&shared)));
+    // Before containers are plugged, and without the store.
+    tasks.spawn(store_address::keep(Arc::clone(&shared), Arc::clone(&host)));
 
     let agent = Arc::new(Agent::new(Arc::clone(&shared)));
     agent.resume();

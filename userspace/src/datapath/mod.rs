@@ -421,6 +421,7 @@ const PINNED_MAPS: &[&str] = &[
     names::FLOW_SLOTS,
     names::PUBLISHED,
     names::SOURCES,
+    names::BLOCKED,
     names::HOST_ADDRS,
     names::UPLINKS,
     names::CLIENT_LINKS,

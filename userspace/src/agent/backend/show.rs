@@ -11,7 +11,10 @@ use culvert_common::abi::{ABI_VERSION, NeighKey};
 
 use super::{Agent, internal};
 use crate::{
-    agent::state::{MOST, Repair},
+    agent::{
+        state::{MOST, Repair},
+        store_address,
+    },
     api::types::{
         AgentStatus, ApiConnections, ApiError, Counts, DatapathStatus, FdbRow, NeighRow, RepairRow,
         StatsRow, Status, StoreCertificate, StoreStatus, VtepRow,
@@ -256,6 +259,7 @@ impl Agent {
                         file: path.display().to_string(),
                     })
                     .collect(),
+                open: store_address::is_exposed(&shared.options),
                 last_read: shared.store.last_read(),
             },
             datapath: DatapathStatus {

@@ -20,7 +20,7 @@ mod underlay;
 mod uplinks;
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddrV4},
     path::PathBuf,
     sync::{Arc, MutexGuard, PoisonError},
     time::Duration,
@@ -50,6 +50,8 @@ pub(crate) struct Host {
     /// The kind of device pair that new containers get, and the reason.
     device: Device,
     vxlan_port: u16,
+    /// Members of the store that containers must not reach.
+    closed_store: std::sync::Mutex<Vec<SocketAddrV4>>,
     assistants: assist::Assistants,
     kept: kept::KeptMaps,
     /// Facts about the uplinks, as they were last read.
@@ -87,6 +89,7 @@ impl Host {
             xdp,
             device,
             vxlan_port: options.vxlan_port,
+            closed_store: std::sync::Mutex::default(),
             assistants: assist::Assistants::default(),
             kept: kept::KeptMaps::new(options),
             known: std::sync::Mutex::default(),
@@ -95,6 +98,20 @@ impl Host {
             hops: std::sync::Mutex::default(),
             purged: std::sync::Mutex::default(),
         })
+    }
+
+    /// Closes the addresses and ports of these members of the store to containers, and no others.
+    ///
+    /// # Errors
+    ///
+    /// The addresses of the host cannot be read, or the map cannot be written.
+    pub(crate) async fn close_store(&self, members: Vec<SocketAddrV4>) -> Result<(), ApiError> {
+        *self.closed_store() = members;
+        self.note_addresses().await
+    }
+
+    fn closed_store(&self) -> MutexGuard<'_, Vec<SocketAddrV4>> {
+        self.closed_store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forwards the programs' trace lines to the log.
