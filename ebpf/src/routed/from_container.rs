@@ -42,8 +42,8 @@ use crate::{
         redirect,
     },
     maps::{
-        BLOCKED, GATEWAYS, has, is_client_link, is_denied, is_host_addr, is_service, is_uplink,
-        read, vtep_id, vxlan_port,
+        BLOCKED, GATEWAYS, HOST_ADDRS, has, is_client_link, is_denied, is_host_addr, is_service,
+        is_uplink, read, vtep_id, vxlan_port,
     },
     state::{epoch, flow_table, flows, fragments, routes::Question},
     verdict::hand_back,
@@ -302,28 +302,29 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
 #[inline(never)]
 fn may_reach(net: &NetworkInfo, routed: &Routed) -> Result<(), DropReason> {
     let Tuple { dst, dst_port, .. } = routed.key.tuple;
-    let addr = MappedAddr::v4(dst);
-    match why_blocked(&PublishedKey::whole(addr)) {
+    // One key for all look-ups: the stack is short.
+    let mut key = PublishedKey::whole(MappedAddr::v4(dst));
+    match why_blocked(&key) {
         blocked::BROADCAST => return Err(DropReason::Unroutable),
         blocked::GATEWAY if dst != net.gateway_ip => return Err(DropReason::Isolated),
         _ => {}
     }
-    let protocol = routed.key.protocol;
     // etcd has no other protocol. A segment that opens no connection is checked, too: it would begin
     // a masqueraded flow, with which later segments pass.
-    if protocol == PROTO_TCP
-        && why_blocked(&PublishedKey { addr, port: dst_port, protocol, pad: 0 }) != 0
-    {
-        return Err(DropReason::Blocked);
+    if routed.key.protocol == PROTO_TCP {
+        (key.port, key.protocol) = (dst_port, PROTO_TCP);
+        if why_blocked(&key) != 0 {
+            return Err(DropReason::Blocked);
+        }
     }
     if net.flags & NetworkInfo::BLOCK_HOSTS == 0 {
         return Ok(());
     }
-    let closed = if is_host_addr(dst) || dst == net.gateway_ip {
+    let closed = if dst == net.gateway_ip || has(&HOST_ADDRS, &key.addr) {
         // The host itself connects to containers. Their answers belong to no flow.
         opens(&routed.key, routed.tcp_flags)
     } else {
-        is_vtep(dst)
+        is_vtep(&key.addr)
     };
     if closed { Err(DropReason::Blocked) } else { Ok(()) }
 }

@@ -61,9 +61,7 @@ pub(crate) fn receive(
                 return Ok(Action::Pass);
             }
             // The host has the other fragments of its own datagram already.
-            if work.routed.kind == Kind::FirstOfHeld && may_be_ours(work) == 0 {
-                fragments::note_host_datagram(&work.routed);
-                fragments::discard(&work.routed);
+            if work.routed.kind == Kind::FirstOfHeld && goes_to_host(work) != 0 {
                 return Ok(Action::Pass);
             }
             return fragments::hold(ctx, direction, &work.routed, ifindex(ctx));
@@ -73,12 +71,18 @@ pub(crate) fn receive(
     translate::deliver(ctx, &work.routed, &work.target, hook)
 }
 
-/// Whether the first fragment of a datagram may belong to a flow, or begin one. Returns 1 or 0. If
-/// it turns out not to, the host gets the fragments that are held once more, and discards them. A
-/// BPF function of its own, for a stack frame of its own.
+/// Whether the first fragment of a datagram belongs to the host's own traffic: it belongs to no flow,
+/// and begins none. Returns 1 or 0. If 1, it notes that for the later fragments, and removes the
+/// copies of the others. If 0 although the host gets the datagram in the end, the host gets the held
+/// fragments once more, and discards them. A BPF function of its own, for a stack frame of its own.
 #[inline(never)]
-fn may_be_ours(work: &mut Work) -> u32 {
-    (has(&FLOWS, &work.routed.key) || is_published(work)).into()
+fn goes_to_host(work: &mut Work) -> u32 {
+    if has(&FLOWS, &work.routed.key) || is_published(work) {
+        return 0;
+    }
+    fragments::note_host_datagram(&work.routed);
+    fragments::discard(&work.routed);
+    1
 }
 
 /// Begins a flow if the packet is for a published port. Returns `false` if it is not.

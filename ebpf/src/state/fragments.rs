@@ -169,27 +169,31 @@ fn is_external(key: &FragmentKey) -> bool {
     key.zone == zone::EXTERNAL || zone::client_link(key.zone).is_some()
 }
 
-/// Takes room for one fragment. Returns `false` if its source has no more.
-#[inline(always)]
-fn take_share(key: &FragmentKey) -> bool {
-    if !rates::allow(source_share(key), interval_ns(SOURCE_SHARE), SOURCE_SHARE) {
-        return false;
+/// Takes room for one fragment. Returns 1, or 0 if its source has no more. A BPF function of its own,
+/// for a stack frame of its own.
+#[inline(never)]
+fn take_share(key: &FragmentKey) -> u32 {
+    let source = source_share(key);
+    if !rates::allow(source, interval_ns(SOURCE_SHARE), SOURCE_SHARE) {
+        return 0;
     }
     if !is_external(key) || rates::allow(ALL_EXTERNAL, interval_ns(EXTERNAL_SHARE), EXTERNAL_SHARE)
     {
-        return true;
+        return 1;
     }
-    rates::give_back(source_share(key), interval_ns(SOURCE_SHARE));
-    false
+    rates::give_back(source, interval_ns(SOURCE_SHARE));
+    0
 }
 
-/// Gives back what [`take_share`] took: the fragment is not held any more.
-#[inline(always)]
-fn give_share_back(key: &FragmentKey) {
+/// Gives back what [`take_share`] took: the fragment is not held any more. Returns 0. A BPF function
+/// of its own: it is called from several places.
+#[inline(never)]
+fn give_share_back(key: &FragmentKey) -> u32 {
     rates::give_back(source_share(key), interval_ns(SOURCE_SHARE));
     if is_external(key) {
         rates::give_back(ALL_EXTERNAL, interval_ns(EXTERNAL_SHARE));
     }
+    0
 }
 
 /// Holds a fragment until the first fragment of its datagram has come. A fragment from an external
@@ -206,22 +210,15 @@ pub(crate) fn hold(
     let mut key = key(routed.key.zone, &routed.ip);
     if routed.kind != Kind::FirstOfHeld {
         let of_container = matches!(direction, Direction::FromContainer);
-        return match keep(skb, &key) {
-            kept::HELD if of_container => Ok(Action::Hold),
-            kept::HELD => {
-                note(direction, Note::FragmentCopied, ctx.len());
-                Ok(Action::Pass)
-            }
-            kept::KNOWN if copy_ingress(skb, ifindex) => {
-                note(direction, Note::FragmentReleased, ctx.len());
-                Ok(Action::Hold)
-            }
-            _ if of_container => Err(DropReason::FragmentUnknown),
-            _ => {
-                note(direction, Note::FragmentLimited, ctx.len());
-                Ok(Action::Pass)
-            }
+        let (event, action) = match keep(skb, &key) {
+            kept::HELD if of_container => return Ok(Action::Hold),
+            kept::HELD => (Note::FragmentCopied, Action::Pass),
+            kept::KNOWN if copy_ingress(skb, ifindex) => (Note::FragmentReleased, Action::Hold),
+            _ if of_container => return Err(DropReason::FragmentUnknown),
+            _ => (Note::FragmentLimited, Action::Pass),
         };
+        note(direction, event, ctx.len());
+        return Ok(action);
     }
     key.slot = FIRST;
     if copy_to_scratch(skb) == 0 || insert(&key, 0) == 0 {
@@ -247,7 +244,7 @@ mod kept {
 #[inline(never)]
 fn keep(skb: *mut __sk_buff, key: &FragmentKey) -> u32 {
     let mut slot = Slot { key: *key, claimed: 0 };
-    if copy_to_scratch(skb) == 0 || !take_share(key) {
+    if copy_to_scratch(skb) == 0 || take_share(key) == 0 {
         return kept::REFUSED;
     }
     repeat(MAX_HELD.into(), claim_slot, &mut slot);

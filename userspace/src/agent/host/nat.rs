@@ -76,7 +76,7 @@ fn closed(
         }
     }
     for member in store {
-        let ips = match member.ip() {
+        let ips: Vec<Ipv4Addr> = match member.ip() {
             ip if ip.is_loopback() => own.iter().map(|(_, net)| net.ip()).collect(),
             ip => vec![*ip],
         };
