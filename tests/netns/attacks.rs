@@ -11,6 +11,7 @@ use std::{
 
 use culvert_tests::{
     cluster::{SOON, unique_name},
+    docker,
     external::External,
     netns::wait_until,
     sock::{self, Behaviour, PATIENCE, Server, Use, container},
@@ -251,4 +252,48 @@ fn other_gateways_and_the_lans_broadcast_address_are_closed() {
     // Each network reaches its own gateway.
     let own = SocketAddrV4::new([10, 8, 0, 1].into(), 8000);
     assert_eq!(sock::udp(&container(&other), own, 0, 5), "ok 5");
+}
+
+/// Other hosts take VXLAN for a host's by its address alone. Neither another user of the host, nor a
+/// container of another engine whose packets the host masquerades, can send it. Root can.
+#[test]
+#[ignore = "needs root"]
+fn no_one_but_root_sends_vxlan_from_a_host() {
+    let world = World::new(2);
+    let (host, peer) = (world.host(), &world.cluster.hosts[1]);
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "shared"]);
+    let (name, _) = world.run("shared", &[]);
+    let far = unique_name("far");
+    peer.run_idle(&far, "shared", &[]);
+    let far = peer.ip(&far, "shared");
+    host.in_container(&name, &format!("ping -c3 -W9 {far}"));
+
+    // A datagram with a VNI that no network has.
+    let mut datagram = vec![8, 0, 0, 0, 0xff, 0xff, 0xff, 0];
+    datagram.resize(8 + 60, 0);
+    let datagram: String = datagram.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+    let send = format!("printf '{datagram}' > /dev/udp/{}/4789", peer.vtep());
+    let arrived = || peer.counter("from_underlay", "unknown_vni");
+    let dropped = || host.counter("to_underlay", "vxlan_not_ours");
+    assert_eq!((arrived(), dropped()), (0, 0));
+    host.netns.run(&format!("bash -c \"{send}\""));
+    wait_until(SOON, "the datagram of root", || arrived() == 1);
+
+    // The user whose number the kernel also gives for no user.
+    for user in [1000, 65_534] {
+        let before = dropped();
+        let other = format!("setpriv --reuid {user} --regid {user} --clear-groups bash -c");
+        // The kernel tells the sender that the frame was dropped, or not.
+        host.netns.try_run(&format!("{other} \"{send}\""));
+        wait_until(SOON, "the drop to be counted", || dropped() == before + 1);
+    }
+    let iptables = docker::iptables().unwrap();
+    let containers = docker::wire(&host.netns, iptables, 1, &[]);
+    let before = dropped();
+    containers[0].run(&format!("bash -c \"{send}\""));
+    wait_until(SOON, "the drop to be counted", || dropped() == before + 1);
+    // What was dropped does not come late: a datagram of root overtakes nothing.
+    host.netns.run(&format!("bash -c \"{send}\""));
+    wait_until(SOON, "the second datagram of root", || arrived() == 2);
+    host.in_container(&name, &format!("ping -c3 -W9 {far}"));
 }

@@ -525,7 +525,8 @@ fn changes_in_an_attached_namespace_are_put_right_and_told() {
 
 /// Kinds of links on a host of which all programs are attached.
 fn kinds(host: &Host) -> Vec<&'static str> {
-    let all = ["container-", "uplink-xdp-", "uplink-", "gateway-", "loopback-", "client-"];
+    let all =
+        ["container-", "uplink-xdp-", "uplink-out-", "uplink-", "gateway-", "loopback-", "client-"];
     let netkit = (told(host) == "netkit").then_some("netkit-");
     all.into_iter().chain(netkit).collect()
 }

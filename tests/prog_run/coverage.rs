@@ -9,7 +9,7 @@ use crate::{
     fragments, from_host, from_loopback, icmp_errors, inner,
     lab::{self, Case},
     live, live_nat, membership, mtu, nat_in, nat_out, nd, races, random, routing, source, tenants,
-    to_host, xdp,
+    to_host, underlay_out, xdp,
 };
 
 /// The cases of packets by module.
@@ -41,6 +41,7 @@ const MODULES: &[(&str, &[Case])] = &[
     ("source", source::CASES),
     ("tenants", tenants::CASES),
     ("to_host", to_host::CASES),
+    ("underlay_out", underlay_out::CASES),
     ("xdp", xdp::CASES),
 ];
 

@@ -105,6 +105,8 @@ mod tenants;
 #[cfg(test)]
 mod to_host;
 #[cfg(test)]
+mod underlay_out;
+#[cfg(test)]
 mod world;
 #[cfg(test)]
 mod xdp;

@@ -71,6 +71,8 @@ coded! {
         FromLoopback = 4 => "from_loopback",
         /// tcx ingress, a client link.
         FromClient = 5 => "from_client",
+        /// tcx egress, uplink.
+        ToUnderlay = 6 => "to_underlay",
     }
 }
 
@@ -201,6 +203,8 @@ coded! {
         /// A container may not begin a flow to the destination: an address of a host, in a network
         /// with `--opt block_hosts=true`, or a store without authentication.
         Blocked = 107 => "blocked",
+        /// VXLAN from this host's VTEP address to another VTEP that neither Culvert nor root has sent.
+        VxlanNotOurs = 108 => "vxlan_not_ours",
     }
 }
 
@@ -325,7 +329,7 @@ impl Code {
 }
 
 /// Entries of [`STATS`](super::names::STATS): 256 codes for each [`Direction`].
-pub const STATS_ENTRIES: u32 = 6 * 256;
+pub const STATS_ENTRIES: u32 = 7 * 256;
 
 /// Index in [`STATS`](super::names::STATS) of the counter of `code` for `direction`.
 #[inline(always)]

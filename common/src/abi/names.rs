@@ -120,6 +120,8 @@ pub mod programs {
     pub const FROM_LOOPBACK: &str = "from_loopback";
     /// tcx ingress on a client link.
     pub const FROM_CLIENT: &str = "from_client";
+    /// tcx egress on an uplink.
+    pub const TO_UNDERLAY: &str = "to_underlay";
     /// XDP on an uplink.
     pub const FROM_UNDERLAY_XDP: &str = "from_underlay_xdp";
 }

@@ -260,6 +260,21 @@ pub(crate) fn strip_priority_tag(ctx: &TcContext) -> bool {
     popped && !vlan_present(ctx)
 }
 
+/// The mark of the frame (`SO_MARK`, netfilter); 0 if it has none.
+#[inline(always)]
+pub(crate) fn mark(ctx: &TcContext) -> u32 {
+    // SAFETY: the pointer is the program's own context.
+    unsafe { (*ctx.skb.skb).mark }
+}
+
+/// Sets the mark of the frame.
+#[inline(always)]
+pub(crate) fn set_mark(ctx: &TcContext, mark: u32) {
+    // SAFETY: the pointer is the program's own context, and the kernel lets programs at tc write this
+    // field.
+    unsafe { (*ctx.skb.skb).mark = mark };
+}
+
 /// At egress: whether the frame came in on another interface, so that the host forwards it.
 #[inline(always)]
 pub(crate) fn is_forwarded(ctx: &TcContext) -> bool {

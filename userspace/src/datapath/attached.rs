@@ -62,22 +62,24 @@ impl Datapath {
         Ok(attached.into_iter().collect())
     }
 
-    /// Attaches `from_underlay` to an uplink. It is no error if it is attached.
+    /// Attaches `from_underlay` and `to_underlay` to an uplink. It is no error if they are attached.
     ///
     /// # Errors
     ///
     /// If there is no such interface or the kernel refuses.
     pub fn attach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.attach(Attachment::Uplink, ifindex)
+        self.attach(Attachment::Uplink, ifindex)?;
+        self.attach(Attachment::UplinkOut, ifindex)
     }
 
-    /// Detaches `from_underlay` and `from_underlay_xdp` from an uplink.
+    /// Detaches `from_underlay`, `from_underlay_xdp` and `to_underlay` from an uplink.
     ///
     /// # Errors
     ///
     /// If the pin cannot be removed.
     pub fn detach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
         self.detach(Attachment::UplinkXdp, ifindex)?;
+        self.detach(Attachment::UplinkOut, ifindex)?;
         self.detach(Attachment::Uplink, ifindex)
     }
 

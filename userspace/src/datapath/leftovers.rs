@@ -33,12 +33,13 @@ use super::{
 use crate::netlink::Link;
 
 /// Names of the programs of all versions.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 7] = [
     programs::FROM_CONTAINER,
     programs::FROM_UNDERLAY,
     programs::FROM_HOST,
     programs::FROM_LOOPBACK,
     programs::FROM_CLIENT,
+    programs::TO_UNDERLAY,
     programs::FROM_UNDERLAY_XDP,
 ];
 /// The greatest number of programs at a hook (`bpf_mprog_max`).

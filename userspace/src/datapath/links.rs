@@ -29,6 +29,8 @@ pub(super) enum Attachment {
     Uplink,
     /// `from_underlay_xdp` on an uplink.
     UplinkXdp,
+    /// `to_underlay` on an uplink.
+    UplinkOut,
     /// `from_host` on a gateway device.
     Gateway,
     /// `from_loopback` on the loopback device.
@@ -43,6 +45,7 @@ impl Attachment {
         Self::Netkit,
         Self::Uplink,
         Self::UplinkXdp,
+        Self::UplinkOut,
         Self::Gateway,
         Self::Loopback,
         Self::Client,
@@ -53,6 +56,7 @@ impl Attachment {
             Self::Container | Self::Netkit => programs::FROM_CONTAINER,
             Self::Uplink => programs::FROM_UNDERLAY,
             Self::UplinkXdp => programs::FROM_UNDERLAY_XDP,
+            Self::UplinkOut => programs::TO_UNDERLAY,
             Self::Gateway => programs::FROM_HOST,
             Self::Loopback => programs::FROM_LOOPBACK,
             Self::Client => programs::FROM_CLIENT,
@@ -65,6 +69,7 @@ impl Attachment {
             Self::Netkit => "netkit-",
             Self::Uplink => "uplink-",
             Self::UplinkXdp => "uplink-xdp-",
+            Self::UplinkOut => "uplink-out-",
             Self::Gateway => "gateway-",
             Self::Loopback => "loopback-",
             Self::Client => "client-",
@@ -77,7 +82,7 @@ impl Attachment {
             Self::Container | Self::Uplink | Self::Loopback | Self::Client => {
                 (bpf_attach_type::BPF_TCX_INGRESS, 0)
             }
-            Self::Gateway => (bpf_attach_type::BPF_TCX_EGRESS, 0),
+            Self::Gateway | Self::UplinkOut => (bpf_attach_type::BPF_TCX_EGRESS, 0),
             Self::Netkit => (bpf_attach_type::BPF_NETKIT_PEER, 0),
             Self::UplinkXdp => (bpf_attach_type::BPF_XDP, XDP_FLAGS_DRV_MODE),
         }
@@ -86,9 +91,12 @@ impl Attachment {
     /// The kernel's type of the link.
     const fn kind(self) -> bpf_link_type {
         match self {
-            Self::Container | Self::Uplink | Self::Gateway | Self::Loopback | Self::Client => {
-                bpf_link_type::BPF_LINK_TYPE_TCX
-            }
+            Self::Container
+            | Self::Uplink
+            | Self::UplinkOut
+            | Self::Gateway
+            | Self::Loopback
+            | Self::Client => bpf_link_type::BPF_LINK_TYPE_TCX,
             Self::Netkit => bpf_link_type::BPF_LINK_TYPE_NETKIT,
             Self::UplinkXdp => bpf_link_type::BPF_LINK_TYPE_XDP,
         }

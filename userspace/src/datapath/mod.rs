@@ -4,8 +4,8 @@
 //!
 //! * `maps/NAME`: the maps of `culvert_common::abi::names`,
 //! * `links/container-IFINDEX`, `links/netkit-IFINDEX`, `links/uplink-IFINDEX`,
-//!   `links/uplink-xdp-IFINDEX`, `links/client-IFINDEX`, `links/gateway-IFINDEX`,
-//!   `links/loopback-IFINDEX`: the attachments,
+//!   `links/uplink-xdp-IFINDEX`, `links/uplink-out-IFINDEX`, `links/client-IFINDEX`,
+//!   `links/gateway-IFINDEX`, `links/loopback-IFINDEX`: the attachments,
 //! * `programs/NAME`: the programs as last loaded.
 //!
 //! A pinned link keeps its program running without an agent. A new agent opens
@@ -350,6 +350,7 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         programs::FROM_HOST,
         programs::FROM_LOOPBACK,
         programs::FROM_CLIENT,
+        programs::TO_UNDERLAY,
     ] {
         links::program::<SchedClassifier>(&mut ebpf, name)?
             .load()

@@ -33,8 +33,8 @@ use crate::{
 };
 
 impl Host {
-    /// Attaches `from_underlay` to the uplinks, and detaches it from other interfaces. Continues
-    /// after an error. Returns all errors.
+    /// Attaches `from_underlay` and `to_underlay` to the uplinks, and detaches them from other
+    /// interfaces. Continues after an error. Returns all errors.
     pub(crate) async fn attach_uplinks(&self) -> Vec<ApiError> {
         let mut links = Vec::new();
         let (mut errors, mut are_all_known) = (Vec::new(), true);
