@@ -235,6 +235,9 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>, detach
         }
         let mut retiring = leftovers::Retiring::new(&shared, &host, detached);
         let is_retired = retiring.attempt().await;
+        if is_retired {
+            host.guard_uplinks().await;
+        }
         tracing::info!(
             "agent ready node={} socket={} vtep={} store={}",
             shared.node.name,
@@ -247,6 +250,7 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>, detach
         }
         if !is_retired {
             retiring.keep().await;
+            host.guard_uplinks().await;
         }
     }
 }

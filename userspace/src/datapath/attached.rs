@@ -62,13 +62,22 @@ impl Datapath {
         Ok(attached.into_iter().collect())
     }
 
-    /// Attaches `from_underlay` and `to_underlay` to an uplink. It is no error if they are attached.
+    /// Attaches `from_underlay` to an uplink. It is no error if it is attached.
     ///
     /// # Errors
     ///
     /// If there is no such interface or the kernel refuses.
     pub fn attach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.attach(Attachment::Uplink, ifindex)?;
+        self.attach(Attachment::Uplink, ifindex)
+    }
+
+    /// Attaches `to_underlay` to an uplink. It drops VXLAN of programs of earlier versions, which do
+    /// not mark it. It is no error if it is attached.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such interface or the kernel refuses.
+    pub fn attach_uplink_out(&self, ifindex: u32) -> Result<(), DatapathError> {
         self.attach(Attachment::UplinkOut, ifindex)
     }
 

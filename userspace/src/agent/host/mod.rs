@@ -61,6 +61,8 @@ pub(crate) struct Host {
     unserved: std::sync::Mutex<Vec<String>>,
     /// The next hops of the VTEPs in use.
     hops: std::sync::Mutex<underlay::Hops>,
+    /// Whether all programs that send VXLAN are of this agent.
+    are_all_ours: std::sync::atomic::AtomicBool,
     /// The pins are removed for good: nothing is repaired any more.
     purged: std::sync::Mutex<bool>,
 }
@@ -96,6 +98,7 @@ impl Host {
             price: std::sync::OnceLock::new(),
             unserved: std::sync::Mutex::default(),
             hops: std::sync::Mutex::default(),
+            are_all_ours: std::sync::atomic::AtomicBool::default(),
             purged: std::sync::Mutex::default(),
         })
     }
