@@ -300,15 +300,20 @@ pub(crate) fn is_source(ifindex: u32, ip: [u8; 4]) -> bool {
     SOURCES.get(Key::new(SourceKey::BITS, key)).is_some()
 }
 
+/// The flags of an uplink; 0 if the interface is none.
+#[inline(always)]
+pub(crate) fn uplink_flags(ifindex: u32) -> u16 {
+    let Some(info) = UPLINKS.find(&ifindex) else { return 0 };
+    // SAFETY: `find` returned the address of a value of this map, which stays memory of the map
+    // while the program runs. The kernel may reuse it for another uplink, but the flags are the same
+    // for all uplinks.
+    unsafe { (&raw const (*info).flags).read_volatile() }
+}
+
 /// Whether another socket of the host has the VXLAN port on this uplink.
 #[inline(always)]
 pub(crate) fn shares_port(ifindex: u32) -> bool {
-    let Some(info) = UPLINKS.find(&ifindex) else { return false };
-    // SAFETY: `find` returned the address of a value of this map, which stays memory of the map
-    // while the program runs. The kernel may reuse it for another uplink, but the flag is the same
-    // for all uplinks.
-    let flags = unsafe { (&raw const (*info).flags).read_volatile() };
-    flags & UplinkInfo::SHARED_PORT != 0
+    uplink_flags(ifindex) & UplinkInfo::SHARED_PORT != 0
 }
 
 /// The number of the VTEP with the address `ip`; [`VtepId::NONE`] if there is none.

@@ -9,11 +9,12 @@ use std::{
     time::Duration,
 };
 
+use aya::programs::TcAttachType;
 use culvert_tests::{
     cluster::{SOON, unique_name},
     docker,
     external::External,
-    netns::wait_until,
+    netns::{programs, wait_until},
     sock::{self, Behaviour, PATIENCE, Server, Use, container},
 };
 use etherparse::PacketBuilder;
@@ -266,6 +267,9 @@ fn no_one_but_root_sends_vxlan_from_a_host() {
     let far = unique_name("far");
     peer.run_idle(&far, "shared", &[]);
     let far = peer.ip(&far, "shared");
+    wait_until(SOON, "the program at the egress", || {
+        programs(&host.netns, "up0", TcAttachType::Egress) == ["to_underlay"]
+    });
     host.in_container(&name, &format!("ping -c3 -W9 {far}"));
 
     // A datagram with a VNI that no network has.

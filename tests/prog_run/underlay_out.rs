@@ -3,19 +3,23 @@
 //! The socket of a frame in a test run is root's. The module `attacks` of the tests in namespaces has
 //! the sockets of others.
 
-use culvert_common::abi::{DropReason, ENCAPSULATED_MARK};
+use culvert::datapath::Table as _;
+use culvert_common::abi::{DropReason, ENCAPSULATED_MARK, UplinkInfo};
 use culvert_tests::packet::{Arp, Host, Tunnel, V4, V6, payload};
 
 use crate::{
+    interfaces::Interface,
     lab::Lab,
     run::{Program, SHORTEST_V4},
-    world::{FAR, ONE, PEER, PEER_MAC, SERVER, STRANGER, US, to_peer, to_peer2},
+    world::{FAR, ONE, PEER, PEER_MAC, SERVER, STRANGER, UPLINK, US, to_peer, to_peer2},
 };
 
 cases!(
     what_the_programs_encapsulate,
     of_root,
     forwarded,
+    forwarded_where_another_system_has_the_port,
+    beside_programs_of_an_earlier_version,
     forwarded_from_another_source,
     to_no_vtep,
     to_another_port,
@@ -59,6 +63,20 @@ fn forwarded(lab: &mut Lab) {
     is_refused(lab, &Tunnel { checksum: true, src_port: 40_000, ..to_peer() }.wrap(&hello()));
     // Whatever is in it.
     is_refused(lab, &V4::udp(&US, &peer(), (5000, 4789), b"x").frame());
+}
+
+fn forwarded_where_another_system_has_the_port(lab: &mut Lab) {
+    let flags = UPLINK.flags | UplinkInfo::SHARED_PORT;
+    let shared = UplinkInfo { flags, ..UPLINK };
+    lab.tables.uplinks.insert(&Interface::Uplink.ifindex(), &shared).unwrap();
+    is_refused(lab, &to_peer().wrap(&hello()));
+}
+
+/// They do not mark what they encapsulate.
+fn beside_programs_of_an_earlier_version(lab: &mut Lab) {
+    let unguarded = UplinkInfo { flags: 0, ..UPLINK };
+    lab.tables.uplinks.insert(&Interface::Uplink.ifindex(), &unguarded).unwrap();
+    passes(lab, &to_peer().wrap(&hello()));
 }
 
 fn peer() -> Host {

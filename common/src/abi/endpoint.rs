@@ -129,6 +129,10 @@ impl UplinkInfo {
     /// Another socket of the host has the VXLAN port. Frames that are not Culvert's are passed on
     /// to it.
     pub const SHARED_PORT: u16 = 1;
+    /// All programs that encapsulate mark what they send
+    /// ([`ENCAPSULATED_MARK`](super::ENCAPSULATED_MARK)), so that other VXLAN may be dropped at the
+    /// egress. An agent of an earlier version, whose programs do not mark it, clears the flag.
+    pub const GUARDED: u16 = 2;
 }
 
 /// Per-CPU working space.

@@ -6,7 +6,7 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use culvert_common::{
-    abi::{Action, Direction, DropReason, ENCAPSULATED_MARK},
+    abi::{Action, Direction, DropReason, ENCAPSULATED_MARK, UplinkInfo},
     wire::{Ipv4Hdr, ipv4::PROTO_UDP},
 };
 
@@ -17,7 +17,7 @@ use crate::{
         skb::{ensure, is_forwarded, is_ipv4, mark},
         socket,
     },
-    maps::{shares_port, vtep_id, vxlan_port},
+    maps::{uplink_flags, vtep_id, vxlan_port},
     verdict::{Outcome, Seen, finish},
 };
 
@@ -38,7 +38,7 @@ fn check(ctx: &TcContext, ifindex: u32) -> Outcome {
         return Ok(Action::Pass);
     }
     ensure(ctx, VXLAN as u32);
-    if is_believed(ctx) && is_of_others(ctx, ifindex) {
+    if is_believed(ctx) && is_of_others(ctx, uplink_flags(ifindex)) {
         return Err(DropReason::VxlanNotOurs);
     }
     Ok(Action::Pass)
@@ -60,15 +60,20 @@ fn is_believed(ctx: &TcContext) -> bool {
     vtep.is_some() && vxlan_port(vtep) == Some(udp.dst_port())
 }
 
-/// Whether the frame, which Culvert has not encapsulated, comes from neither root nor the kernel.
+/// Whether the frame, which is not marked, comes from neither root nor the kernel. `flags` are those
+/// of the uplink. Where they do not have `GUARDED`, the frame may be Culvert's: programs of an earlier
+/// version do not mark it.
 ///
 /// A vxlan device of another system keeps the socket of whoever sent the inner packet. The frames of
 /// such a device cannot be told from those of a user. They are on the uplink only where the port is
 /// shared.
 #[inline(always)]
-fn is_of_others(ctx: &TcContext, ifindex: u32) -> bool {
+fn is_of_others(ctx: &TcContext, flags: u16) -> bool {
+    if flags & UplinkInfo::GUARDED == 0 {
+        return false;
+    }
     if is_forwarded(ctx) {
         return true;
     }
-    !shares_port(ifindex) && socket::has_socket(ctx) && socket::user(ctx) != ROOT
+    flags & UplinkInfo::SHARED_PORT == 0 && socket::has_socket(ctx) && socket::user(ctx) != ROOT
 }

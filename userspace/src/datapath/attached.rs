@@ -71,8 +71,8 @@ impl Datapath {
         self.attach(Attachment::Uplink, ifindex)
     }
 
-    /// Attaches `to_underlay` to an uplink. It drops VXLAN of programs of earlier versions, which do
-    /// not mark it. It is no error if it is attached.
+    /// Attaches `to_underlay` to an uplink. With [`GUARDED`](culvert_common::abi::UplinkInfo::GUARDED) it drops VXLAN of programs of
+    /// earlier versions, which do not mark it. It is no error if it is attached.
     ///
     /// # Errors
     ///
@@ -100,6 +100,15 @@ impl Datapath {
     /// If the driver has no XDP or the kernel refuses.
     pub fn attach_uplink_xdp(&self, ifindex: u32) -> Result<(), DatapathError> {
         self.attach(Attachment::UplinkXdp, ifindex)
+    }
+
+    /// Uplinks that `to_underlay` is attached to.
+    ///
+    /// # Errors
+    ///
+    /// If the pins cannot be listed.
+    pub fn attached_uplinks_out(&self) -> Result<Vec<u32>, DatapathError> {
+        Ok(self.attached(Attachment::UplinkOut)?.into_iter().collect())
     }
 
     /// Uplinks that `from_underlay` is attached to.

@@ -80,6 +80,8 @@ impl Host {
         xdp: bool,
         device: Device,
     ) -> Result<Self, NetlinkError> {
+        // Then the last agent has found that no program of an earlier version is left.
+        let guarded = datapath.attached_uplinks_out().is_ok_and(|uplinks| !uplinks.is_empty());
         Ok(Self {
             monitor: Mutex::new(netlink.monitor()?),
             inside: inside::Insides::new(&netlink)?,
@@ -98,7 +100,7 @@ impl Host {
             price: std::sync::OnceLock::new(),
             unserved: std::sync::Mutex::default(),
             hops: std::sync::Mutex::default(),
-            are_all_ours: std::sync::atomic::AtomicBool::default(),
+            are_all_ours: guarded.into(),
             purged: std::sync::Mutex::default(),
         })
     }

@@ -103,7 +103,9 @@ impl Host {
     /// The facts about an uplink that the programs need.
     fn uplink_info(&self, link: &Link) -> UplinkInfo {
         let link_len = if link.mac.is_some() { EthHdr::LEN as u8 } else { 0 };
-        let flags = if self.assistants.shares_port() { UplinkInfo::SHARED_PORT } else { 0 };
+        let flag = |is_set: bool, flag: u16| if is_set { flag } else { 0 };
+        let flags = flag(self.assistants.shares_port(), UplinkInfo::SHARED_PORT)
+            | flag(self.are_all_ours.load(Ordering::Relaxed), UplinkInfo::GUARDED);
         UplinkInfo { mtu: link.mtu, link_len, flags, ..UplinkInfo::default() }
     }
 
