@@ -11,7 +11,7 @@ use aya_ebpf::{
 use bytemuck::Pod;
 use culvert_common::abi::{
     Counter, DEFAULT_FLOWS, EndpointInfo, FdbEntry, FdbKey, FloodKey, Flow, FlowKey, FragmentInfo,
-    FragmentKey, HeardEntry, HeldFragment, LearnedEntry, MAX_CLIENT_LINKS, MAX_DENIED,
+    FragmentKey, HeardEntry, HeldFragment, LearnedEntry, MAX_BLOCKED, MAX_CLIENT_LINKS, MAX_DENIED,
     MAX_ENDPOINTS, MAX_FRAGMENTED, MAX_HEARD, MAX_HELD_FRAGMENTS, MAX_HOST_ADDRS, MAX_LEARNED,
     MAX_LOCAL_ENDPOINTS, MAX_NETWORKS, MAX_PUBLISHED, MAX_QUERIERS, MAX_RATES, MAX_SERVICES,
     MAX_SOURCES, MAX_UPLINKS, MAX_VTEP_MEMBERSHIPS, MAX_VTEPS, MappedAddr, NeighEntry, NeighKey,
@@ -77,6 +77,9 @@ pub(crate) static FLOW_SLOTS: Array<FlowKey<V4>> = Array::with_max_entries(2 * D
 #[map]
 pub(crate) static PUBLISHED: HashMap<PublishedKey, PublishedEntry> =
     HashMap::with_max_entries(MAX_PUBLISHED, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static BLOCKED: HashMap<PublishedKey, SealedU32> =
+    HashMap::with_max_entries(MAX_BLOCKED, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static HOST_ADDRS: HashMap<MappedAddr, u32> =
     HashMap::with_max_entries(MAX_HOST_ADDRS, BPF_F_NO_PREALLOC);
@@ -300,15 +303,20 @@ pub(crate) fn is_source(ifindex: u32, ip: [u8; 4]) -> bool {
     SOURCES.get(Key::new(SourceKey::BITS, key)).is_some()
 }
 
+/// The flags of an uplink; 0 if the interface is none.
+#[inline(always)]
+pub(crate) fn uplink_flags(ifindex: u32) -> u16 {
+    let Some(info) = UPLINKS.find(&ifindex) else { return 0 };
+    // SAFETY: `find` returned the address of a value of this map, which stays memory of the map
+    // while the program runs. The kernel may reuse it for another uplink, but the flags are the same
+    // for all uplinks.
+    unsafe { (&raw const (*info).flags).read_volatile() }
+}
+
 /// Whether another socket of the host has the VXLAN port on this uplink.
 #[inline(always)]
 pub(crate) fn shares_port(ifindex: u32) -> bool {
-    let Some(info) = UPLINKS.find(&ifindex) else { return false };
-    // SAFETY: `find` returned the address of a value of this map, which stays memory of the map
-    // while the program runs. The kernel may reuse it for another uplink, but the flag is the same
-    // for all uplinks.
-    let flags = unsafe { (&raw const (*info).flags).read_volatile() };
-    flags & UplinkInfo::SHARED_PORT != 0
+    uplink_flags(ifindex) & UplinkInfo::SHARED_PORT != 0
 }
 
 /// The number of the VTEP with the address `ip`; [`VtepId::NONE`] if there is none.

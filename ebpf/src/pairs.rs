@@ -36,7 +36,7 @@ use crate::{
     kernel::{
         memory::own,
         redirect,
-        skb::{ETH_LEN, head, is_ipv4, vlan_id, vlan_present},
+        skb::{ETH_LEN, head, is_for_host, is_ipv4, vlan_present},
     },
     maps::underlay,
     state::{epoch, path_mtu},
@@ -323,10 +323,10 @@ fn try_from_underlay(ctx: &TcContext) -> Option<Outcome> {
 }
 
 /// Reads the headers of a frame from the underlay. `None` if the frame cannot be cached: only IPv4
-/// in VXLAN without a VLAN tag and without reserved bits can.
+/// in VXLAN to this host's MAC, without a VLAN tag and without reserved bits can.
 #[inline(always)]
 fn read_wrapped(ctx: &TcContext, wrapped: &mut Wrapped) -> Option<Tunnelled> {
-    if vlan_id(ctx) != 0 || !head::<Wrapped, LEAD, WRAPPED>(ctx, wrapped) {
+    if vlan_present(ctx) || !is_for_host(ctx) || !head::<Wrapped, LEAD, WRAPPED>(ctx, wrapped) {
         return None;
     }
     match classify(wrapped, ctx.len()) {

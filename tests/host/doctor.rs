@@ -24,6 +24,7 @@ async fn diagnose(host: &Netns) -> Vec<(String, Level)> {
         clock_offset_ms: None,
         alarms: Vec::new(),
         certificates: Vec::new(),
+        open_store: false,
         shared_port: false,
         open_ports: 0,
         external_ports: 0,

@@ -9,16 +9,21 @@ use std::{
     time::Duration,
 };
 
+use aya::programs::TcAttachType;
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
+    docker,
     external::External,
-    netns::wait_until,
+    netns::{programs, wait_until},
     packet::{self, Arp, Tunnel, V4},
     sock::{self, Behaviour, PATIENCE, Server, Use, container},
 };
 use etherparse::PacketBuilder;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
+use nix::sys::{
+    signal::Signal,
+    socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
+    },
 };
 
 use crate::nat::World;
@@ -232,4 +237,139 @@ fn a_member_speaks_for_its_own_containers_only() {
     wait_until(SOON, "the datagram of the host's own container", || server.seen().len() == 1);
     // The container still reaches the host through the gateway.
     victim.in_container(&names[0], &format!("ping -c1 -W2 {}", victim.vtep()));
+}
+
+/// A container does not reach an etcd without authentication, although its packets would leave with
+/// the host's address. With `--store-for-containers` it does.
+#[test]
+#[ignore = "needs root"]
+fn a_container_does_not_reach_a_store_without_authentication() {
+    let mut world = World::new(1);
+    let (name, _) = world.run("bridge", &[]);
+    let store: SocketAddrV4 = world.cluster.etcd.endpoint().parse().unwrap();
+    let opens = |to: SocketAddrV4| sock::within(&container(&name), || sock::open(to, 0).is_ok());
+    assert!(!opens(store));
+    wait_until(SOON, "the drop to be counted", || {
+        world.host().counter("from_container", "blocked") > 0
+    });
+    // Another port of the same machine stays open.
+    let other = SocketAddrV4::new(*store.ip(), 8000);
+    let _server = Server::tcp(world.cluster.switch.path(), other, Behaviour::Echo);
+    assert_eq!(sock::tcp(&container(&name), other, 0, Use::Echo(10)), "ok 10");
+    let findings = world.host().findings().to_string();
+    assert!(findings.contains("the store has no authentication"), "{findings}");
+
+    let host = &mut world.cluster.hosts[0];
+    host.stop_agent(Signal::SIGTERM);
+    host.start_agent(&["--store-for-containers"]);
+    host.wait_ready();
+    wait_until(SOON, "the store is open", || opens(store));
+}
+
+/// With `block_hosts=true` containers reach neither their own host nor others, which still reach
+/// them.
+#[test]
+#[ignore = "needs root"]
+fn containers_of_a_closed_network_reach_no_host() {
+    let world = World::new(2);
+    let (host, peer) = (world.host(), &world.cluster.hosts[1]);
+    host.ok(&["network", "create", "-d", "overlay", "--opt", "block_hosts=true", "closed"]);
+    let (name, ip) = world.run("closed", &[]);
+    let _servers = [host, peer].map(|on| Server::tcp(on.netns.path(), any(8000), Behaviour::Echo));
+    let gateway: Ipv4Addr = {
+        let [a, b, c, _] = ip.octets();
+        [a, b, c, 1].into()
+    };
+    for to in [host.vtep(), peer.vtep(), gateway] {
+        let to = SocketAddrV4::new(to, 8000);
+        assert_eq!(sock::tcp(&container(&name), to, 0, Use::Echo(1)), "unreachable", "{to}");
+    }
+    assert!(host.counter("from_container", "blocked") >= 3);
+    let inside = Server::tcp(&container(&name), any(80), Behaviour::Echo);
+    let to = SocketAddrV4::new(ip, 80);
+    assert_eq!(sock::tcp(host.netns.path(), to, 0, Use::Echo(100)), "ok 100");
+    host.netns.run(&format!("ping -c1 -W9 {ip}"));
+    assert_eq!(inside.take_clients().len(), 1);
+    // Machines that are no hosts of the cluster stay open.
+    let external = SocketAddrV4::new(External::IP, 80);
+    let _external = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
+    assert_eq!(sock::tcp(&container(&name), external, 0, Use::Echo(10)), "ok 10");
+}
+
+/// A container reaches the host neither at the gateway of another network nor at the broadcast address
+/// of the LAN.
+#[test]
+#[ignore = "needs root"]
+fn other_gateways_and_the_lans_broadcast_address_are_closed() {
+    let world = World::new(1);
+    let host = world.host();
+    host.ok(&["network", "create", "-d", "bridge", "--subnet", "10.8.0.0/24", "br"]);
+    let (name, _) = world.run("bridge", &[]);
+    let (other, _) = world.run("br", &[]);
+    let server = Server::udp(host.netns.path(), any(8000));
+    let send = |to: Ipv4Addr| {
+        sock::within(&container(&name), || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_broadcast(true).unwrap();
+            // The address is of no subnet of the container, so it is sent to the gateway.
+            socket.send_to(b"x", SocketAddrV4::new(to, 8000)).unwrap();
+        });
+    };
+    let counted = |reason: &str| host.counter("from_container", reason);
+    let (isolated, unroutable) = (counted("isolated"), counted("unroutable"));
+    send([10, 8, 0, 1].into());
+    wait_until(SOON, "the gateway is closed", || counted("isolated") > isolated);
+    send([192, 0, 2, 255].into());
+    wait_until(SOON, "the broadcast address is closed", || counted("unroutable") > unroutable);
+    assert_eq!(server.seen().len(), 0);
+    // Each network reaches its own gateway.
+    let own = SocketAddrV4::new([10, 8, 0, 1].into(), 8000);
+    assert_eq!(sock::udp(&container(&other), own, 0, 5), "ok 5");
+}
+
+/// Other hosts take VXLAN for a host's by its address alone. Neither another user of the host, nor a
+/// container of another engine whose packets the host masquerades, can send it. Root can.
+#[test]
+#[ignore = "needs root"]
+fn no_one_but_root_sends_vxlan_from_a_host() {
+    let world = World::new(2);
+    let (host, peer) = (world.host(), &world.cluster.hosts[1]);
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "shared"]);
+    let (name, _) = world.run("shared", &[]);
+    let far = unique_name("far");
+    peer.run_idle(&far, "shared", &[]);
+    let far = peer.ip(&far, "shared");
+    wait_until(SOON, "the program at the egress", || {
+        programs(&host.netns, "up0", TcAttachType::Egress) == ["to_underlay"]
+    });
+    host.in_container(&name, &format!("ping -c3 -W9 {far}"));
+
+    // A datagram with a VNI that no network has.
+    let mut datagram = vec![8, 0, 0, 0, 0xff, 0xff, 0xff, 0];
+    datagram.resize(8 + 60, 0);
+    let datagram: String = datagram.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+    let send = format!("printf '{datagram}' > /dev/udp/{}/4789", peer.vtep());
+    let arrived = || peer.counter("from_underlay", "unknown_vni");
+    let dropped = || host.counter("to_underlay", "vxlan_not_ours");
+    assert_eq!((arrived(), dropped()), (0, 0));
+    host.netns.run(&format!("bash -c \"{send}\""));
+    wait_until(SOON, "the datagram of root", || arrived() == 1);
+
+    // The user whose number the kernel also gives for no user.
+    for user in [1000, 65_534] {
+        let before = dropped();
+        let other = format!("setpriv --reuid {user} --regid {user} --clear-groups bash -c");
+        // The kernel tells the sender that the frame was dropped, or not.
+        host.netns.try_run(&format!("{other} \"{send}\""));
+        wait_until(SOON, "the drop to be counted", || dropped() == before + 1);
+    }
+    let iptables = docker::iptables().unwrap();
+    let containers = docker::wire(&host.netns, iptables, 1, &[]);
+    let before = dropped();
+    containers[0].run(&format!("bash -c \"{send}\""));
+    wait_until(SOON, "the drop to be counted", || dropped() == before + 1);
+    // What was dropped does not come late: a datagram of root overtakes nothing.
+    host.netns.run(&format!("bash -c \"{send}\""));
+    wait_until(SOON, "the second datagram of root", || arrived() == 2);
+    host.in_container(&name, &format!("ping -c3 -W9 {far}"));
 }

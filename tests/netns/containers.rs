@@ -278,7 +278,7 @@ fn trace_lines_when_asked_for() {
 fn doctor_looks_around() {
     let cluster = one_host();
     let host = &cluster.hosts[0];
-    let findings = host.json(&["doctor"]);
+    let findings = host.findings();
     assert!(findings.as_array().is_some_and(|rows| rows.len() >= 5), "{findings}");
     let nobody = Netns::new("nobody");
     let output = nobody

@@ -170,7 +170,7 @@ fn uplinks_of(host: &Host) -> serde_json::Value {
 
 /// The findings of `doctor` about uplinks that are warnings, with their advice.
 fn uplink_warnings(host: &Host) -> String {
-    let findings = host.json(&["doctor"]);
+    let findings = host.findings();
     let findings = findings.as_array().unwrap().iter();
     let warnings = findings.filter(|row| row["check"] == "uplink" && row["level"] == "warning");
     warnings.map(ToString::to_string).collect()
@@ -525,7 +525,8 @@ fn changes_in_an_attached_namespace_are_put_right_and_told() {
 
 /// Kinds of links on a host of which all programs are attached.
 fn kinds(host: &Host) -> Vec<&'static str> {
-    let all = ["container-", "uplink-xdp-", "uplink-", "gateway-", "loopback-", "client-"];
+    let all =
+        ["container-", "uplink-xdp-", "uplink-out-", "uplink-", "gateway-", "loopback-", "client-"];
     let netkit = (told(host) == "netkit").then_some("netkit-");
     all.into_iter().chain(netkit).collect()
 }

@@ -136,7 +136,7 @@ fn a_route_that_overlaps_a_network_in_use_is_told() {
     wait_until(SOON, "the problem", || {
         has_problem(host, "network 'net': this host has a route to 10.9.0.128/25 by lan0")
     });
-    let findings = host.json(&["doctor"]).to_string();
+    let findings = host.findings().to_string();
     assert!(findings.contains("10.9.0.128/25 by lan0"), "{findings}");
     host.netns.run("ping -c1 -W9 10.9.0.9");
     // The kernel says nothing of the routes that an interface loses when it is set down.

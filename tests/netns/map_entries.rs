@@ -18,7 +18,7 @@ const COMPARED: Duration = Duration::from_secs(75);
 
 /// Pinned maps that the agent alone writes, with the exception of `RESERVED_PORTS`, which is an
 /// array.
-const PINNED: [&str; 15] = [
+const PINNED: [&str; 16] = [
     names::ENDPOINTS,
     names::NETWORKS,
     names::FDB,
@@ -31,6 +31,7 @@ const PINNED: [&str; 15] = [
     names::GATEWAYS,
     names::PUBLISHED,
     names::SOURCES,
+    names::BLOCKED,
     names::HOST_ADDRS,
     names::UPLINKS,
     names::CLIENT_LINKS,

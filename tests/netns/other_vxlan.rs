@@ -28,14 +28,14 @@ fn is_passed_on(cluster: &Cluster, inner: &[Netns; 2]) {
     inner[0].run("ping -c3 -i0.2 -W9 10.99.0.2");
     assert!(two.counter("from_underlay", "foreign_vxlan") >= before + 3);
     assert_eq!(two.counter("from_underlay", "unknown_vni"), dropped);
-    let findings = two.json(&["doctor"]);
+    let findings = two.findings();
     let mut findings = findings.as_array().into_iter().flatten();
     let told = findings.any(|finding| {
         finding["check"] == "port"
             && finding["level"] == "warning"
             && finding.to_string().contains("another program")
     });
-    assert!(told, "{}", two.ok(&["doctor"]));
+    assert!(told, "{}", two.findings());
 }
 
 fn both_overlays(cluster: &Cluster) -> [Netns; 2] {

@@ -5,17 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use culvert_common::abi::{Action, Code, Direction, DropReason, Note, stats_index};
 
 use crate::{
-    additional, arp, client, decap, denied, ecn, encap, fast, fdb, floating, flood, flows,
+    additional, arp, blocked, client, decap, denied, ecn, encap, fast, fdb, floating, flood, flows,
     fragments, from_host, from_loopback, icmp_errors, inner,
     lab::{self, Case},
     live, live_nat, membership, mtu, nat_in, nat_out, nd, races, random, routing, source, tenants,
-    to_host, tunnel_source, xdp,
+    to_host, tunnel_source, underlay_out, xdp,
 };
 
 /// The cases of packets by module.
 const MODULES: &[(&str, &[Case])] = &[
     ("additional", additional::CASES),
     ("arp", arp::CASES),
+    ("blocked", blocked::CASES),
     ("client", client::CASES),
     ("decap", decap::CASES),
     ("denied", denied::CASES),
@@ -41,6 +42,7 @@ const MODULES: &[(&str, &[Case])] = &[
     ("tenants", tenants::CASES),
     ("to_host", to_host::CASES),
     ("tunnel_source", tunnel_source::CASES),
+    ("underlay_out", underlay_out::CASES),
     ("xdp", xdp::CASES),
 ];
 

@@ -46,6 +46,8 @@ cases!(
     foreign_vtep,
     own_address_as_source,
     wrong_destination_passes,
+    another_mac_passes,
+    a_group_mac_passes,
     other_port_passes,
     tcp_passes,
     other_protocol_passes,
@@ -53,12 +55,13 @@ cases!(
     ipv6_passes,
     vlan_on_the_underlay_passes,
     outer_first_fragment,
-    outer_later_fragment_is_held,
+    outer_later_fragment_passes,
     outer_options_pass,
     outer_truncated_at_every_byte,
     outer_ip_longer_than_the_frame,
     outer_ip_too_short,
     outer_wrong_version,
+    outer_ttl_zero,
     outer_udp_longer_than_its_packet,
     outer_udp_too_short,
     runts_pass,
@@ -321,6 +324,26 @@ fn wrong_destination_passes(lab: &mut Lab) {
     }
 }
 
+/// Frames that the link delivers to all hosts, or that a switch floods, are not for this VTEP. The
+/// flow cache has the pair.
+#[track_caller]
+fn passes_to_mac(lab: &mut Lab, eth_dst: [u8; 6]) {
+    arrives(lab, &hello());
+    passes(lab, &Tunnel { eth_dst, ..from_peer() }.wrap(&hello()));
+    let unknown = Tunnel { eth_dst, src: STRANGER, ..from_peer() };
+    passes(lab, &unknown.wrap(&hello()));
+}
+
+fn another_mac_passes(lab: &mut Lab) {
+    passes_to_mac(lab, PEER_MAC);
+    passes_to_mac(lab, [0; 6]);
+}
+
+fn a_group_mac_passes(lab: &mut Lab) {
+    passes_to_mac(lab, [0xff; 6]);
+    passes_to_mac(lab, [1, 0, 0x5e, 0, 0, 1]);
+}
+
 fn other_port_passes(lab: &mut Lab) {
     for dst_port in [4788, 8472, 0, 0xb512] {
         passes(lab, &Tunnel { dst_port, ..from_peer() }.wrap(&hello()));
@@ -368,10 +391,10 @@ fn outer_first_fragment(lab: &mut Lab) {
     refused(lab, Tunnel { df: false, mf: true, ..from_peer() }, DropReason::OuterFragment);
 }
 
-fn outer_later_fragment_is_held(lab: &mut Lab) {
-    // The fragment has no port. It is held for its first fragment, which is dropped.
+fn outer_later_fragment_passes(lab: &mut Lab) {
+    // The fragment has no port. The host's stack never gets its first fragment, which is dropped.
     let tunnel = Tunnel { df: false, offset: 8, ..from_peer() };
-    lab.at_underlay(&tunnel.wrap(&hello())).holds(&[]);
+    lab.at_underlay(&tunnel.wrap(&hello())).passes(&[note(Note::FragmentCopied)]);
 }
 
 fn outer_options_pass(lab: &mut Lab) {
@@ -419,6 +442,16 @@ fn outer_wrong_version(lab: &mut Lab) {
     let mut outer = from_peer().wrap(&hello());
     outer[14] = 0x65;
     lab.at_underlay(&outer).drops(DropReason::OuterMalformed);
+}
+
+fn outer_ttl_zero(lab: &mut Lab) {
+    arrives(lab, &hello());
+    let mut outer = from_peer().wrap(&hello());
+    outer[22] = 0;
+    lab.at_underlay(&outer).drops(DropReason::OuterMalformed);
+    lab.at_underlay_xdp(&outer).drops(DropReason::OuterMalformed);
+    outer[22] = 1;
+    lab.at_underlay(&outer).delivers(&hello(), &[]);
 }
 
 fn outer_udp_longer_than_its_packet(lab: &mut Lab) {

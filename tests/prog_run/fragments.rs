@@ -5,8 +5,8 @@
 
 use culvert::datapath::now_ns;
 use culvert_common::abi::{
-    Action, DropReason, FragmentInfo, FragmentKey, HELD_FRAME_LEN, HeldFragment, MAX_HELD, Note,
-    Sealed as _,
+    Action, Code, DropReason, FragmentInfo, FragmentKey, HELD_FRAME_LEN, HeldFragment, MAX_HELD,
+    Note, Sealed as _,
 };
 use culvert_tests::packet::{Host, V4, payload};
 
@@ -18,8 +18,8 @@ use crate::{
         CREATED, CREATED_ELSEWHERE, chosen_port, echo, entries, fragments, inbound, outbound,
         publish, to_gateway,
     },
-    run::{Expected, Left, SHOT, action, note},
-    world::{A, GATEWAY, GATEWAY_OF_B, ONE, PEER, SECOND, SERVER, US},
+    run::{Expected, Left, Program, SHOT, UNSPEC, action, note},
+    world::{A, GATEWAY, GATEWAY_OF_B, ONE, PEER, SECOND, SERVER, SERVER2, TWO, US},
 };
 
 cases!(
@@ -37,6 +37,10 @@ cases!(
     of_the_host,
     of_the_host_out_of_order,
     of_the_host_from_an_external_host,
+    of_the_host_from_an_external_host_out_of_order,
+    strays_cost_the_host_nothing,
+    a_source_has_a_share,
+    a_container_has_a_share,
     of_another_host,
     of_another_datagram,
     expired,
@@ -184,8 +188,8 @@ fn later_before_first_from_an_external_host(lab: &mut Lab) {
     let make = |to: &Host, port| V4::udp(&SERVER, to, (5000, port), &payload(2500));
     let came = fragments(&make(&SECOND, 8080), &SIZES);
     let went = fragments(&inbound(&make(&ONE, 53), &GATEWAY), &SIZES);
-    lab.at_underlay(&came[2].frame()).holds(&[]);
-    lab.at_underlay(&came[1].frame()).holds(&[]);
+    lab.at_underlay(&came[2].frame()).passes(&[note(Note::FragmentCopied)]);
+    lab.at_underlay(&came[1].frame()).passes(&[note(Note::FragmentCopied)]);
     is_held(lab, fragment_key(0, &came[0], 1), &came[1]);
     releases(lab, None, &came[0], &[&came[0], &came[1], &came[2]]);
     for (index, (came, went)) in came.iter().zip(went).enumerate() {
@@ -267,6 +271,81 @@ fn of_the_host_from_an_external_host(lab: &mut Lab) {
     for fragment in fragments(&V4::udp(&SERVER, &US, (1, 2), &payload(2500)), &SIZES) {
         lab.at_underlay(&fragment.frame()).passes(&[]);
     }
+}
+
+/// The host gets all fragments of its own datagram at once, in whatever order, and however many.
+fn of_the_host_from_an_external_host_out_of_order(lab: &mut Lab) {
+    let packet = V4::udp(&SERVER, &US, (1, 2), &payload(8 * (usize::from(MAX_HELD) + 9)));
+    let all = fragments(&packet, &[8; MAX_HELD as usize + 8]);
+    assert!(all.len() > usize::from(MAX_HELD) + 1);
+    for (held, fragment) in all[1..].iter().rev().enumerate() {
+        let kept =
+            if held < usize::from(MAX_HELD) { Note::FragmentCopied } else { Note::FragmentLimited };
+        lab.at_underlay(&fragment.frame()).passes(&[note(kept)]);
+    }
+    assert_eq!(lab.held.keys().len(), usize::from(MAX_HELD));
+    lab.at_underlay(&all[0].frame()).passes(&[]);
+    assert_eq!(lab.held.keys().len(), 0, "copies of the host's datagram");
+    // The datagram is known to be the host's.
+    lab.at_underlay(&all[1].frame()).passes(&[]);
+}
+
+/// Strays of many sources, as of one that forges its address, evict no copy of another source: they
+/// have a share together.
+fn strays_cost_the_host_nothing(lab: &mut Lab) {
+    let host = fragments(&V4::udp(&SERVER, &US, (1, 2), &payload(2500)), &SIZES);
+    for fragment in host[1..].iter().rev() {
+        lab.at_underlay(&fragment.frame()).passes(&[note(Note::FragmentCopied)]);
+    }
+    let container = to_gateway(&datagram(&ONE, PORT, &SERVER));
+    let container = fragments(&container, &SIZES);
+    lab.at_container(Interface::A1, &container[1].frame()).holds(&[]);
+    for number in 0..600u16 {
+        let [high, low] = number.to_be_bytes();
+        let src = [198, 18, high, low];
+        let packet = V4 { src, id: number, ..V4::udp(&SERVER, &US, (1, 2), &payload(2500)) };
+        let stray = fragments(&packet, &SIZES).remove(2);
+        let outcome = lab.at_underlay(&stray.frame()).outcome();
+        assert_eq!(outcome.verdict, UNSPEC, "the host gets every fragment");
+    }
+    is_held(lab, fragment_key(A, &container[1], 0), &container[1]);
+    assert!(lab.held.keys().len() < 400, "{} strays are held", lab.held.keys().len());
+    lab.at_underlay(&host[0].frame()).passes(&[]);
+}
+
+/// Sends strays, each of a datagram of its own, until one is counted as `code`. Returns the last.
+#[track_caller]
+fn use_up(lab: &mut Lab, at: Program, stray: &V4, code: Code) -> V4 {
+    // Two datagrams at their most. The share is refilled while the test runs.
+    let share = 2 * u16::from(MAX_HELD);
+    for id in 0..4 * share {
+        let stray = V4 { id, ..stray.clone() };
+        let outcome = lab.at(at, &stray.frame()).outcome();
+        if outcome.count(at.direction(), code) == 1 {
+            assert!(id >= share, "{id} strays are all of the share");
+            return stray;
+        }
+    }
+    panic!("the share of a source has no end");
+}
+
+fn a_source_has_a_share(lab: &mut Lab) {
+    let stray = V4 { protocol: 17, l4: payload(8), ..V4::new(&SERVER, &US) };
+    let stray = V4 { df: false, mf: true, offset: 9, ..stray };
+    let last = use_up(lab, Program::Underlay, &stray, Code::Note(Note::FragmentLimited));
+    let other = V4 { src: SERVER2.v4, ..last.clone() };
+    lab.at_underlay(&other.frame()).passes(&[note(Note::FragmentCopied)]);
+    // Room is given back when the first fragment has come.
+    let first = V4 { id: 0, mf: true, df: false, ..V4::udp(&SERVER, &US, (1, 2), &payload(64)) };
+    lab.at_underlay(&first.frame()).passes(&[]);
+    lab.at_underlay(&last.frame()).passes(&[note(Note::FragmentCopied)]);
+}
+
+fn a_container_has_a_share(lab: &mut Lab) {
+    let unknown = Code::Drop(DropReason::FragmentUnknown);
+    let last = use_up(lab, Program::Container, &at(9, 8), unknown);
+    let other = V4 { eth_src: TWO.mac, src: TWO.v4, ..last };
+    lab.at_container(Interface::A2, &other.frame()).holds(&[]);
 }
 
 fn of_another_host(lab: &mut Lab) {

@@ -15,6 +15,7 @@ cases!(
     inner_truncated_at_every_byte,
     inner_vlan,
     inner_service_vlan,
+    inner_service_vlan_before_802_1ad,
     inner_source_multicast,
     inner_source_zero,
     inner_source_of_a_local_endpoint,
@@ -80,6 +81,13 @@ fn inner_vlan(lab: &mut Lab) {
 fn inner_service_vlan(lab: &mut Lab) {
     let outer = from_peer().wrap(&tagged(0x88a8));
     lab.at_underlay(&outer).drops(DropReason::VlanTagged);
+}
+
+fn inner_service_vlan_before_802_1ad(lab: &mut Lab) {
+    for tag in [0x9100, 0x9200, 0x9300] {
+        let outer = from_peer().wrap(&tagged(tag));
+        lab.at_underlay(&outer).drops(DropReason::VlanTagged);
+    }
 }
 
 #[track_caller]

@@ -115,6 +115,31 @@ impl PacketSocket {
         self.set_option(libc::PACKET_VNET_HDR, on.into());
     }
 
+    /// From now on the socket receives only frames with a VLAN tag in their metadata, and one byte
+    /// of each.
+    pub(crate) fn tagged_only(&self) {
+        // `BPF_LD | BPF_W | BPF_ABS` and `BPF_RET | BPF_A` of linux/bpf_common.h: the number of
+        // bytes is whether there is a tag, 0 or 1.
+        let at = (libc::SKF_AD_OFF + libc::SKF_AD_VLAN_TAG_PRESENT).cast_unsigned();
+        let mut code = [
+            libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: at },
+            libc::sock_filter { code: 0x16, jt: 0, jf: 0, k: 0 },
+        ];
+        let filter = libc::sock_fprog { len: 2, filter: code.as_mut_ptr() };
+        // SAFETY: the option is a `sock_fprog`, whose address and length are given. It names the two
+        // instructions in `code`, which outlives the call.
+        let set = unsafe {
+            libc::setsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const filter).cast(),
+                size_of_val(&filter) as u32,
+            )
+        };
+        assert_eq!(set, 0, "filter: {}", std::io::Error::last_os_error());
+    }
+
     /// Sends one frame.
     pub(crate) fn send(&self, frame: &[u8]) {
         let sent = send(self.0.as_raw_fd(), frame, MsgFlags::empty()).unwrap();
@@ -122,7 +147,7 @@ impl PacketSocket {
     }
 
     /// Receives one frame, if there is one.
-    fn try_receive(&self) -> Option<Vec<u8>> {
+    pub(crate) fn try_receive(&self) -> Option<Vec<u8>> {
         let mut buffer = vec![0; 70_000];
         match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Ok(len) => {

@@ -248,6 +248,7 @@ impl Lab {
         self.rates.clear();
         clear(&self.tables.gateways);
         clear(&self.tables.published);
+        clear(&self.tables.blocked);
         clear(&self.tables.host_addrs);
         clear(&self.tables.uplinks);
         clear(&self.tables.client_links);

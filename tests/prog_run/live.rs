@@ -395,7 +395,13 @@ fn priority_tag_on_the_underlay(lab: &mut Lab) {
     let mut live = Live::attach(lab);
     let inner = V4::udp(&FAR, &ONE, (1, 2), b"hello").frame();
     let frame = tagged(5 << 13, &from_peer().wrap(&inner));
+    let tags = live.lab.far_socket(Interface::A1);
+    tags.tagged_only();
     live.moves(Interface::Uplink, &frame, Action::Deliver, Interface::A1, &inner);
+    assert_eq!(tags.try_receive(), None, "the container receives the tag");
+    // A second tag is that of a VLAN.
+    let twice = tagged(5 << 13, &tagged(7, &from_peer().wrap(&inner)));
+    assert_eq!(live.send(Interface::Uplink, &twice, Code::Action(Action::Pass)), []);
 }
 
 /// `struct virtio_net_hdr` and a TCP segment of IPv4. The kernel is to fill in its checksum, and to

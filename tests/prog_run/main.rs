@@ -35,6 +35,8 @@ mod additional;
 #[cfg(test)]
 mod arp;
 #[cfg(test)]
+mod blocked;
+#[cfg(test)]
 mod client;
 #[cfg(test)]
 mod compare;
@@ -104,6 +106,8 @@ mod tenants;
 mod to_host;
 #[cfg(test)]
 mod tunnel_source;
+#[cfg(test)]
+mod underlay_out;
 #[cfg(test)]
 mod world;
 #[cfg(test)]

@@ -48,6 +48,8 @@ cases!(
     option_of_no_length,
     disguised_by_hop_by_hop,
     disguised_by_a_fragment_header,
+    hidden_in_the_second_fragment,
+    first_fragments_with_all_headers_cross,
     hidden_behind_many_headers,
     echo_is_forwarded,
     multicast_listener_report_is_accepted,
@@ -441,6 +443,44 @@ fn disguised_by_a_fragment_header(lab: &mut Lab) {
     let options = advert(&ONE, &FAR).extended(60, &[0, 1, 4, 0, 0, 0, 0]);
     let first = V6 { rest: options.rest[..8].to_vec(), ..options };
     is_refused(lab, &first.extended(44, &[0, 0, 1, 0, 0, 0, 7]), DropReason::SpoofedNd);
+}
+
+/// RFC 7112 §5. The first fragment ends within its destination options. Padding of the frame looks
+/// like the rest of these options and a UDP header. The second fragment has other options, and the
+/// router advertisement.
+fn hidden_in_the_second_fragment(lab: &mut Lab) {
+    let first = |next: u8, options: &[u8]| {
+        let packet = V6 { rest: options.to_vec(), next_header: next, ..V6::new(&ONE, &FAR) };
+        V6 { hop_limit: 255, ..packet }.extended(44, &[0, 0, 1, 0, 0, 0, 7])
+    };
+    // Options of 16 bytes, of which 8 are in the fragment; UDP follows, or further options that
+    // only the padding has.
+    for (next, padding) in [(17, vec![0; 16]), (60, [[0; 8], [17, 0, 1, 4, 0, 0, 0, 0]].concat())] {
+        let packet = first(60, &[next, 1, 1, 12, 0, 0, 0, 0]);
+        is_refused(lab, &packet, DropReason::Malformed);
+        let frame = [packet.frame(), padding, vec![0; 8]].concat();
+        lab.at_container(Interface::A1, &frame).drops(DropReason::Malformed);
+    }
+    // The upper-layer header is cut short, or is in the second fragment.
+    for (protocol, len) in [(6, 19), (6, 0), (17, 7), (17, 0), (58, 3), (58, 0)] {
+        let packet = V6 { hop_limit: 64, ..first(protocol, &vec![0; len]) };
+        is_refused(lab, &packet, DropReason::Malformed);
+        let frame = [packet.frame(), vec![0; 40]].concat();
+        lab.at_container(Interface::A1, &frame).drops(DropReason::Malformed);
+    }
+}
+
+fn first_fragments_with_all_headers_cross(lab: &mut Lab) {
+    for (protocol, len) in [(6u8, 24usize), (17, 8), (58, 8), (132, 0), (59, 0)] {
+        let rest = vec![0; len];
+        let packet = V6 { rest, next_header: protocol, hop_limit: 64, ..V6::new(&ONE, &FAR) };
+        crosses(lab, &packet.clone().extended(44, &[0, 0, 1, 0, 0, 0, 7]));
+        let options = packet.extended(60, &[0, 1, 4, 0, 0, 0, 0]);
+        crosses(lab, &options.extended(44, &[0, 0, 1, 0, 0, 0, 7]));
+    }
+    // The last fragment may be as short as it likes.
+    let last = V6 { rest: vec![1], next_header: 6, ..V6::new(&ONE, &FAR) };
+    crosses(lab, &last.extended(44, &[0, 0, 0x40, 0, 0, 0, 7]));
 }
 
 fn hidden_behind_many_headers(lab: &mut Lab) {

@@ -49,7 +49,7 @@ fn datagram(dst: &Host) -> V4 {
 }
 
 /// The ICMP error about `packet` from `A1`'s gateway.
-fn error(packet: &V4, kind: u8, code: u8, mtu: u16) -> Vec<u8> {
+pub(crate) fn error(packet: &V4, kind: u8, code: u8, mtu: u16) -> Vec<u8> {
     let [high, low] = mtu.to_be_bytes();
     let mut quote = packet.packet();
     quote.truncate(if quote.len() < 64 { 28 } else { 64 });
@@ -58,7 +58,7 @@ fn error(packet: &V4, kind: u8, code: u8, mtu: u16) -> Vec<u8> {
 }
 
 #[track_caller]
-fn is_told(lab: &mut Lab, packet: &V4, reason: DropReason, sent: Note, error: &[u8]) {
+pub(crate) fn is_told(lab: &mut Lab, packet: &V4, reason: DropReason, sent: Note, error: &[u8]) {
     lab.at_container(Interface::A1, &packet.frame()).gives(&Expected {
         verdict: SHOT,
         left: Left::Spent,

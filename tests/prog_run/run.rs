@@ -33,6 +33,9 @@ pub(crate) const XDP_PASS: i32 = 2;
 /// lack this flag, and aya's `TestRunOptions` cannot set it.
 const CHECKSUM_COMPLETE: u32 = 1 << 2;
 
+/// Offset of `mark` in `struct __sk_buff` of linux/bpf.h.
+const SK_BUFF_MARK: usize = 8;
+
 /// Shortest frames that a test run of a TC program takes: with the EtherTypes
 /// of IP, those with an IP header. The module `live` tries shorter ones.
 pub(crate) const SHORTEST_V4: usize = 14 + 20;
@@ -132,16 +135,19 @@ pub(crate) enum Program {
     Loopback,
     /// `from_client`.
     Client,
+    /// `to_underlay`.
+    Out,
 }
 
 impl Program {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Container,
         Self::Underlay,
         Self::UnderlayXdp,
         Self::Host,
         Self::Loopback,
         Self::Client,
+        Self::Out,
     ];
 
     pub(crate) const fn direction(self) -> Direction {
@@ -152,6 +158,7 @@ impl Program {
             Self::Host => Direction::FromHost,
             Self::Loopback => Direction::FromLoopback,
             Self::Client => Direction::FromClient,
+            Self::Out => Direction::ToUnderlay,
         }
     }
 
@@ -159,7 +166,7 @@ impl Program {
     const fn ifindex(self) -> u32 {
         match self {
             Self::Container => Interface::A1.ifindex(),
-            Self::Underlay | Self::UnderlayXdp => Interface::Uplink.ifindex(),
+            Self::Underlay | Self::UnderlayXdp | Self::Out => Interface::Uplink.ifindex(),
             Self::Host => GATEWAY_A,
             Self::Loopback => LOOPBACK,
             Self::Client => CLIENT_LINK,
@@ -174,6 +181,7 @@ impl Program {
             Self::Host => programs::FROM_HOST,
             Self::Loopback => programs::FROM_LOOPBACK,
             Self::Client => programs::FROM_CLIENT,
+            Self::Out => programs::TO_UNDERLAY,
         }
     }
 }
@@ -189,6 +197,7 @@ pub(crate) struct Run<'a> {
     repeat: u32,
     transmitted: bool,
     forwarded: bool,
+    mark: u32,
 }
 
 impl Lab {
@@ -363,6 +372,7 @@ impl<'a> Run<'a> {
             repeat: 1,
             transmitted,
             forwarded,
+            mark: 0,
         }
     }
 
@@ -374,6 +384,11 @@ impl<'a> Run<'a> {
     /// The program runs while the container transmits the frame, on a netkit device.
     pub(crate) fn transmitted(self) -> Self {
         Self { transmitted: true, ..self }
+    }
+
+    /// The frame has a mark (`skb->mark`).
+    pub(crate) fn marked(self, mark: u32) -> Self {
+        Self { mark, ..self }
     }
 
     /// Makes the frame a GSO frame with segments of `size` bytes of payload.
@@ -394,9 +409,11 @@ impl<'a> Run<'a> {
     /// Runs the program without a check of the result.
     pub(crate) fn outcome(self) -> Outcome {
         // At ingress the kernel has set `ingress_ifindex`.
-        let comes_in = self.program != Program::Host && !self.transmitted;
+        let goes_out = matches!(self.program, Program::Host | Program::Out);
+        let comes_in = !goes_out && !self.transmitted;
         let hook = if comes_in || self.forwarded { Hook::Ingress } else { Hook::Egress };
-        let context = sk_buff(hook, self.ifindex, self.gso_size, self.frame.len());
+        let mut context = sk_buff(hook, self.ifindex, self.gso_size, self.frame.len());
+        context[SK_BUFF_MARK..SK_BUFF_MARK + 4].copy_from_slice(&self.mark.to_ne_bytes());
         let context = (self.program != Program::UnderlayXdp).then_some(&context[..]);
         let program = self.lab.program_fd(self.program);
         let (verdict, left) = test_run(program, &self.frame, context, self.repeat, self.flags);

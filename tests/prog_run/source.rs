@@ -32,6 +32,7 @@ cases!(
     other_udp_to_a_vtep,
     vlan_tag,
     service_vlan_tag,
+    service_vlan_tag_before_802_1ad,
     ipv4_truncated_at_every_byte,
     ipv4_version,
     ipv4_header_length,
@@ -188,6 +189,13 @@ fn service_vlan_tag(lab: &mut Lab) {
     is_refused(lab, &frame, DropReason::VlanTagged);
     let frame = tagged(0x88a8, &tagged(0x8100, &ethernet([0xff; 6], ONE.mac, 0x88b5, &[])));
     is_refused(lab, &frame, DropReason::VlanTagged);
+}
+
+fn service_vlan_tag_before_802_1ad(lab: &mut Lab) {
+    for tag in [0x9100, 0x9200, 0x9300] {
+        let frame = tagged(tag, &V4::udp(&ONE, &FAR, (1, 2), b"hello").frame());
+        is_refused(lab, &frame, DropReason::VlanTagged);
+    }
 }
 
 fn ipv4_truncated_at_every_byte(lab: &mut Lab) {

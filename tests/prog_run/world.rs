@@ -122,7 +122,8 @@ pub(crate) const NETWORK_B: NetworkInfo = NetworkInfo {
 };
 
 /// The uplink.
-pub(crate) const UPLINK: UplinkInfo = UplinkInfo { mtu: 1500, link_len: 14, pad: 0, flags: 0 };
+pub(crate) const UPLINK: UplinkInfo =
+    UplinkInfo { mtu: 1500, link_len: 14, pad: 0, flags: UplinkInfo::GUARDED };
 
 /// The path to [`PEER`].
 pub(crate) const TO_PEER: UnderlayPath = UnderlayPath {

@@ -71,6 +71,8 @@ coded! {
         FromLoopback = 4 => "from_loopback",
         /// tcx ingress, a client link.
         FromClient = 5 => "from_client",
+        /// tcx egress, uplink.
+        ToUnderlay = 6 => "to_underlay",
     }
 }
 
@@ -169,7 +171,7 @@ coded! {
         HelperFailed = 92 => "helper_failed",
         /// The network is internal, and the destination is external.
         InternalNetwork = 93 => "internal_network",
-        /// The destination is in another network of this host.
+        /// The destination is in another network of this host, or is the gateway of one.
         Isolated = 94 => "isolated",
         /// The route leads out of an interface that is not an uplink.
         NotAnUplink = 95 => "not_an_uplink",
@@ -181,7 +183,8 @@ coded! {
         NatPortsExhausted = 98 => "nat_ports_exhausted",
         /// The conntrack table is full, and no flow in it may be evicted.
         ConntrackFull = 99 => "conntrack_full",
-        /// The packet cannot be routed: a group or loopback address, or IPv6.
+        /// The packet cannot be routed: a group or loopback address, the broadcast address of a
+        /// subnet of the host, or IPv6.
         Unroutable = 100 => "unroutable",
         /// An ICMP error about a packet without a flow, or an echo reply without a flow. An answer
         /// to a client, with an address that the host has lost.
@@ -203,6 +206,11 @@ coded! {
         /// A frame from the tunnel with the MAC or the IPv4 address of the gateway as sender, except
         /// a packet of the sending host itself.
         GatewaySource = 108 => "gateway_source",
+        /// A container may not begin a flow to the destination: an address of a host, in a network
+        /// with `--opt block_hosts=true`, or a store without authentication.
+        Blocked = 109 => "blocked",
+        /// VXLAN from this host's VTEP address to another VTEP that neither Culvert nor root has sent.
+        VxlanNotOurs = 110 => "vxlan_not_ours",
     }
 }
 
@@ -276,6 +284,11 @@ coded! {
         /// An ICMP fragmentation-needed about a datagram of the tunnel that the programs cannot
         /// have sent, or with an MTU that no path to the VTEP has.
         PathMtuRefused = 221 => "path_mtu_refused",
+        /// A fragment from an external host, passed to the host's stack before the first fragment of
+        /// its datagram came. A copy is held, because the datagram may belong to a flow.
+        FragmentCopied = 222 => "fragment_copied",
+        /// The same without a copy: it is too long, or its source has used its share of the memory.
+        FragmentLimited = 223 => "fragment_limited",
     }
 }
 
@@ -329,7 +342,7 @@ impl Code {
 }
 
 /// Entries of [`STATS`](super::names::STATS): 256 codes for each [`Direction`].
-pub const STATS_ENTRIES: u32 = 6 * 256;
+pub const STATS_ENTRIES: u32 = 7 * 256;
 
 /// Index in [`STATS`](super::names::STATS) of the counter of `code` for `direction`.
 #[inline(always)]

@@ -60,7 +60,8 @@ impl EndpointInfo {
 #[repr(C, align(8))]
 pub struct NetworkInfo {
     /// Bits [`LEARNING`](Self::LEARNING), [`COPY_DSCP`](Self::COPY_DSCP),
-    /// [`INTERNAL`](Self::INTERNAL), [`HOST_ACCESS`](Self::HOST_ACCESS).
+    /// [`INTERNAL`](Self::INTERNAL), [`HOST_ACCESS`](Self::HOST_ACCESS),
+    /// [`BLOCK_HOSTS`](Self::BLOCK_HOSTS).
     pub flags: u32,
     /// Entries of this VNI in the local flood list, at indices `0..local_endpoints`.
     pub local_endpoints: u32,
@@ -89,6 +90,9 @@ impl NetworkInfo {
     /// The gateway device has the gateway's address: containers and the host reach each other.
     /// Clear where another network may have the same addresses.
     pub const HOST_ACCESS: u32 = 8;
+    /// Containers begin no flow to an address of this host, or to the VTEP address of another host
+    /// (`--opt block_hosts=true`).
+    pub const BLOCK_HOSTS: u32 = 16;
 
     /// No network.
     pub const NONE: Self = Self {
@@ -125,6 +129,10 @@ impl UplinkInfo {
     /// Another socket of the host has the VXLAN port. Frames that are not Culvert's are passed on
     /// to it.
     pub const SHARED_PORT: u16 = 1;
+    /// All programs that encapsulate mark what they send
+    /// ([`ENCAPSULATED_MARK`](super::ENCAPSULATED_MARK)), so that other VXLAN may be dropped at the
+    /// egress. An agent of an earlier version, whose programs do not mark it, clears the flag.
+    pub const GUARDED: u16 = 2;
 }
 
 /// Per-CPU working space.

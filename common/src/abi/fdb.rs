@@ -136,10 +136,11 @@ pub struct QuerierKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct RateKey {
-    /// [`Self::BUM`], [`Self::ICMP`], [`Self::MAC_MOVE`], [`Self::ASK`], [`Self::LEARN`] or
-    /// [`Self::HEAR`].
+    /// [`Self::BUM`], [`Self::ICMP`], [`Self::MAC_MOVE`], [`Self::ASK`], [`Self::LEARN`],
+    /// [`Self::HEAR`] or [`Self::HOLD`].
     pub kind: u32,
-    /// Interface index for [`RateKey::BUM`] and [`RateKey::ICMP`], else VNI.
+    /// Interface index for [`RateKey::BUM`] and [`RateKey::ICMP`], a number below 257 for
+    /// [`RateKey::HOLD`], else VNI.
     pub id: u32,
 }
 
@@ -156,6 +157,9 @@ impl RateKey {
     pub const LEARN: u32 = 5;
     /// Addresses that are learned from ARP for the first time, or with another MAC, within a VNI.
     pub const HEAR: u32 = 6;
+    /// Fragments of a source that are held for the first fragments of their datagrams. The number is
+    /// a hash of the source; 256 stands for all external hosts.
+    pub const HOLD: u32 = 7;
 }
 
 const _: () = assert!(size_of::<FdbKey>() == 12);

@@ -33,9 +33,9 @@ pub use fdb::{
 pub use flow::{Flow, FlowKey, Tuple, kind, seen, zone};
 pub use fragment::{FragmentInfo, FragmentKey, HeldFragment};
 pub use names::{globals, programs};
-pub use published::{PublishedEntry, PublishedKey, SourceKey, reserved_bit};
+pub use published::{PublishedEntry, PublishedKey, SourceKey, blocked, reserved_bit};
 pub use seal::{Sealed, SealedU32};
-pub use underlay::{HeaderTemplate, PathMtu, UnderlayPath, VtepId, VtepKey};
+pub use underlay::{ENCAPSULATED_MARK, HeaderTemplate, PathMtu, UnderlayPath, VtepId, VtepKey};
 
 /// VNI of the agent's own vxlan device, which has a VNI so that it can share its socket with the
 /// devices of other programs. No network has this VNI.

@@ -52,6 +52,10 @@ pub const FLOWS: &str = "FLOWS";
 pub const FLOW_SLOTS: &str = "FLOW_SLOTS";
 /// [`PublishedKey`](super::PublishedKey) → [`PublishedEntry`](super::PublishedEntry).
 pub const PUBLISHED: &str = "PUBLISHED";
+/// [`PublishedKey`](super::PublishedKey) → [`SealedU32`](super::SealedU32), one of the constants of
+/// [`blocked`](super::blocked): destinations to which containers begin no flow. Protocol and port 0
+/// stand for all of them.
+pub const BLOCKED: &str = "BLOCKED";
 /// Set of the host's own addresses, as [`MappedAddr`](super::MappedAddr) (value: `u32`, zero).
 pub const HOST_ADDRS: &str = "HOST_ADDRS";
 /// Interface index of an uplink → [`UplinkInfo`](super::UplinkInfo).
@@ -123,6 +127,8 @@ pub mod programs {
     pub const FROM_CLIENT: &str = "from_client";
     /// tcx ingress on a client link whose packets have no Ethernet header.
     pub const FROM_CLIENT_L3: &str = "from_client_l3";
+    /// tcx egress on an uplink.
+    pub const TO_UNDERLAY: &str = "to_underlay";
     /// XDP on an uplink.
     pub const FROM_UNDERLAY_XDP: &str = "from_underlay_xdp";
 }

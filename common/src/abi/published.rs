@@ -5,15 +5,27 @@ use bytemuck::{Pod, Zeroable};
 use super::{capacity::RESERVED_WORDS, family::MappedAddr};
 use crate::wire::ipv4::{PROTO_ICMP, PROTO_TCP, PROTO_UDP};
 
-/// Key of [`names::PUBLISHED`](super::names::PUBLISHED).
+/// Why containers begin no flow to a destination: values of
+/// [`names::BLOCKED`](super::names::BLOCKED).
+pub mod blocked {
+    /// The store of this host's agent, which has no authentication.
+    pub const STORE: u32 = 1;
+    /// The gateway of a network. The containers of that network may reach it.
+    pub const GATEWAY: u32 = 2;
+    /// The broadcast address of a subnet to which the host is connected.
+    pub const BROADCAST: u32 = 3;
+}
+
+/// Key of [`names::PUBLISHED`](super::names::PUBLISHED), where the address is one of the host, and of
+/// [`names::BLOCKED`](super::names::BLOCKED).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]
 pub struct PublishedKey {
-    /// Address of the host; `::ffff:0.0.0.0` stands for every IPv4 address of the host.
+    /// Address; in `PUBLISHED`, `::ffff:0.0.0.0` stands for every IPv4 address of the host.
     pub addr: MappedAddr,
-    /// Port of the host, network order.
+    /// Port, network order; 0 in `BLOCKED` stands for every port.
     pub port: [u8; 2],
-    /// IP protocol: TCP or UDP.
+    /// IP protocol: TCP or UDP; 0 in `BLOCKED` stands for every protocol.
     pub protocol: u8,
     /// Explicit padding; zero.
     pub pad: u8,
@@ -35,6 +47,14 @@ pub struct PublishedEntry {
     pub flags: u16,
     /// See [`Sealed`](super::Sealed).
     pub seal: u32,
+}
+
+impl PublishedKey {
+    /// All ports and protocols of an address.
+    #[inline(always)]
+    pub const fn whole(addr: MappedAddr) -> Self {
+        Self { addr, port: [0; 2], protocol: 0, pad: 0 }
+    }
 }
 
 impl PublishedEntry {

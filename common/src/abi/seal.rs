@@ -114,6 +114,7 @@ sealed! {
     SealedU32, FloodKey;
     SealedU32, VtepId;
     SealedU32, MappedAddr;
+    SealedU32, PublishedKey;
     Flow<V4>, FlowKey<V4>;
     PublishedEntry, PublishedKey;
     FragmentInfo, FragmentKey<V4>;

@@ -22,6 +22,11 @@ impl VtepId {
     }
 }
 
+/// `skb->mark` of a frame that the programs have encapsulated. The program at the egress of the uplink
+/// knows such frames by it. Only processes with `CAP_NET_ADMIN` or `CAP_NET_RAW` in the network
+/// namespace of the host can set a mark: the kernel clears it where a frame leaves a namespace.
+pub const ENCAPSULATED_MARK: u32 = 0x4375_6c76;
+
 /// Key of [`names::VTEPS`](super::names::VTEPS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C)]

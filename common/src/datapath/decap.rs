@@ -6,6 +6,9 @@ use crate::wire::{EthHdr, Ipv4Hdr, UdpHdr, VxlanHdr};
 /// Checks the outer IPv4 header of a datagram to the VXLAN port. `l3_len` is the number of bytes
 /// of the frame from this header on. Returns the length of the header in bytes.
 ///
+/// A datagram with a TTL of 0 must not exist on a link (RFC 791 §3.2, RFC 1122 §3.2.1.7). Linux
+/// delivers such a datagram to a socket; the tunnel does not.
+///
 /// A fragment that is not the first has no port. Call this for UDP packets that are otherwise
 /// known to be VXLAN, or let such fragments pass to the kernel, whose reassembly finds no
 /// socket.
@@ -13,7 +16,7 @@ use crate::wire::{EthHdr, Ipv4Hdr, UdpHdr, VxlanHdr};
 pub const fn check_outer_ip(ip: &Ipv4Hdr, l3_len: u32) -> Result<u32, DropReason> {
     let header_len = ip.header_len();
     let tot_len = ip.tot_len() as u32;
-    if ip.version() != 4 || header_len < Ipv4Hdr::LEN as u32 || tot_len > l3_len {
+    if ip.version() != 4 || header_len < Ipv4Hdr::LEN as u32 || tot_len > l3_len || ip.ttl() == 0 {
         return Err(DropReason::OuterMalformed);
     }
     if ip.is_fragment() {

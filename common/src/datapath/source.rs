@@ -5,7 +5,11 @@
 
 use super::learn::valid_source;
 use crate::abi::{DropReason, EndpointInfo};
-use crate::wire::{EthHdr, Ipv4Hdr, Ipv6Hdr, ipv6};
+use crate::wire::{
+    EthHdr, Ipv4Hdr, Ipv6Hdr,
+    ipv4::{PROTO_TCP, PROTO_UDP},
+    ipv6::{self, NEXT_ICMPV6},
+};
 
 /// Whether the endpoint is exempt from the checks of its addresses.
 #[inline(always)]
@@ -60,6 +64,32 @@ pub const fn check_ipv4_shape(ip: &Ipv4Hdr, l3_len: u32) -> Result<u32, DropReas
 #[inline(always)]
 pub const fn check_ipv6_shape(ip: &Ipv6Hdr, l3_len: u32) -> Result<(), DropReason> {
     if ip.version() != 6 || ip.payload_len() as u32 + Ipv6Hdr::LEN as u32 > l3_len {
+        return Err(DropReason::Malformed);
+    }
+    Ok(())
+}
+
+/// Checks that an IPv6 packet has all its headers (RFC 7112 §5): a receiver must be able to find
+/// the upper-layer header in the first fragment. `protocol` is that of the upper layer, and
+/// `offset` the bytes from the IPv6 header to the upper-layer header, as the extension headers say.
+/// For packets that are not fragments, and for first fragments.
+///
+/// The bytes of the frame after the packet are padding. Without this check, padding could look like
+/// the end of the headers, while the next fragment has another end: a router advertisement.
+///
+/// Of ICMPv6, the type, the code and the checksum must be there, as RFC 7112 §3 says. A jumbogram
+/// has a payload length of 0 (RFC 2675), and all of its frame belongs to it: the kernel makes
+/// jumbograms of GSO frames only, and no receiver takes a fragment without a length.
+#[inline(always)]
+pub const fn check_ipv6_headers(ip: &Ipv6Hdr, protocol: u8, offset: u32) -> Result<(), DropReason> {
+    let upper_len = match protocol {
+        PROTO_TCP => 20,
+        PROTO_UDP => 8,
+        NEXT_ICMPV6 => 4,
+        _ => 0,
+    };
+    let len = ip.payload_len() as u32;
+    if len != 0 && offset.saturating_add(upper_len) > len + Ipv6Hdr::LEN as u32 {
         return Err(DropReason::Malformed);
     }
     Ok(())

@@ -12,6 +12,13 @@ pub const ETH_P_8021Q: u16 = 0x8100;
 pub const ETH_P_IPV6: u16 = 0x86dd;
 /// EtherType of a service VLAN tag (IEEE 802.1ad).
 pub const ETH_P_8021AD: u16 = 0x88a8;
+/// EtherType of a service VLAN tag before IEEE 802.1ad (linux/if_ether.h). Linux has no VLAN
+/// devices for it, but switches and network cards take it for a tag.
+pub const ETH_P_QINQ1: u16 = 0x9100;
+/// See [`ETH_P_QINQ1`].
+pub const ETH_P_QINQ2: u16 = 0x9200;
+/// See [`ETH_P_QINQ1`].
+pub const ETH_P_QINQ3: u16 = 0x9300;
 
 /// The broadcast address.
 pub const BROADCAST: [u8; 6] = [0xff; 6];
@@ -66,9 +73,13 @@ impl EthHdr {
         u16::from_be_bytes(self.ethertype)
     }
 
-    /// Whether a VLAN tag follows (IEEE 802.1Q or 802.1ad).
+    /// Whether a VLAN tag follows (IEEE 802.1Q or 802.1ad, or a tag that was in use before
+    /// 802.1ad).
     #[inline(always)]
     pub const fn is_vlan(&self) -> bool {
-        matches!(self.ethertype(), ETH_P_8021Q | ETH_P_8021AD)
+        matches!(
+            self.ethertype(),
+            ETH_P_8021Q | ETH_P_8021AD | ETH_P_QINQ1 | ETH_P_QINQ2 | ETH_P_QINQ3
+        )
     }
 }

@@ -16,6 +16,9 @@ fn ipv4(bytes: [u8; 20]) -> Ipv4Hdr {
     cast(bytes)
 }
 
+/// EtherTypes of VLAN tags: IEEE 802.1Q, 802.1ad, and what was in use before 802.1ad.
+const VLAN_TAGS: [u16; 5] = [0x8100, 0x88a8, 0x9100, 0x9200, 0x9300];
+
 proptest! {
     #[test]
     fn ethernet_is_what_the_library_reads(bytes: [u8; 14]) {
@@ -25,7 +28,15 @@ proptest! {
         prop_assert_eq!(ours.src, theirs.source);
         prop_assert_eq!(ours.ethertype(), theirs.ether_type.0);
         prop_assert_eq!(EthHdr::new(ours.dst, ours.src, ours.ethertype()), ours);
-        prop_assert_eq!(ours.is_vlan(), [0x8100, 0x88a8].contains(&theirs.ether_type.0));
+        prop_assert_eq!(ours.is_vlan(), VLAN_TAGS.contains(&theirs.ether_type.0));
+    }
+
+    #[test]
+    fn every_vlan_tag_is_known(macs: [u8; 12], tag in prop::sample::select(VLAN_TAGS.to_vec())) {
+        let mut bytes = [0; 14];
+        bytes[..12].copy_from_slice(&macs);
+        bytes[12..].copy_from_slice(&tag.to_be_bytes());
+        prop_assert!(cast::<_, EthHdr>(bytes).is_vlan());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use culvert_common::{
-    abi::{DropReason, NetworkInfo, UnderlayPath, VXLAN_OVERHEAD},
+    abi::{DropReason, ENCAPSULATED_MARK, NetworkInfo, UnderlayPath, VXLAN_OVERHEAD},
     datapath::{ecn, encap::EncapHeaders},
     wire::EthHdr,
 };
@@ -19,7 +19,7 @@ use culvert_common::{
 use crate::kernel::{
     memory::own,
     redirect::{self, NextHop},
-    skb::{ETH_LEN, gso_size, is_ipv4, push_head, store_head},
+    skb::{ETH_LEN, gso_size, is_ipv4, push_head, set_mark, store_head},
 };
 
 /// The next hop, and all headers in front of the frames from one endpoint to another endpoint
@@ -116,6 +116,7 @@ impl Encap {
 
     #[inline(always)]
     fn store(&self, ctx: &TcContext) -> Result<(), DropReason> {
+        set_mark(ctx, ENCAPSULATED_MARK);
         store_head::<_, { EncapHeaders::OFFSET }, { EncapHeaders::LEN }>(ctx, &self.headers)
     }
 

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::map, maps::PerCpuArray, programs::TcContext};
 use culvert_common::{
-    abi::{DropReason, EndpointInfo, NeighKey, NetworkInfo},
+    abi::{DropReason, EndpointInfo, MappedAddr, NeighKey, NetworkInfo, SealedU32, VtepId},
     datapath::source,
     wire::{
         EthHdr, Ipv4Hdr, Ipv6Hdr, UdpHdr,
@@ -22,7 +22,7 @@ use crate::{
         memory::own,
         skb::{ETH_LEN, Packet as _, load},
     },
-    maps::{NEIGHBOURS, UNDERLAY, has, read, read_endpoint, read_network, vtep_id},
+    maps::{NEIGHBOURS, UNDERLAY, VTEP_IDS, has, read, read_endpoint, read_network},
     verdict::hand_back,
 };
 
@@ -154,7 +154,9 @@ fn check_ipv4(
         } else {
             load(ctx, ETH_LEN + header_len as usize).ok()
         };
-        if udp.is_some_and(|udp| udp.dst_port() == VXLAN_PORT.load()) && is_vtep(ip.dst) {
+        if udp.is_some_and(|udp| udp.dst_port() == VXLAN_PORT.load())
+            && is_vtep(&MappedAddr::v4(ip.dst))
+        {
             return Err(DropReason::VxlanFromContainer);
         }
     }
@@ -175,13 +177,12 @@ fn ports(ctx: &TcContext, ip: &Ipv4Hdr) -> [u8; 4] {
 
 /// Whether the address is that of this host's VTEP or of another host's VTEP.
 #[inline(always)]
-fn is_vtep(ip: [u8; 4]) -> bool {
-    if u32::from_ne_bytes(ip) == VTEP_IP.load() {
+pub(crate) fn is_vtep(addr: &MappedAddr) -> bool {
+    if u32::from_ne_bytes(addr.low()) == VTEP_IP.load() {
         return true;
     }
     // The number of a removed VTEP stays in `VTEP_IDS`, but its path is removed from `UNDERLAY`.
-    let vtep = vtep_id(ip);
-    vtep.is_some() && has(&UNDERLAY, &vtep)
+    read(&VTEP_IDS, addr).is_some_and(|SealedU32 { value, .. }| has(&UNDERLAY, &VtepId(value)))
 }
 
 /// The upper-layer header of an IPv6 packet.
@@ -189,8 +190,27 @@ fn is_vtep(ip: [u8; 4]) -> bool {
 pub(crate) struct UpperLayer {
     /// Protocol number.
     pub(crate) protocol: u8,
+    /// Whether the packet is a fragment other than the first: `offset` is that of its fragment
+    /// header then.
+    pub(crate) is_later: bool,
     /// Offset in the frame, in bytes.
     pub(crate) offset: usize,
+}
+
+impl UpperLayer {
+    /// Offset of the upper layer in an IPv6 frame without extension headers.
+    pub(crate) const PLAIN: usize = ETH_LEN + Ipv6Hdr::LEN;
+}
+
+/// Checks that a packet with extension headers has all of its headers, or is a fragment other than
+/// the first. A BPF function of its own, for a stack frame of its own.
+#[inline(never)]
+pub(crate) fn check_ipv6_headers(ctx: &TcContext, l4: &UpperLayer) -> Result<(), DropReason> {
+    if l4.is_later {
+        return Ok(());
+    }
+    let ip: Ipv6Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
+    source::check_ipv6_headers(&ip, l4.protocol, (l4.offset - ETH_LEN) as u32)
 }
 
 /// Checks an IPv6 packet of a container; the packet has `l3_len` bytes. Stores its upper-layer
@@ -215,7 +235,8 @@ fn try_check_ipv6(
     let ip: Ipv6Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
     source::check_ipv6_shape(&ip, l3_len)?;
     source::check_ipv6_source(ep, &ip, |ip| has_ipv6(ep, ip))?;
-    *l4 = UpperLayer { protocol: ip.next_header(), offset: ETH_LEN + Ipv6Hdr::LEN };
+    let (protocol, offset) = (ip.next_header(), UpperLayer::PLAIN);
+    *l4 = UpperLayer { protocol, is_later: false, offset };
     skip_extensions(ctx, l4)?;
     Ok(ip.tclass())
 }
@@ -232,6 +253,7 @@ pub(crate) fn skip_extensions(ctx: &TcContext, l4: &mut UpperLayer) -> Result<()
         if l4.protocol == NEXT_FRAGMENT && u16::from_be_bytes([head[2], head[3]]) & 0xfff8 != 0 {
             // Not the first fragment: the bytes after this header are payload.
             l4.protocol = head[0];
+            l4.is_later = true;
             return Ok(());
         }
         let Some(len) = extension_len(l4.protocol, head[1]) else { return Ok(()) };

@@ -11,7 +11,7 @@ use culvert_common::{
 
 use crate::{
     act::translate::Hook,
-    kernel::skb::{ETH_LEN, IPV4_HEADERS, Packet as _, ensure, vlan_id},
+    kernel::skb::{ETH_LEN, IPV4_HEADERS, Packet as _, ensure, strip_priority_tag},
     maps::is_host_addr,
     routed::from_external,
     verdict::{Outcome, Seen, finish},
@@ -29,7 +29,7 @@ pub(crate) fn from_client(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn handle(ctx: &TcContext, seen: &Seen) -> Outcome {
-    if vlan_id(ctx) != 0 {
+    if !strip_priority_tag(ctx) {
         return Ok(Action::Pass);
     }
     ensure(ctx, IPV4_HEADERS);

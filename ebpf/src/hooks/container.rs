@@ -28,7 +28,7 @@ use crate::{
     facts::{
         gso::longest_packet,
         inner::Inner,
-        sender::{Protocol, Sender, UpperLayer, check_ipv6, inspect},
+        sender::{Protocol, Sender, UpperLayer, check_ipv6, check_ipv6_headers, inspect},
     },
     kernel::{
         memory::own,
@@ -124,12 +124,14 @@ fn ipv6(sender: &Sender<'_>, inner: &mut Inner) -> Answer {
     inner.tos = Some(tclass);
     let network_len = (l4.offset - ETH_LEN) as u32;
     inner.segment_len = longest_packet(sender.ctx, inner.l3_len, l4.protocol, network_len)?;
-    if l4.protocol != NEXT_ICMPV6 {
-        return Ok(None);
-    }
     let mut mac = [0; 6];
     let mut answer = NdAnswer::Forward;
-    answer::icmpv6(sender, &l4, &mut mac, &mut answer)?;
+    if l4.protocol == NEXT_ICMPV6 {
+        answer::icmpv6(sender, &l4, &mut mac, &mut answer)?;
+    }
+    if l4.offset != UpperLayer::PLAIN {
+        check_ipv6_headers(sender.ctx, &l4)?;
+    }
     match answer {
         NdAnswer::Forward => Ok(None),
         NdAnswer::Absorb => Ok(Some(Action::Absorb)),

@@ -6,4 +6,5 @@ mod container;
 mod host;
 mod loopback;
 mod underlay;
+mod underlay_out;
 mod underlay_xdp;

@@ -19,7 +19,7 @@ use crate::{
     },
     kernel::{
         redirect,
-        skb::{Packet as _, ensure, ifindex, linearise, load, vlan_id},
+        skb::{Packet as _, ensure, ifindex, is_for_host, linearise, load, strip_priority_tag},
     },
     maps::shares_port,
     pairs,
@@ -48,7 +48,11 @@ pub(crate) fn from_underlay(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn handle(ctx: &TcContext) -> Outcome {
-    if vlan_id(ctx) != 0 {
+    // Linux drops a frame to another MAC. A frame to a group address is not for one VTEP.
+    if !is_for_host(ctx) {
+        return Ok(Action::Pass);
+    }
+    if !strip_priority_tag(ctx) {
         // The frame is for a VLAN device on this link: the kernel delivers it.
         return Ok(Action::Pass);
     }

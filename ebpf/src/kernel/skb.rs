@@ -237,9 +237,42 @@ pub(crate) fn vlan_present(ctx: &TcContext) -> bool {
 
 /// The VLAN ID in the metadata of the skb; 0 if there is none (IEEE 802.1Q §9.6).
 #[inline(always)]
-pub(crate) fn vlan_id(ctx: &TcContext) -> u32 {
+fn vlan_id(ctx: &TcContext) -> u32 {
     // SAFETY: the pointer is the program's own context.
     unsafe { (*ctx.skb.skb).vlan_tci & 0x0fff }
+}
+
+/// Takes a priority tag, which is a VLAN tag with the VLAN ID 0, off a received frame. Linux takes
+/// such a frame for one without a tag (`__netif_receive_skb_core`), but a container would receive
+/// the tag with the frame. Returns `false` if the frame has a tag of a VLAN then: it is for a VLAN
+/// device of the kernel.
+#[inline(always)]
+pub(crate) fn strip_priority_tag(ctx: &TcContext) -> bool {
+    if !vlan_present(ctx) {
+        return true;
+    }
+    if vlan_id(ctx) != 0 {
+        return false;
+    }
+    // SAFETY: the pointer is the program's own context.
+    let popped = unsafe { bpf_skb_vlan_pop(ctx.skb.skb) == 0 };
+    // The kernel moves a second tag from the frame to the metadata.
+    popped && !vlan_present(ctx)
+}
+
+/// The mark of the frame (`SO_MARK`, netfilter); 0 if it has none.
+#[inline(always)]
+pub(crate) fn mark(ctx: &TcContext) -> u32 {
+    // SAFETY: the pointer is the program's own context.
+    unsafe { (*ctx.skb.skb).mark }
+}
+
+/// Sets the mark of the frame.
+#[inline(always)]
+pub(crate) fn set_mark(ctx: &TcContext, mark: u32) {
+    // SAFETY: the pointer is the program's own context, and the kernel lets programs at tc write this
+    // field.
+    unsafe { (*ctx.skb.skb).mark = mark };
 }
 
 /// At egress: whether the frame came in on another interface, so that the host forwards it.

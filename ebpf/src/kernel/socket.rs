@@ -5,7 +5,11 @@ use aya_ebpf::{
         __sk_buff, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
     },
-    helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+    helpers::{
+        bpf_get_socket_cookie, bpf_get_socket_uid, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_skc_lookup_tcp,
+    },
+    programs::TcContext,
 };
 use culvert_common::{
     abi::Tuple,
@@ -55,4 +59,18 @@ pub(crate) fn find(skb: *mut __sk_buff, protocol: u8, tuple: &Tuple) -> u32 {
         bpf_sk_release(found.cast());
         if listens { LISTENING } else { CONNECTED }
     }
+}
+
+/// Whether a socket of this host has sent the frame.
+#[inline(always)]
+pub(crate) fn has_socket(ctx: &TcContext) -> bool {
+    // SAFETY: the pointer is the program's own context.
+    unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) != 0 }
+}
+
+/// The user ID of the process that made the socket which has sent the frame.
+#[inline(always)]
+pub(crate) fn user(ctx: &TcContext) -> u32 {
+    // SAFETY: the pointer is the program's own context.
+    unsafe { bpf_get_socket_uid(ctx.skb.skb) }
 }

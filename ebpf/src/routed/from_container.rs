@@ -4,8 +4,8 @@
 use aya_ebpf::programs::TcContext;
 use culvert_common::{
     abi::{
-        Action, Direction, DropReason, EndpointInfo, NetworkInfo, Note, PublishedEntry, Tuple,
-        VtepId, kind, zone,
+        Action, Direction, DropReason, EndpointInfo, FlowKey, MappedAddr, NetworkInfo, Note,
+        PublishedEntry, PublishedKey, SealedU32, Tuple, VtepId, blocked, kind, zone,
     },
     datapath::pmtu::Error,
     wire::{
@@ -31,15 +31,19 @@ use crate::{
         tunnel::{Tunnel, Unsent},
     },
     count::note,
-    facts::{inner::Inner, routed::Kind, sender::Sender},
+    facts::{
+        inner::Inner,
+        routed::{Kind, Routed},
+        sender::{Sender, is_vtep},
+    },
     globals::VXLAN_PORT,
     kernel::{
         fib::{self, Route},
         redirect,
     },
     maps::{
-        GATEWAYS, has, is_client_link, is_denied, is_host_addr, is_service, is_uplink, vtep_id,
-        vxlan_port,
+        BLOCKED, GATEWAYS, HOST_ADDRS, has, is_client_link, is_denied, is_host_addr, is_service,
+        is_uplink, read, vtep_id, vxlan_port,
     },
     state::{epoch, flow_table, flows, fragments, routes::Question},
     verdict::hand_back,
@@ -77,7 +81,10 @@ fn try_route(sender: &Sender<'_>, inner: &Inner, work: &mut Work) -> Result<Acti
         let Work { routed, target, .. } = work;
         step = match icmp_error::translate(ctx.skb.skb, ep.incarnation, routed, target) {
             Ok(()) => Step::towards(work),
-            Err(_) if is_local(work) => to_host(net)?,
+            Err(_) if is_local(work) => {
+                may_reach(net, &work.routed)?;
+                to_host(net)?
+            }
             Err(_) => return Err(DropReason::NoFlow),
         };
     }
@@ -202,7 +209,10 @@ fn try_decide(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> 
         Kind::Error => return Ok(Step::Error),
         Kind::LateFragment | Kind::FirstOfHeld => return Ok(Step::Hold),
         Kind::HostFragment => return to_host(net),
-        Kind::Unsupported if is_local(work) => return to_host(net),
+        Kind::Unsupported if is_local(work) => {
+            may_reach(net, &work.routed)?;
+            return to_host(net);
+        }
         Kind::Unsupported => return Err(DropReason::ProtocolUnsupported),
     }
     Ok(Step::towards(work))
@@ -229,6 +239,12 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     let gateway = dst == net.gateway_ip;
     if gateway && net.flags & NetworkInfo::HOST_ACCESS == 0 {
         return Err(DropReason::Isolated);
+    }
+    if let Err(reason) = may_reach(net, &work.routed) {
+        if reason == DropReason::Blocked {
+            work.error = Some(prohibited(net));
+        }
+        return Err(reason);
     }
     if gateway || is_local(work) {
         if !is_published(work) {
@@ -280,6 +296,55 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     Ok(Step::Masquerade)
 }
 
+/// Checks that the container may reach the destination of `routed`, which belongs to no flow: it is
+/// no broadcast address of the LAN, no gateway of another network, and neither a store nor a host
+/// that is closed to containers. A BPF function of its own, for a stack frame of its own.
+#[inline(never)]
+fn may_reach(net: &NetworkInfo, routed: &Routed) -> Result<(), DropReason> {
+    let Tuple { dst, dst_port, .. } = routed.key.tuple;
+    // One key for all look-ups: the stack is short.
+    let mut key = PublishedKey::whole(MappedAddr::v4(dst));
+    match why_blocked(&key) {
+        blocked::BROADCAST => return Err(DropReason::Unroutable),
+        blocked::GATEWAY if dst != net.gateway_ip => return Err(DropReason::Isolated),
+        _ => {}
+    }
+    // etcd has no other protocol. A segment that opens no connection is checked, too: it would begin
+    // a masqueraded flow, with which later segments pass.
+    if routed.key.protocol == PROTO_TCP {
+        (key.port, key.protocol) = (dst_port, PROTO_TCP);
+        if why_blocked(&key) != 0 {
+            return Err(DropReason::Blocked);
+        }
+    }
+    if net.flags & NetworkInfo::BLOCK_HOSTS == 0 {
+        return Ok(());
+    }
+    let closed = if dst == net.gateway_ip || has(&HOST_ADDRS, &key.addr) {
+        // The host itself connects to containers. Their answers belong to no flow.
+        opens(&routed.key, routed.tcp_flags)
+    } else {
+        is_vtep(&key.addr)
+    };
+    if closed { Err(DropReason::Blocked) } else { Ok(()) }
+}
+
+/// The entry of `BLOCKED` under `key`; 0 if there is none.
+#[inline(always)]
+fn why_blocked(key: &PublishedKey) -> u32 {
+    read(&BLOCKED, key).map_or(0, |SealedU32 { value, .. }| value)
+}
+
+/// Whether the packet can be the first one of an exchange. Other packets are answers.
+#[inline(always)]
+fn opens(key: &FlowKey, tcp_flags: u8) -> bool {
+    match key.protocol {
+        PROTO_TCP => tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN,
+        PROTO_ICMP => key.tuple.dst_port == [0; 2],
+        _ => true,
+    }
+}
+
 /// The step of a packet for the host. Fails if the network does not let containers and hosts reach
 /// each other.
 #[inline(always)]
@@ -297,14 +362,9 @@ fn to_host(net: &NetworkInfo) -> Result<Step, DropReason> {
 fn track(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     let &Sender { ifindex, ep, net, .. } = sender;
     let key = work.routed.key;
-    let opens = match key.protocol {
-        PROTO_TCP => work.routed.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN,
-        PROTO_ICMP => key.tuple.dst_port == [0; 2],
-        _ => true,
-    };
     let step = to_host(net)?;
     // No answer of another machine can come back into an internal network, so no flow is needed.
-    if !opens || net.flags & NetworkInfo::INTERNAL != 0 {
+    if !opens(&key, work.routed.tcp_flags) || net.flags & NetworkInfo::INTERNAL != 0 {
         return Ok(step);
     }
     let new = &mut work.new;
@@ -384,6 +444,9 @@ fn try_find_route(
         fib::FRAG_NEEDED => return Err(too_big(net, work)),
         // No unicast route: the destination is an address of the host that the agent has not yet
         // written to `HOST_ADDRS`, or it has no route. The host's stack sends the right answer.
+        fib::NOT_FORWARDED if net.flags & NetworkInfo::BLOCK_HOSTS != 0 => {
+            return Err(DropReason::Blocked);
+        }
         fib::NOT_FORWARDED => return to_host(net),
         answer => return Err(no_route(net, work, answer)),
     }
@@ -509,9 +572,14 @@ fn redirect_to_next_hop(route: &Route) -> u32 {
 /// of its route.
 #[inline(always)]
 fn no_uplink(net: &NetworkInfo, work: &mut Work) -> DropReason {
-    let (from, code) = (net.gateway_ip, V4_PROHIBITED);
-    work.error = Some(Error { from, kind: V4_UNREACHABLE, code, mtu: 0 });
+    work.error = Some(prohibited(net));
     DropReason::NotAnUplink
+}
+
+/// The ICMP error that tells the container that its packet is prohibited.
+#[inline(always)]
+fn prohibited(net: &NetworkInfo) -> Error {
+    Error { from: net.gateway_ip, kind: V4_UNREACHABLE, code: V4_PROHIBITED, mtu: 0 }
 }
 
 /// Prepares the ICMP error that tells the container why its packet has no route. `answer` is the

@@ -17,7 +17,7 @@ use crate::{
     act::translate::{self, Hook},
     facts::routed::Kind,
     kernel::skb::{IPV4_HEADERS, Packet as _, ensure, ifindex, is_for_host, is_ipv4},
-    maps::{is_host_addr, network},
+    maps::{FLOWS, has, is_host_addr, network},
     state::{flows, fragments},
 };
 
@@ -73,9 +73,11 @@ pub(crate) fn receive(
             }
         }
         Kind::LateFragment | Kind::FirstOfHeld => {
-            // A fragment that is too long to be held (on a link with jumbo frames) may belong to
-            // the host's own traffic.
             if ctx.len() as usize > HELD_FRAME_LEN || !is_host_addr(work.routed.ip.dst) {
+                return Ok(Action::Pass);
+            }
+            // The host has the other fragments of its own datagram already.
+            if work.routed.kind == Kind::FirstOfHeld && goes_to_host(work) != 0 {
                 return Ok(Action::Pass);
             }
             return fragments::hold(ctx, direction, &work.routed, ifindex(ctx));
@@ -83,6 +85,20 @@ pub(crate) fn receive(
         Kind::HostFragment | Kind::Unsupported => return Ok(Action::Pass),
     }
     translate::deliver(ctx, &work.routed, &work.target, hook)
+}
+
+/// Whether the first fragment of a datagram belongs to the host's own traffic: it belongs to no flow,
+/// and begins none. Returns 1 or 0. If 1, it notes that for the later fragments, and removes the
+/// copies of the others. If 0 although the host gets the datagram in the end, the host gets the held
+/// fragments once more, and discards them. A BPF function of its own, for a stack frame of its own.
+#[inline(never)]
+fn goes_to_host(work: &mut Work) -> u32 {
+    if has(&FLOWS, &work.routed.key) || is_published(work) {
+        return 0;
+    }
+    fragments::note_host_datagram(&work.routed);
+    fragments::discard(&work.routed);
+    1
 }
 
 /// Begins a flow if the packet is for a published port. Returns `false` if it is not.

@@ -5,6 +5,15 @@
 //! is held, too. Then all held fragments are redirected to the ingress of the same interface, the
 //! first fragment first.
 //!
+//! A fragment from an external host may belong to the host's own traffic, and nothing but the first
+//! fragment can tell. So only a copy of it is held, and the fragment itself passes to the host's
+//! stack: whatever happens to the copies, the host has all fragments of its datagrams. If the
+//! datagram is a flow's, the host's stack discards the fragments that it has, because it never gets
+//! the first one.
+//!
+//! Each source has a share of the slots, and all external hosts together have another one, so that
+//! no source takes the slots of all others.
+//!
 //! Two CPUs may have fragments of one datagram at the same time. The CPU with the first fragment
 //! writes the ports and then looks for held fragments. The CPU with another fragment claims a slot
 //! and then looks for the ports. So at least one of them sees the other's entry. The CPU that
@@ -21,11 +30,12 @@ use aya_ebpf::{
 use culvert_common::{
     abi::{
         Action, Direction, DropReason, FragmentInfo, FragmentKey, HELD_FRAME_LEN, HeldFragment,
-        MAX_HELD, Note, Sealed as _,
+        MAX_HELD, MAX_HELD_FRAGMENTS, Note, RateKey, Sealed as _, zone,
     },
     wire::Ipv4Hdr,
 };
 
+use super::rates;
 use crate::{
     count::note,
     facts::routed::{Kind, Routed},
@@ -42,6 +52,15 @@ use crate::{
 const LIFETIME_NS: u64 = 30_000_000_000;
 /// Slot of the first fragment in `HELD_FRAGMENTS`.
 const FIRST: u8 = 0xff;
+/// Most fragments of one source that are held: those of two datagrams.
+const SOURCE_SHARE: u32 = 2 * MAX_HELD as u32;
+/// Most fragments of all external hosts together that are held.
+const EXTERNAL_SHARE: u32 = 192;
+/// Bits of the hash of a source: a sender that forges its addresses does not fill the map of limits.
+const SOURCE_BITS: u32 = 8;
+
+// A share is refilled in the time for which a fragment is held. So at most twice a share is held.
+const _: () = assert!(2 * EXTERNAL_SHARE + SOURCE_SHARE <= MAX_HELD_FRAGMENTS);
 
 /// This CPU's memory for a fragment before it is inserted into `HELD_FRAGMENTS`.
 #[map]
@@ -127,8 +146,59 @@ pub(crate) fn note_host_datagram(routed: &Routed) {
     }
 }
 
-/// Holds a fragment until the first fragment of its datagram has come. If `routed` is the first
-/// fragment, redirects all held fragments to the ingress of `ifindex`.
+/// Time in ns in which a share of `fragments` gets room for one more. A held fragment that expires
+/// gives its room back in this way.
+const fn interval_ns(fragments: u32) -> u32 {
+    (LIFETIME_NS / fragments as u64) as u32
+}
+
+/// The share of the source of a fragment. Two sources may have the same.
+#[inline(always)]
+fn source_share(key: &FragmentKey) -> RateKey {
+    let source = u32::from_ne_bytes(key.src) ^ key.zone;
+    let id = source.wrapping_mul(0x9e37_79b1) >> (u32::BITS - SOURCE_BITS);
+    RateKey { kind: RateKey::HOLD, id }
+}
+
+/// The share of all external hosts.
+const ALL_EXTERNAL: RateKey = RateKey { kind: RateKey::HOLD, id: 1 << SOURCE_BITS };
+
+/// Whether the fragment comes from an external host.
+#[inline(always)]
+fn is_external(key: &FragmentKey) -> bool {
+    key.zone == zone::EXTERNAL || zone::client_link(key.zone).is_some()
+}
+
+/// Takes room for one fragment. Returns 1, or 0 if its source has no more. A BPF function of its own,
+/// for a stack frame of its own.
+#[inline(never)]
+fn take_share(key: &FragmentKey) -> u32 {
+    let source = source_share(key);
+    if !rates::allow(source, interval_ns(SOURCE_SHARE), SOURCE_SHARE) {
+        return 0;
+    }
+    if !is_external(key) || rates::allow(ALL_EXTERNAL, interval_ns(EXTERNAL_SHARE), EXTERNAL_SHARE)
+    {
+        return 1;
+    }
+    rates::give_back(source, interval_ns(SOURCE_SHARE));
+    0
+}
+
+/// Gives back what [`take_share`] took: the fragment is not held any more. Returns 0. A BPF function
+/// of its own: it is called from several places.
+#[inline(never)]
+fn give_share_back(key: &FragmentKey) -> u32 {
+    rates::give_back(source_share(key), interval_ns(SOURCE_SHARE));
+    if is_external(key) {
+        rates::give_back(ALL_EXTERNAL, interval_ns(EXTERNAL_SHARE));
+    }
+    0
+}
+
+/// Holds a fragment until the first fragment of its datagram has come. A fragment from an external
+/// host passes to the host as well. If `routed` is the first fragment, redirects all held fragments
+/// to the ingress of `ifindex`.
 #[inline(always)]
 pub(crate) fn hold(
     ctx: &TcContext,
@@ -139,14 +209,16 @@ pub(crate) fn hold(
     let skb = ctx.skb.skb;
     let mut key = key(routed.key.zone, &routed.ip);
     if routed.kind != Kind::FirstOfHeld {
-        return match keep(skb, &key) {
-            kept::HELD => Ok(Action::Hold),
-            kept::KNOWN if copy_ingress(skb, ifindex) => {
-                note(direction, Note::FragmentReleased, ctx.len());
-                Ok(Action::Hold)
-            }
-            _ => Err(DropReason::FragmentUnknown),
+        let of_container = matches!(direction, Direction::FromContainer);
+        let (event, action) = match keep(skb, &key) {
+            kept::HELD if of_container => return Ok(Action::Hold),
+            kept::HELD => (Note::FragmentCopied, Action::Pass),
+            kept::KNOWN if copy_ingress(skb, ifindex) => (Note::FragmentReleased, Action::Hold),
+            _ if of_container => return Err(DropReason::FragmentUnknown),
+            _ => (Note::FragmentLimited, Action::Pass),
         };
+        note(direction, event, ctx.len());
+        return Ok(action);
     }
     key.slot = FIRST;
     if copy_to_scratch(skb) == 0 || insert(&key, 0) == 0 {
@@ -164,7 +236,7 @@ mod kept {
     /// The first fragment has come meanwhile: its ports are known, and this fragment is sent to
     /// the ingress again.
     pub(super) const KNOWN: u32 = 1;
-    /// There is no free slot, or the frame is too long.
+    /// There is no free slot, the source has used its share, or the frame is too long.
     pub(super) const REFUSED: u32 = 2;
 }
 
@@ -172,11 +244,12 @@ mod kept {
 #[inline(never)]
 fn keep(skb: *mut __sk_buff, key: &FragmentKey) -> u32 {
     let mut slot = Slot { key: *key, claimed: 0 };
-    if copy_to_scratch(skb) == 0 {
+    if copy_to_scratch(skb) == 0 || take_share(key) == 0 {
         return kept::REFUSED;
     }
     repeat(MAX_HELD.into(), claim_slot, &mut slot);
     if slot.claimed == 0 {
+        give_share_back(key);
         return kept::REFUSED;
     }
     // The slot is claimed before the ports are read; see the documentation of this module.
@@ -184,7 +257,10 @@ fn keep(skb: *mut __sk_buff, key: &FragmentKey) -> u32 {
         return kept::HELD;
     }
     match HELD_FRAGMENTS.remove(slot.key) {
-        Ok(()) => kept::KNOWN,
+        Ok(()) => {
+            give_share_back(key);
+            kept::KNOWN
+        }
         Err(_) => kept::HELD,
     }
 }
@@ -247,6 +323,28 @@ fn insert(key: &FragmentKey, flags: u64) -> u32 {
     HELD_FRAGMENTS.insert(key, &*scratch, flags).is_ok().into()
 }
 
+/// Removes the copies of the other fragments of the datagram whose first fragment is `routed`: the
+/// host has them. A BPF function of its own, for a stack frame of its own. Returns 0.
+#[inline(never)]
+pub(crate) fn discard(routed: &Routed) -> u32 {
+    let mut key = key(routed.key.zone, &routed.ip);
+    repeat(MAX_HELD.into(), discard_one, &mut key);
+    0
+}
+
+/// Loop body of [`discard`]: removes the fragment in one slot. Ends the loop at the first free slot:
+/// later slots are taken only while all of these are.
+unsafe extern "C" fn discard_one(index: u64, context: *mut c_void) -> i64 {
+    // SAFETY: `discard` passes its own key.
+    let key = unsafe { &mut *context.cast::<FragmentKey>() };
+    key.slot = index as u8;
+    if HELD_FRAGMENTS.remove(*key).is_err() {
+        return 1;
+    }
+    give_share_back(key);
+    0
+}
+
 /// State of the loop [`release_one`].
 struct Release {
     skb: *mut __sk_buff,
@@ -278,7 +376,13 @@ unsafe extern "C" fn release_one(index: u64, context: *mut c_void) -> i64 {
     // one wrong frame: at the ingress the program checks its headers like those of each frame, and
     // the receiver drops the datagram because of its transport checksum, if it has one.
     let same = HELD_FRAGMENTS.get_ptr(release.key).is_some_and(|now| now == held);
-    if HELD_FRAGMENTS.remove(release.key).is_err() || !same {
+    if HELD_FRAGMENTS.remove(release.key).is_err() {
+        return 0;
+    }
+    if release.key.slot != FIRST {
+        give_share_back(&release.key);
+    }
+    if !same {
         return 0;
     }
     if copy_ingress(release.skb, release.ifindex) {

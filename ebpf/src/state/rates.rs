@@ -43,3 +43,14 @@ pub(crate) fn take(limit: RateKey, interval_ns: u64, burst: u32) -> bool {
         },
     }
 }
+
+/// Gives one event back that [`allow`] has counted. If another CPU counts an event at the same
+/// instant, the limit may be wrong by one event.
+#[inline(always)]
+pub(crate) fn give_back(limit: RateKey, interval_ns: u32) {
+    let Some(arrival) = RATES.get_ptr_mut(limit) else { return };
+    // SAFETY: as in `take`.
+    let tat = unsafe { arrival.read_volatile() };
+    // SAFETY: as in `take`.
+    unsafe { arrival.write_volatile(rate::give_back(tat, interval_ns.into())) };
+}

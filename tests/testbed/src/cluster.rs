@@ -342,6 +342,19 @@ impl Host {
         }
     }
 
+    /// The findings of `culvert doctor` as JSON. Its exit code is 1 if one of them is an error, which
+    /// an etcd without authentication is.
+    ///
+    /// # Panics
+    /// When the output is not JSON.
+    pub fn findings(&self) -> Value {
+        let output = self.culvert(&["--format", "json", "doctor"]);
+        match serde_json::from_slice(&output.stdout) {
+            Ok(value) => value,
+            Err(error) => panic!("culvert doctor: {error}: {output:?}"),
+        }
+    }
+
     /// Runs a CLI verb that must exit with `code` and write one line to standard error. Returns
     /// the line.
     ///

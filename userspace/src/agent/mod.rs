@@ -49,6 +49,7 @@ mod reruns;
 mod shared;
 mod start;
 mod state;
+mod store_address;
 #[cfg(test)]
 mod tests;
 mod unfinished;
@@ -242,6 +243,8 @@ async fn run_once(
     tasks.spawn(certificates::keep(Arc::clone(&shared)));
     tasks.spawn(egress::keep(Arc::clone(&shared)));
     tasks.spawn(path_mtu::keep(Arc::clone(&shared)));
+    // Before containers are plugged, and without the store.
+    tasks.spawn(store_address::keep(Arc::clone(&shared), Arc::clone(&host)));
 
     let agent = Arc::new(Agent::new(Arc::clone(&shared)));
     agent.resume();

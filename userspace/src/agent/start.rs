@@ -212,7 +212,7 @@ pub(super) async fn within<T>(
 /// the store is in the kernel. What cannot be retired is tried again.
 pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>, detached: Vec<String>) {
     if shared.wait_ready().await {
-        match host.retire_other_versions() {
+        let are_versions_gone = match host.retire_other_versions() {
             Ok(retired) => {
                 for (version, Carried { entries, lost }) in retired {
                     tracing::info!(
@@ -230,11 +230,18 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>, detach
                     });
                     shared.shown.problems.set("upgrade/flows", line);
                 }
+                true
             }
-            Err(error) => tracing::warn!("{error}"),
-        }
+            Err(error) => {
+                tracing::warn!("{error}");
+                false
+            }
+        };
         let mut retiring = leftovers::Retiring::new(&shared, &host, detached);
         let is_retired = retiring.attempt().await;
+        if is_retired && are_versions_gone {
+            host.guard_uplinks().await;
+        }
         tracing::info!(
             "agent ready node={} socket={} vtep={} store={}",
             shared.node.name,
@@ -247,6 +254,9 @@ pub(super) async fn tell_when_ready(shared: Arc<Shared>, host: Arc<Host>, detach
         }
         if !is_retired {
             retiring.keep().await;
+            if are_versions_gone && !shared.ending.shutdown.is_cancelled() {
+                host.guard_uplinks().await;
+            }
         }
     }
 }

@@ -578,6 +578,10 @@ pub struct StoreStatus {
     /// Files of the certificates of the connection.
     #[serde(default)]
     pub certificates: Vec<StoreCertificate>,
+    /// Whether the store is an etcd beyond this host without authentication: whoever reaches it
+    /// controls all hosts.
+    #[serde(default)]
+    pub open: bool,
     /// The last full read of the store: at the start, or after an interruption whose changes the
     /// store has compacted.
     #[serde(default)]

@@ -73,6 +73,17 @@ pub struct StoreAccess {
     pub password_file: Option<PathBuf>,
     /// `--insecure-store`: etcd may be reached in plaintext beyond the loopback device.
     pub insecure: bool,
+    /// `--store-for-containers`: containers may reach a store without authentication.
+    pub for_containers: bool,
+}
+
+impl AgentOptions {
+    /// Whether the store is an etcd without authentication, as far as the agent knows: the agent has
+    /// neither a certificate nor a user. Whoever reaches such a store controls all hosts.
+    pub fn has_open_store(&self) -> bool {
+        let StoreAccess { cert, user, .. } = &self.store_access;
+        self.store.starts_with("etcd://") && cert.is_none() && user.is_none()
+    }
 }
 
 /// Which hook of the uplinks receives VXLAN.

@@ -71,13 +71,24 @@ impl Datapath {
         self.attach(Attachment::Uplink, ifindex)
     }
 
-    /// Detaches `from_underlay` and `from_underlay_xdp` from an uplink.
+    /// Attaches `to_underlay` to an uplink. With [`GUARDED`](culvert_common::abi::UplinkInfo::GUARDED) it drops VXLAN of programs of
+    /// earlier versions, which do not mark it. It is no error if it is attached.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such interface or the kernel refuses.
+    pub fn attach_uplink_out(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.attach(Attachment::UplinkOut, ifindex)
+    }
+
+    /// Detaches `from_underlay`, `from_underlay_xdp` and `to_underlay` from an uplink.
     ///
     /// # Errors
     ///
     /// If the pin cannot be removed.
     pub fn detach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
         self.detach(Attachment::UplinkXdp, ifindex)?;
+        self.detach(Attachment::UplinkOut, ifindex)?;
         self.detach(Attachment::Uplink, ifindex)
     }
 
@@ -89,6 +100,15 @@ impl Datapath {
     /// If the driver has no XDP or the kernel refuses.
     pub fn attach_uplink_xdp(&self, ifindex: u32) -> Result<(), DatapathError> {
         self.attach(Attachment::UplinkXdp, ifindex)
+    }
+
+    /// Uplinks that `to_underlay` is attached to.
+    ///
+    /// # Errors
+    ///
+    /// If the pins cannot be listed.
+    pub fn attached_uplinks_out(&self) -> Result<Vec<u32>, DatapathError> {
+        Ok(self.attached(Attachment::UplinkOut)?.into_iter().collect())
     }
 
     /// Uplinks that `from_underlay` is attached to.

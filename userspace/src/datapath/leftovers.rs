@@ -33,13 +33,14 @@ use super::{
 use crate::netlink::Link;
 
 /// Names of the programs of all versions.
-const PROGRAMS: [&str; 7] = [
+const PROGRAMS: [&str; 8] = [
     programs::FROM_CONTAINER,
     programs::FROM_UNDERLAY,
     programs::FROM_HOST,
     programs::FROM_LOOPBACK,
     programs::FROM_CLIENT,
     programs::FROM_CLIENT_L3,
+    programs::TO_UNDERLAY,
     programs::FROM_UNDERLAY_XDP,
 ];
 /// The greatest number of programs at a hook (`bpf_mprog_max`).

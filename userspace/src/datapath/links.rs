@@ -29,6 +29,8 @@ pub(super) enum Attachment {
     Uplink,
     /// `from_underlay_xdp` on an uplink.
     UplinkXdp,
+    /// `to_underlay` on an uplink.
+    UplinkOut,
     /// `from_host` on a gateway device.
     Gateway,
     /// `from_loopback` on the loopback device.
@@ -45,6 +47,7 @@ impl Attachment {
         Self::Netkit,
         Self::Uplink,
         Self::UplinkXdp,
+        Self::UplinkOut,
         Self::Gateway,
         Self::Loopback,
         Self::Client,
@@ -56,6 +59,7 @@ impl Attachment {
             Self::Container | Self::Netkit => programs::FROM_CONTAINER,
             Self::Uplink => programs::FROM_UNDERLAY,
             Self::UplinkXdp => programs::FROM_UNDERLAY_XDP,
+            Self::UplinkOut => programs::TO_UNDERLAY,
             Self::Gateway => programs::FROM_HOST,
             Self::Loopback => programs::FROM_LOOPBACK,
             Self::Client => programs::FROM_CLIENT,
@@ -69,6 +73,7 @@ impl Attachment {
             Self::Netkit => "netkit-",
             Self::Uplink => "uplink-",
             Self::UplinkXdp => "uplink-xdp-",
+            Self::UplinkOut => "uplink-out-",
             Self::Gateway => "gateway-",
             Self::Loopback => "loopback-",
             Self::Client => "client-",
@@ -82,7 +87,7 @@ impl Attachment {
             Self::Container | Self::Uplink | Self::Loopback | Self::Client | Self::ClientL3 => {
                 (bpf_attach_type::BPF_TCX_INGRESS, 0)
             }
-            Self::Gateway => (bpf_attach_type::BPF_TCX_EGRESS, 0),
+            Self::Gateway | Self::UplinkOut => (bpf_attach_type::BPF_TCX_EGRESS, 0),
             Self::Netkit => (bpf_attach_type::BPF_NETKIT_PEER, 0),
             Self::UplinkXdp => (bpf_attach_type::BPF_XDP, XDP_FLAGS_DRV_MODE),
         }
@@ -93,6 +98,7 @@ impl Attachment {
         match self {
             Self::Container
             | Self::Uplink
+            | Self::UplinkOut
             | Self::Gateway
             | Self::Loopback
             | Self::Client

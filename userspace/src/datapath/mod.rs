@@ -4,8 +4,8 @@
 //!
 //! * `maps/NAME`: the maps of `culvert_common::abi::names`,
 //! * `links/container-IFINDEX`, `links/netkit-IFINDEX`, `links/uplink-IFINDEX`,
-//!   `links/uplink-xdp-IFINDEX`, `links/client-IFINDEX`, `links/gateway-IFINDEX`,
-//!   `links/loopback-IFINDEX`: the attachments,
+//!   `links/uplink-xdp-IFINDEX`, `links/uplink-out-IFINDEX`, `links/client-IFINDEX`,
+//!   `links/gateway-IFINDEX`, `links/loopback-IFINDEX`: the attachments,
 //! * `programs/NAME`: the programs as last loaded.
 //!
 //! A pinned link keeps its program running without an agent. A new agent opens
@@ -351,6 +351,7 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         programs::FROM_LOOPBACK,
         programs::FROM_CLIENT,
         programs::FROM_CLIENT_L3,
+        programs::TO_UNDERLAY,
     ] {
         links::program::<SchedClassifier>(&mut ebpf, name)?
             .load()
@@ -422,6 +423,7 @@ const PINNED_MAPS: &[&str] = &[
     names::FLOW_SLOTS,
     names::PUBLISHED,
     names::SOURCES,
+    names::BLOCKED,
     names::HOST_ADDRS,
     names::UPLINKS,
     names::CLIENT_LINKS,

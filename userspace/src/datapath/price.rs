@@ -73,7 +73,9 @@ fn frame(vtep: Ipv4Addr, port: u16) -> Vec<u8> {
     const INNER: usize = 60;
     let udp_len = 8 + 8 + INNER;
     let be = |len: usize| u16::try_from(len).unwrap_or_default().to_be_bytes();
-    let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2, 0x08, 0x00];
+    // A test run without a context is on the loopback device, whose MAC is zero. The program passes
+    // frames to another MAC.
+    let mut frame = vec![0, 0, 0, 0, 0, 0, 0x02, 0, 0, 0, 0, 2, 0x08, 0x00];
     frame.extend([0x45, 0]);
     frame.extend(be(20 + udp_len));
     frame.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);

@@ -226,6 +226,8 @@ pub struct KernelTables {
     pub gateways: KernelTable<Number<u32>>,
     /// Published port → container.
     pub published: KernelTable<WithSeal<PublishedKey, PublishedEntry>>,
+    /// Destinations to which containers begin no flow → the reason.
+    pub blocked: KernelTable<Number<PublishedKey>>,
     /// The host's own addresses.
     pub host_addrs: KernelTable<Plain<MappedAddr, u32>>,
     /// Interface index of an uplink → MTU and link header.
@@ -270,6 +272,7 @@ impl KernelTables {
             flood_remote: KernelTable::take(ebpf, names::FLOOD_REMOTE, &ids)?,
             gateways: KernelTable::take_cached(ebpf, names::GATEWAYS, &ids, &epoch)?,
             published: KernelTable::take(ebpf, names::PUBLISHED, &ids)?,
+            blocked: KernelTable::take(ebpf, names::BLOCKED, &ids)?,
             host_addrs: KernelTable::take_cached(ebpf, names::HOST_ADDRS, &ids, &epoch)?,
             uplinks: KernelTable::take_cached(ebpf, names::UPLINKS, &ids, &epoch)?,
             client_links: KernelTable::take_cached(ebpf, names::CLIENT_LINKS, &ids, &epoch)?,

@@ -37,6 +37,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     findings.push(port(facts));
     findings.push(clock(facts));
     findings.extend(facts.subject.alarms.iter().map(|alarm| self::alarm(alarm)));
+    findings.extend(facts.subject.open_store.then(open_store));
     let certificates = facts.certificates.iter();
     findings.extend(certificates.map(|file| examine_certificate(file, facts.now)));
     findings.push(names(facts));
@@ -381,6 +382,14 @@ fn alarm(alarm: &str) -> Finding {
         _ => "'etcdctl alarm list' names the member: replace it by a new one",
     };
     error("store", format!("etcd has the alarm {alarm}: it takes no writes"), advice)
+}
+
+fn open_store() -> Finding {
+    error(
+        "store",
+        "the store has no authentication: whoever reaches etcd controls the networks of all hosts, and containers reach other hosts with the address of this one".to_owned(),
+        "give etcd users or client certificates, and the agents --store-user or --store-cert; until then this agent keeps its containers from the store's addresses and ports",
+    )
 }
 
 fn names(facts: &Facts) -> Finding {

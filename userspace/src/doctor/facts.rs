@@ -50,6 +50,8 @@ pub struct Subject {
     pub alarms: Vec<String>,
     /// Files of the certificates of the connection to the store.
     pub certificates: Vec<(Role, PathBuf)>,
+    /// Whether the store is an etcd beyond this host without authentication.
+    pub open_store: bool,
     /// Whether the agent has found another program's socket on the VXLAN port.
     pub shared_port: bool,
     /// Number of published ports that every external client may use.

@@ -193,7 +193,7 @@ pub struct Network {
     pub internal: bool,
     /// The data plane learns source MAC addresses.
     pub learning: bool,
-    /// `--opt k=v` as given: `allow_overlap`, `anti_spoof`, `dscp` (`copy` or
+    /// `--opt k=v` as given: `allow_overlap`, `anti_spoof`, `block_hosts`, `dscp` (`copy` or
     /// `zero`), `bum_rate`, `bum_burst`.
     pub options: BTreeMap<String, String>,
     /// Labels.
@@ -230,6 +230,11 @@ impl Network {
     /// containers without a change in the store.
     pub fn allows_any_source(&self) -> bool {
         self.options.get("anti_spoof").is_some_and(|value| value == "false")
+    }
+
+    /// Whether containers begin no flows to the addresses of hosts (`block_hosts=true`).
+    pub fn blocks_hosts(&self) -> bool {
+        self.options.get("block_hosts").is_some_and(|value| value == "true")
     }
 
     /// Whether another network may use the same addresses (`allow_overlap`).

@@ -25,6 +25,7 @@ pub const IFNAME_MAX: usize = 15;
 pub const OPTIONS: &[(&str, &str)] = &[
     ("allow_overlap", "true or false"),
     ("anti_spoof", "true or false"),
+    ("block_hosts", "true or false"),
     ("bum_burst", "1 to 1000000 (frames)"),
     ("bum_rate", "0 to 10000000 (frames per second, 0: no limit)"),
     ("dscp", "copy or zero"),

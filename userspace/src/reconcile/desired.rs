@@ -166,6 +166,9 @@ fn flags(network: &Network) -> u32 {
     if !network.may_overlap() {
         flags |= NetworkInfo::HOST_ACCESS;
     }
+    if network.blocks_hosts() {
+        flags |= NetworkInfo::BLOCK_HOSTS;
+    }
     flags
 }
 
@@ -481,6 +484,18 @@ mod tests {
         let info = state.endpoints[&1];
         assert_eq!(info.flags, EndpointInfo::ALLOW_ANY_SOURCE);
         assert_eq!((info.bum_rate, info.bum_burst), (5, 10));
+    }
+
+    #[test]
+    fn a_network_is_closed_towards_hosts_if_it_says_so() {
+        for (value, flags) in [("true", NetworkInfo::BLOCK_HOSTS), ("false", 0)] {
+            let mut cluster = Cluster::default();
+            let one = cluster.node(1);
+            cluster.network("blue", &[("block_hosts", value)]);
+            let web = cluster.endpoint("blue", &one, "web");
+            let state = cluster.state(&one, &[(&web, 1)], "blue").unwrap();
+            assert_eq!(state.flags, NetworkInfo::HOST_ACCESS | flags, "block_hosts={value}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 
-pub use etcd::{EtcdOptions, EtcdStore};
+pub use etcd::{EtcdOptions, EtcdStore, is_loopback};
 pub use file::FileStore;
 pub use follow::{FollowOptions, Follower, Health, Known, Listed, OwnWitness, Update, Witness};
 pub use layout::Layout;

@@ -620,6 +620,7 @@ impl Backend for Fake {
                 clock_offset_ms: Some(0),
                 alarms: Vec::new(),
                 certificates: state.certificates.clone(),
+                open: false,
                 last_read: Some(StoreRead { keys: 9, read_ms: 3, maps_ms: 5 }),
             },
             datapath: DatapathStatus {

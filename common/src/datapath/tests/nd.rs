@@ -9,6 +9,7 @@ use crate::datapath::nd::{
     NdKind, NdQuery, check_router_solicit, is_disguised, nd_announcement, nd_kind, nd_query,
     nd_reply,
 };
+use crate::datapath::source::check_ipv6_headers;
 use crate::wire::icmp::{NA_OVERRIDE, NA_SOLICITED};
 use crate::wire::ipv6::{NEXT_HOP_BY_HOP, NEXT_ICMPV6};
 use crate::wire::{Icmpv6Hdr, Ipv6Hdr, LinkLayerOption, NeighbourHdr};
@@ -219,6 +220,19 @@ fn disguises() {
     assert!(!is_disguised(&endpoint(), &ip(NEXT_HOP_BY_HOP, 255), 17), "UDP");
     assert!(!is_disguised(&endpoint(), &ip(NEXT_ICMPV6, 255), NEXT_ICMPV6), "in plain sight");
     assert!(!is_disguised(&free_endpoint(), &ip(NEXT_HOP_BY_HOP, 255), NEXT_ICMPV6));
+}
+
+/// RFC 7112 §5: the headers end within the packet, not in the padding of the frame.
+#[test]
+fn all_headers_are_in_the_packet() {
+    let ip = |payload_len| Ipv6Hdr::new([1; 16], [2; 16], 44, payload_len, 255);
+    for (protocol, upper_len) in [(6, 20), (17, 8), (58, 4), (59, 0), (132, 0)] {
+        let check = |payload_len| check_ipv6_headers(&ip(payload_len), protocol, 40 + 16);
+        assert_eq!(check(16 + upper_len), Ok(()), "{protocol}");
+        assert_eq!(check(15 + upper_len), Err(DropReason::Malformed), "{protocol}");
+        assert_eq!(check(1), Err(DropReason::Malformed), "{protocol}");
+        assert_eq!(check(0), Ok(()), "a jumbogram of protocol {protocol}");
+    }
 }
 
 proptest! {

@@ -58,6 +58,7 @@ proptest! {
             prop_assert!((20..=60).contains(&header_len) && header_len <= len);
         }
         let _ = source::check_ipv6_shape(&ip6, len);
+        let _ = source::check_ipv6_headers(&ip6, ip.protocol(), len);
         if let Ok(header_len) = decap::check_outer_ip(&ip, len) {
             prop_assert!(header_len + 30 <= len);
             let _ = decap::check_outer_udp(&udp, len - header_len);

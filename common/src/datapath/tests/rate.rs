@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use crate::datapath::rate::{gcra, interval_ns};
+use crate::datapath::rate::{gcra, give_back, interval_ns};
 
 #[test]
 fn intervals() {
@@ -92,4 +92,25 @@ proptest! {
             tat = next.unwrap();
         }
     }
+}
+
+/// With what is given back, the limit is one of things that are there at the same time.
+#[test]
+fn what_is_given_back_makes_room() {
+    let mut tat = 0;
+    for _ in 0..3 {
+        tat = gcra(tat, 1000, 100, 3).unwrap();
+    }
+    assert_eq!(gcra(tat, 1000, 100, 3), None, "full");
+    tat = give_back(tat, 100);
+    tat = gcra(tat, 1000, 100, 3).unwrap();
+    assert_eq!(gcra(tat, 1000, 100, 3), None, "full again");
+    assert_eq!(gcra(tat, 1100, 100, 3), Some(tat + 100), "what expires makes room, too");
+    assert_eq!(give_back(40, 100), 0);
+    // Giving back more than was taken gains nothing: the limit begins anew.
+    let mut tat = give_back(give_back(1050, 100), 100);
+    for _ in 0..3 {
+        tat = gcra(tat, 1000, 100, 3).unwrap();
+    }
+    assert_eq!(gcra(tat, 1000, 100, 3), None);
 }

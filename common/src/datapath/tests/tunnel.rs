@@ -189,6 +189,8 @@ fn outer_header_checks() {
     assert_eq!(with(&|b| b[0] = 0x65), Err(DropReason::OuterMalformed), "version");
     assert_eq!(with(&|b| b[3] = 49), Err(DropReason::OuterMalformed), "no room for a frame");
     assert_eq!(with(&|b| b[3] = 50), Ok(20), "an Ethernet header and nothing more");
+    assert_eq!(with(&|b| b[8] = 0), Err(DropReason::OuterMalformed), "TTL 0");
+    assert_eq!(with(&|b| b[8] = 1), Ok(20), "TTL 1");
     assert_eq!(with(&|b| b[6] = 0x20), Err(DropReason::OuterFragment), "first fragment");
     assert_eq!(with(&|b| b[7] = 1), Err(DropReason::OuterFragment), "later fragment");
 

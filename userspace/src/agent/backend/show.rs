@@ -11,7 +11,10 @@ use culvert_common::abi::{ABI_VERSION, Code, NeighKey, Note};
 
 use super::{Agent, internal};
 use crate::{
-    agent::state::{MOST, Repair},
+    agent::{
+        state::{MOST, Repair},
+        store_address,
+    },
     api::types::{
         AgentStatus, ApiConnections, ApiError, Counts, DatapathStatus, FdbRow, NeighRow,
         PathMtuStatus, RepairRow, StatsRow, Status, StoreCertificate, StoreStatus, VtepRow,
@@ -273,6 +276,7 @@ impl Agent {
                         file: path.display().to_string(),
                     })
                     .collect(),
+                open: store_address::is_exposed(&shared.options),
                 last_read: shared.store.last_read(),
             },
             datapath: DatapathStatus {

@@ -57,7 +57,8 @@ fn connected(address: IpNetwork) -> Option<IpNetwork> {
     Some(subnet_of(address))
 }
 
-fn is_gateway(ifindex: u32) -> bool {
+/// Whether the interface is a gateway device of Culvert.
+pub(super) fn is_gateway(ifindex: u32) -> bool {
     let name = nix::net::if_::if_indextoname(ifindex);
     name.is_ok_and(|name| sandbox::is_gateway_ifname(&name.to_string_lossy()))
 }

@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use culvert_common::abi::{MappedAddr, UplinkInfo, names};
+use culvert_common::abi::{MappedAddr, PublishedKey, UplinkInfo, names};
 
 use crate::datapath::{DatapathError, Found, KernelTables, Options, Prefix, Table, ip_of};
 
@@ -91,6 +91,7 @@ impl<K: Copy + Ord, V: Copy + PartialEq> Kept<K, V> {
 
 /// The maps that the agent writes as a whole.
 pub(super) struct KeptMaps {
+    pub(super) blocked: Kept<PublishedKey, u32>,
     pub(super) host_addrs: Kept<MappedAddr, u32>,
     pub(super) uplinks: Kept<u32, UplinkInfo>,
     pub(super) client_links: Kept<u32, u32>,
@@ -104,7 +105,12 @@ impl KeptMaps {
         let denied = options.denied.iter().map(|source| (Prefix::of_v4(*source), 0));
         let services = options.services.iter().map(|range| (Prefix::of_services(*range), 0));
         let ip = |address: &MappedAddr| ip_of(address).to_string();
+        let destination = |key: &PublishedKey| match u16::from_be_bytes(key.port) {
+            0 => ip_of(&key.addr).to_string(),
+            port => format!("{}:{port}", ip_of(&key.addr)),
+        };
         Self {
+            blocked: Kept::new(names::BLOCKED, destination, None),
             host_addrs: Kept::new(names::HOST_ADDRS, ip, None),
             uplinks: Kept::new(names::UPLINKS, u32::to_string, None),
             client_links: Kept::new(names::CLIENT_LINKS, u32::to_string, None),
@@ -117,6 +123,7 @@ impl KeptMaps {
     /// Returns the errors.
     pub(super) fn restore(&self, tables: &KernelTables, found: &mut Found) -> Vec<DatapathError> {
         let outcomes = [
+            self.blocked.restore(&tables.blocked, found),
             self.host_addrs.restore(&tables.host_addrs, found),
             self.uplinks.restore(&tables.uplinks, found),
             self.client_links.restore(&tables.client_links, found),

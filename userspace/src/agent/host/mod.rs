@@ -20,7 +20,7 @@ mod underlay;
 mod uplinks;
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     path::PathBuf,
     sync::{Arc, MutexGuard, PoisonError},
     time::Duration,
@@ -52,6 +52,8 @@ pub(crate) struct Host {
     device: Device,
     vxlan_port: u16,
     vtep_ip: Ipv4Addr,
+    /// Members of the store that containers must not reach.
+    closed_store: std::sync::Mutex<Vec<SocketAddrV4>>,
     assistants: assist::Assistants,
     kept: kept::KeptMaps,
     /// Facts about the uplinks, as they were last read.
@@ -63,6 +65,8 @@ pub(crate) struct Host {
     rules: netfilter::RulesReader,
     /// The next hops of the VTEPs in use.
     hops: std::sync::Mutex<underlay::Hops>,
+    /// Whether all programs that send VXLAN are of this agent.
+    are_all_ours: std::sync::atomic::AtomicBool,
     /// The pins are removed for good: nothing is repaired any more.
     purged: std::sync::Mutex<bool>,
 }
@@ -80,6 +84,8 @@ impl Host {
         xdp: bool,
         device: Device,
     ) -> Result<Self, NetlinkError> {
+        // Then the last agent has found that no program of an earlier version is left.
+        let guarded = datapath.attached_uplinks_out().is_ok_and(|uplinks| !uplinks.is_empty());
         Ok(Self {
             monitor: Mutex::new(netlink.monitor()?),
             inside: inside::Insides::new(&netlink)?,
@@ -92,6 +98,7 @@ impl Host {
             device,
             vxlan_port: options.vxlan_port,
             vtep_ip: options.vtep_ip,
+            closed_store: std::sync::Mutex::default(),
             assistants: assist::Assistants::default(),
             kept: kept::KeptMaps::new(options),
             known: std::sync::Mutex::default(),
@@ -99,8 +106,23 @@ impl Host {
             unserved: std::sync::Mutex::default(),
             rules: netfilter::RulesReader::default(),
             hops: std::sync::Mutex::default(),
+            are_all_ours: guarded.into(),
             purged: std::sync::Mutex::default(),
         })
+    }
+
+    /// Closes the addresses and ports of these members of the store to containers, and no others.
+    ///
+    /// # Errors
+    ///
+    /// The addresses of the host cannot be read, or the map cannot be written.
+    pub(crate) async fn close_store(&self, members: Vec<SocketAddrV4>) -> Result<(), ApiError> {
+        *self.closed_store() = members;
+        self.note_addresses().await
+    }
+
+    fn closed_store(&self) -> MutexGuard<'_, Vec<SocketAddrV4>> {
+        self.closed_store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forwards the programs' trace lines to the log.

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    sync::PoisonError,
+    sync::{PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -38,8 +38,8 @@ use crate::{
 const PROBE_WAIT: Duration = Duration::from_millis(800);
 
 impl Host {
-    /// Attaches `from_underlay` to the uplinks, and detaches it from other interfaces. Continues
-    /// after an error. Returns all errors.
+    /// Attaches the programs to the uplinks, and detaches them from other interfaces. Continues after
+    /// an error. Returns all errors.
     pub(crate) async fn attach_uplinks(&self) -> Vec<ApiError> {
         let mut links = Vec::new();
         let (mut errors, mut are_all_known) = (Vec::new(), true);
@@ -89,13 +89,28 @@ impl Host {
 
     fn attach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
         self.datapath.attach_uplink(ifindex)?;
+        if self.are_all_ours.load(Ordering::Relaxed) {
+            self.datapath.attach_uplink_out(ifindex)?;
+        }
         if self.xdp { self.datapath.attach_uplink_xdp(ifindex) } else { Ok(()) }
+    }
+
+    /// From now on `to_underlay` is attached to the uplinks, too: no program of an earlier agent sends
+    /// VXLAN any more. Those of earlier versions do not mark it.
+    pub(crate) async fn guard_uplinks(&self) {
+        self.are_all_ours.store(true, Ordering::Relaxed);
+        for error in self.attach_uplinks().await {
+            // The check of the uplinks tries again, and reports it.
+            tracing::warn!("{}", error.message);
+        }
     }
 
     /// The facts about an uplink that the programs need.
     fn uplink_info(&self, link: &Link) -> UplinkInfo {
         let link_len = if link.mac.is_some() { EthHdr::LEN as u8 } else { 0 };
-        let flags = if self.assistants.shares_port() { UplinkInfo::SHARED_PORT } else { 0 };
+        let flag = |is_set: bool, flag: u16| if is_set { flag } else { 0 };
+        let flags = flag(self.assistants.shares_port(), UplinkInfo::SHARED_PORT)
+            | flag(self.are_all_ours.load(Ordering::Relaxed), UplinkInfo::GUARDED);
         UplinkInfo { mtu: link.mtu, link_len, flags, ..UplinkInfo::default() }
     }
 

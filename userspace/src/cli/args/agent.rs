@@ -147,6 +147,9 @@ struct StoreArgs {
     /// Permit etcd without TLS beyond this host
     #[arg(long = "insecure-store")]
     insecure: bool,
+    /// Let containers reach a store without authentication
+    #[arg(long = "store-for-containers")]
+    for_containers: bool,
     /// Give up if uplink, VTEP address or store are not there so many seconds after the start; never by default
     #[arg(long, value_name = "SECONDS", value_parser = value::seconds)]
     store_timeout: Option<Duration>,
@@ -191,6 +194,7 @@ impl AgentArgs {
                 user: access.user,
                 password_file: access.password_file,
                 insecure: access.insecure,
+                for_containers: access.for_containers,
             },
             store_timeout: access.store_timeout,
             uplinks: self.uplinks,

@@ -127,7 +127,7 @@ pub(crate) struct CreateArgs {
     /// Learn where MACs are from the frames that arrive
     #[arg(long)]
     pub(crate) learning: bool,
-    /// Option: allow_overlap=true|false, anti_spoof=true|false, dscp=copy|zero, bum_rate=N, bum_burst=N
+    /// Option: allow_overlap=true|false, anti_spoof=true|false, block_hosts=true|false, dscp=copy|zero, bum_rate=N, bum_burst=N
     #[arg(long = "opt", short = 'o', value_name = "K=V", value_parser = value::pair)]
     pub(crate) options: Vec<(String, String)>,
     /// Label

@@ -116,6 +116,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
             cert: args.store_cert,
             ..StoreAccess::default()
         }),
+        open_store: false,
         shared_port: false,
         open_ports: 0,
         external_ports: 0,
@@ -149,6 +150,7 @@ async fn subject(client: &Client, args: DoctorArgs) -> (Subject, Finding, Option
     subject.agent_running = true;
     subject.clock_offset_ms = status.store.clock_offset_ms;
     subject.alarms = status.store.alarms;
+    subject.open_store = status.store.open;
     if subject.certificates.is_empty() {
         let files = status.store.certificates.into_iter();
         subject.certificates = files

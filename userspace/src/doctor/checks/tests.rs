@@ -50,6 +50,7 @@ fn healthy() -> Facts {
             clock_offset_ms: Some(3),
             alarms: Vec::new(),
             certificates: Vec::new(),
+            open_store: false,
             shared_port: false,
             open_ports: 2,
             external_ports: 3,
@@ -413,4 +414,10 @@ fn containers_need_a_name_server() {
         Level::Warning,
         &["/etc/resolv.conf cannot be read"],
     );
+}
+
+#[test]
+fn a_store_without_authentication_is_an_error() {
+    let words = ["the store has no authentication", "--store-user or --store-cert"];
+    assert_found(|facts| facts.subject.open_store = true, "store", Level::Error, &words);
 }

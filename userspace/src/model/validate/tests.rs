@@ -130,6 +130,7 @@ fn options_are_known_or_refused() {
     for (key, value) in [
         ("allow_overlap", "true"),
         ("anti_spoof", "false"),
+        ("block_hosts", "true"),
         ("dscp", "copy"),
         ("dscp", "zero"),
         ("bum_rate", "0"),
@@ -143,6 +144,7 @@ fn options_are_known_or_refused() {
         ("allow_overlap", "yes"),
         ("allow_overlap", "TRUE"),
         ("anti_spoof", ""),
+        ("block_hosts", "1"),
         ("dscp", "1"),
         ("bum_rate", "-1"),
         ("bum_rate", "+1"),

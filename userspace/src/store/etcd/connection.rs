@@ -387,7 +387,7 @@ fn refused(why: impl Into<String>) -> StoreError {
 }
 
 /// Whether `HOST:PORT` is this host, independent of name servers.
-fn is_loopback(endpoint: &str) -> bool {
+pub fn is_loopback(endpoint: &str) -> bool {
     let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     match host.parse::<IpAddr>() {

@@ -15,7 +15,7 @@ use etcd_client::{
 };
 use futures::{StreamExt, stream};
 
-pub use self::options::EtcdOptions;
+pub use self::{connection::is_loopback, options::EtcdOptions};
 use self::{
     connection::{Connections, MAX_ANSWER, Repeat},
     list::entry,

@@ -1,0 +1,123 @@
+//! The addresses of a store without authentication, which are closed to containers.
+//!
+//! What containers send to other hosts leaves with the address of their host. So a rule that lets
+//! hosts reach etcd by their addresses lets containers reach it, too. An etcd that asks neither for a
+//! certificate nor for a user would then obey them. The programs drop such packets, unless the agent
+//! has `--store-for-containers`.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{host::Host, shared::Shared};
+use crate::{
+    config::AgentOptions,
+    store::{StoreUrl, is_loopback},
+};
+
+/// Interval at which names of members of the store are looked up again.
+const EVERY: Duration = Duration::from_secs(60);
+/// Interval while a name is not found.
+const AGAIN: Duration = Duration::from_secs(5);
+/// Prefix of the keys of the problems.
+const PROBLEMS: &str = "store-address/";
+
+/// The members of an etcd without authentication, each `HOST:PORT`. Empty: there is no such etcd.
+fn members(options: &AgentOptions) -> Vec<String> {
+    match options.store.parse::<StoreUrl>() {
+        Ok(StoreUrl::Etcd(members)) if options.has_open_store() => members,
+        Ok(_) | Err(_) => Vec::new(),
+    }
+}
+
+/// Whether the agent uses an etcd without authentication beyond the loopback device.
+pub(super) fn is_exposed(options: &AgentOptions) -> bool {
+    members(options).iter().any(|member| !is_loopback(member))
+}
+
+/// Keeps the members of the store closed to containers, until the agent stops. A member whose name is
+/// not found is a problem.
+pub(super) async fn keep(shared: Arc<Shared>, host: Arc<Host>) {
+    let is_open = shared.options.store_access.for_containers;
+    let closed = if is_open { Vec::new() } else { members(&shared.options) };
+    let has_names = closed.iter().any(|member| member.parse::<SocketAddr>().is_err());
+    let mut known = BTreeMap::new();
+    loop {
+        let problems = resolve(&closed, &mut known).await;
+        let addresses = known.values().flatten().copied().collect();
+        if let Err(error) = host.close_store(addresses).await {
+            // The engine writes the map again, and says what is wrong with the host.
+            tracing::debug!("store: {}", error.message);
+        }
+        let pause = if problems.is_empty() { EVERY } else { AGAIN };
+        shared.shown.problems.set_below(PROBLEMS, problems);
+        if !has_names {
+            return;
+        }
+        tokio::select! {
+            () = shared.ending.shutdown.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Looks up the addresses of `members`, and puts them into `known`, which keeps the former addresses
+/// of a member that is not found. Returns the problems by key.
+async fn resolve(
+    members: &[String],
+    known: &mut BTreeMap<String, Vec<SocketAddrV4>>,
+) -> BTreeMap<String, String> {
+    let mut problems = BTreeMap::new();
+    for member in members {
+        match tokio::net::lookup_host(member.as_str()).await {
+            Ok(found) => {
+                let v4 = found.filter_map(|address| match address.ip() {
+                    IpAddr::V4(ip) => Some(SocketAddrV4::new(ip, address.port())),
+                    // Containers reach no IPv6 addresses beyond their network.
+                    IpAddr::V6(ip) if ip.is_loopback() => {
+                        Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, address.port()))
+                    }
+                    IpAddr::V6(_) => None,
+                });
+                known.insert(member.clone(), v4.collect());
+            }
+            Err(error) if !known.contains_key(member) => {
+                let line = format!(
+                    "store: the address of {member} is not found ({error}), so containers are not kept from it"
+                );
+                problems.insert(format!("{PROBLEMS}{member}"), line);
+            }
+            Err(_) => {}
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn members_are_looked_up_and_kept() {
+        let members = ["192.0.2.1:2379", "[::1]:2380", "[2001:db8::1]:2379"].map(str::to_owned);
+        let mut known = BTreeMap::new();
+        assert_eq!(resolve(&members, &mut known).await, BTreeMap::new());
+        let mut found: Vec<SocketAddrV4> = known.values().flatten().copied().collect();
+        found.sort();
+        let expected: Vec<SocketAddrV4> =
+            ["127.0.0.1:2380", "192.0.2.1:2379"].map(|at| at.parse().unwrap()).to_vec();
+        assert_eq!(found, expected);
+        // An address without a port is refused without a name server.
+        let absent = "store.invalid".to_owned();
+        let problems = resolve(std::slice::from_ref(&absent), &mut known).await;
+        let lines: Vec<&String> = problems.values().collect();
+        assert!(lines.iter().any(|line| line.contains("address of store.invalid")), "{lines:?}");
+        // Addresses that were found once stay.
+        known.insert(absent.clone(), vec!["192.0.2.9:2379".parse().unwrap()]);
+        assert_eq!(resolve(&[absent.clone()], &mut known).await, BTreeMap::new());
+        assert_eq!(known[&absent].len(), 1);
+    }
+}
