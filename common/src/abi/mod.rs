@@ -43,4 +43,4 @@ pub const RESERVED_VNI: u32 = 0;
 
 /// Version of the map layout. Pins live under a directory of this number, so
 /// that an agent never opens maps whose bytes it would misread.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;

@@ -153,47 +153,8 @@ pub const fn readdress(ip: &Ipv4Hdr, src: [u8; 4], dst: [u8; 4], hop: bool) -> I
     ip
 }
 
-/// The new value of [`Flow::seen`](crate::abi::Flow::seen) after another segment. The bit of an
-/// RST is cleared by the next segment without RST.
-#[inline(always)]
-pub const fn seen(before: u32, protocol: u8, tcp_flags: u8) -> u32 {
-    let bits = before | seen::PACKET;
-    if protocol != PROTO_TCP {
-        return bits;
-    }
-    if tcp_flags & tcp::RST != 0 {
-        return bits | seen::RST;
-    }
-    let mut bits = bits & !seen::RST;
-    if tcp_flags & tcp::SYN != 0 {
-        bits |= seen::SYN;
-    } else if tcp_flags & tcp::ACK != 0 {
-        bits |= seen::ACK;
-    }
-    if tcp_flags & tcp::FIN != 0 {
-        bits |= seen::FIN;
-    }
-    bits
-}
-
-/// Largest distance, in bytes, of the sequence number of a FIN or RST from the last
-/// acknowledgement of the other side: the data that can be in flight.
-const MAX_UNDER_WAY: u32 = 1 << 22;
-
-/// The TCP flags of a segment that conntrack accepts (RFC 5961 §3): RST and FIN only with a
-/// sequence number that the other side expects. `acknowledged` is the other side's last
-/// acknowledgement number, `None` if there is none. A segment whose flags are not accepted is
-/// forwarded all the same: its receiver decides.
-#[inline(always)]
-pub const fn believed(tcp_flags: u8, seq: u32, acknowledged: Option<u32>) -> u8 {
-    match acknowledged {
-        Some(ack) if seq.wrapping_sub(ack) >= MAX_UNDER_WAY => tcp_flags & !(tcp::RST | tcp::FIN),
-        _ => tcp_flags,
-    }
-}
-
 /// Whether a segment of the `ORIG` direction begins a new connection on the ports of an ended
-/// one: it is a SYN, and both directions have sent FIN, or one of them RST.
+/// one: it is a SYN, and both directions have sent FIN, or the connection was reset.
 #[inline(always)]
 pub const fn begins_anew(tcp_flags: u8, orig: u32, reply: u32) -> bool {
     tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN

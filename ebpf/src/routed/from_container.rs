@@ -298,7 +298,7 @@ fn track(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     let &Sender { ifindex, ep, net, .. } = sender;
     let key = work.routed.key;
     let opens = match key.protocol {
-        PROTO_TCP => work.routed.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN,
+        PROTO_TCP => work.routed.tcp.flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN,
         PROTO_ICMP => key.tuple.dst_port == [0; 2],
         _ => true,
     };

@@ -15,8 +15,8 @@ use culvert_common::{
         Direction, DropReason, Flow, FlowKey, Note, Sealed as _, Tuple, kind, reserved_bit, seen,
         zone,
     },
-    datapath::nat,
-    wire::tcp,
+    datapath::{nat, segment::change},
+    wire::{ipv4::PROTO_TCP, tcp},
 };
 
 use super::{
@@ -34,7 +34,7 @@ use crate::{
         socket,
         time::{now_coarse, random},
     },
-    maps::{ENDPOINTS, FLOWS, RESERVED_PORTS, copy, endpoint},
+    maps::{ENDPOINTS, FLOWS, RESERVED_PORTS, copy, endpoint, read_to},
 };
 
 /// `EEXIST` of errno.h.
@@ -108,7 +108,7 @@ pub(crate) fn find(
     }
 }
 
-/// [`find`] as a BPF function of its own, for a stack frame of its own. `is_alive`: the flow has
+/// [`find`] as a BPF function of its own, for a stack frame of its own. `unexpired`: the flow has
 /// not expired.
 #[inline(never)]
 fn refresh(
@@ -116,7 +116,7 @@ fn refresh(
     incarnation: u32,
     bytes: u32,
     target: &mut Target,
-    is_alive: bool,
+    unexpired: bool,
 ) -> u32 {
     let key = &routed.key;
     let Some(entry) = FLOWS.get_ptr_mut(key) else { return found::NO };
@@ -133,10 +133,10 @@ fn refresh(
     }
     let now = now_coarse();
     // Most flows have packets more often than the least timeout, so `expire` is seldom called.
-    if !is_alive && may_have_expired(flow, now) {
+    if !unexpired && may_have_expired(flow, now) {
         return found::IDLE;
     }
-    let mut tcp_flags = routed.tcp_flags;
+    let tcp_flags = routed.tcp.flags;
     let orig = flow.kind & kind::ORIG != 0;
     if flow.kind & kind::DENIED != 0 {
         // The entry stays as long as the container sends: without it, the container's packets would
@@ -162,37 +162,88 @@ fn refresh(
         remove(key, flow);
         return found::NO;
     }
-    if tcp_flags & (tcp::RST | tcp::FIN) != 0 {
-        tcp_flags = nat::believed(tcp_flags, routed.tcp_seq, acknowledged(key, flow));
-    }
-    let passed = nat::seen(flow.seen, key.protocol, tcp_flags);
-    // The memory may belong to another flow by now. So only the fields after `Flow::seal` are
-    // written, each with a store of its own.
-    // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
-    unsafe {
-        if tcp_flags & (tcp::ACK | tcp::RST) == tcp::ACK {
-            (*entry).last_ack = routed.tcp_ack;
+    let is_alive = match key.protocol {
+        PROTO_TCP if routed.tcp.is_plain(flow) => {
+            // The memory may belong to another flow by now. So only the fields after `Flow::seal`
+            // are written, each with a store of its own.
+            // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
+            unsafe {
+                if routed.tcp.moves_ack(flow) {
+                    (*entry).last_ack = routed.tcp.ack;
+                }
+                if routed.tcp.moves_seq(flow) {
+                    (*entry).next_seq = routed.tcp.end;
+                }
+            }
+            true
         }
+        PROTO_TCP => follow(routed, entry) != 0,
+        _ => {
+            if flow.seen & seen::PACKET == 0 {
+                // SAFETY: as above.
+                unsafe { (*entry).seen = flow.seen | seen::PACKET };
+            }
+            true
+        }
+    };
+    // SAFETY: as above.
+    unsafe {
         // A flow to the host's loopback device is kept alive by the host's packets only.
-        if orig || flow.zone != zone::LOOPBACK {
+        if is_alive && (orig || flow.zone != zone::LOOPBACK) {
             (*entry).last_seen_ns = now;
         }
         (*entry).packets = flow.packets + 1;
         (*entry).bytes = flow.bytes + u64::from(bytes);
-        if passed != flow.seen {
-            (*entry).seen = passed;
-        }
     }
     *target = Target::of(flow);
     found::YES
 }
 
-/// The last acknowledgement number that the other direction of a flow has sent; `None` if there is
-/// none.
-#[inline(always)]
-fn acknowledged(key: &FlowKey, flow: &Flow) -> Option<u32> {
-    let other = other_half(key, flow)?;
-    (other.seen & seen::ACK != 0).then_some(other.last_ack)
+/// Changes the flow of a TCP segment for which both directions must be read: the segment begins or
+/// ends a connection, or its numbers are not the next ones. `entry` is the entry of the segment's
+/// direction, of which this CPU has the copy. Returns 1 if the segment keeps the flow alive, else
+/// 0. A BPF function of its own, for a stack frame of its own.
+#[inline(never)]
+fn follow(routed: &Routed, entry: *mut Flow) -> u32 {
+    let (key, segment) = (&routed.key, &routed.tcp);
+    let Some(FlowCopies { flow, other }) = own(&COPIES, 0) else { return 1 };
+    let other_key = key.other(flow);
+    if !read_to(&FLOWS, &other_key, other) {
+        // Without the other direction nothing can be compared. The agent removes such an entry.
+        return 1;
+    }
+    let followed = segment.follow(flow, other);
+    // SAFETY: the memory of a map's value stays mapped until the program ends (RCU). Only fields
+    // after `Flow::seal` are written.
+    unsafe {
+        if followed.changes & change::ACK != 0 {
+            (*entry).last_ack = segment.ack;
+        }
+        if followed.changes & change::FIRST != 0 {
+            (*entry).first_seq = segment.first();
+        }
+        if followed.changes & change::NEXT != 0 {
+            (*entry).next_seq = segment.end;
+        }
+        if followed.seen != flow.seen {
+            (*entry).seen = followed.seen;
+        }
+    }
+    if followed.changes & (change::RESET | change::RESTART) != 0
+        && let Some(opposite) = FLOWS.get_ptr_mut(&other_key)
+    {
+        // SAFETY: as above. The memory may be another flow's by now, as in `refresh`.
+        unsafe {
+            if followed.changes & change::RESET != 0 {
+                (*opposite).seen = other.seen | seen::RST;
+            } else {
+                (*opposite).first_seq = segment.ack;
+                (*opposite).next_seq = segment.ack;
+                (*opposite).seen = seen::PACKET | seen::SYN;
+            }
+        }
+    }
+    followed.changes & change::TIME
 }
 
 /// Whether the host has a connected socket for this answer to a masqueraded flow: it has opened
@@ -399,8 +450,10 @@ fn insert_orig(routed: &Routed, new: &mut NewFlow) {
     entry.from_incarnation = new.from_incarnation;
     entry.to_incarnation = new.to_incarnation;
     entry.kind = new.target.kind | kind::ORIG;
-    entry.seen = nat::seen(0, new.key.protocol, routed.tcp_flags);
-    entry.last_ack = routed.tcp_ack;
+    entry.seen = routed.tcp.opening();
+    entry.last_ack = routed.tcp.ack;
+    entry.first_seq = routed.tcp.first();
+    entry.next_seq = routed.tcp.end;
     entry.slot = new.slot;
     entry.last_seen_ns = new.now;
     entry.packets = 1;
@@ -443,7 +496,7 @@ struct Attempt {
 
 /// Inserts the `reply` entry, with the first port that is free.
 #[inline(always)]
-fn choose_port(skb: *mut __sk_buff, routed: *const Routed, new: &mut NewFlow) {
+fn choose_port(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow) {
     new.outcome = outcome::EXHAUSTED;
     let entry = &mut new.entry;
     entry.to = new.key.tuple.reversed();
@@ -452,8 +505,10 @@ fn choose_port(skb: *mut __sk_buff, routed: *const Routed, new: &mut NewFlow) {
     entry.from_incarnation = new.to_incarnation;
     entry.to_incarnation = new.from_incarnation;
     entry.kind = new.target.kind;
-    entry.seen = 0;
+    entry.seen = routed.tcp.opposite();
     entry.last_ack = 0;
+    entry.first_seq = 0;
+    entry.next_seq = 0;
     entry.slot = 0;
     entry.last_seen_ns = new.now;
     entry.packets = 0;

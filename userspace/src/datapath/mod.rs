@@ -247,6 +247,7 @@ impl Datapath {
             };
             let carried = match version {
                 3 => carry::flows_of_v3(&dir.join("maps"), &self.tables)?,
+                4 => carry::flows_of_v4(&dir.join("maps"), &self.tables)?,
                 _ => Carried::default(),
             };
             bpffs::remove_tree(&dir)?;

@@ -9,11 +9,11 @@ use crate::abi::{
 };
 use crate::datapath::nat::{
     self, PORT_TRIES, Quoted, Upper, address_difference, begins_anew, candidate, checksum_offset,
-    echo_id, has_ports, port_difference, ports_offset, readdress, seen, translate_error, update,
+    echo_id, has_ports, port_difference, ports_offset, readdress, translate_error, update,
     update_upper, upper,
 };
 use crate::wire::Ipv4Hdr;
-use crate::wire::tcp::{ACK, FIN, RST, SYN};
+use crate::wire::tcp::{ACK, RST, SYN};
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
@@ -255,32 +255,6 @@ fn ranges_turned_around_or_whole_do_not_panic() {
         for index in 0..PORT_TRIES {
             let _ = candidate(index, 5, u32::MAX, min, max);
         }
-    }
-}
-
-#[test]
-fn seen_notes_what_segments_say() {
-    let (s, syn, ack, fin, rst) = (bits::PACKET, bits::SYN, bits::ACK, bits::FIN, bits::RST);
-    for (before, flags, after) in [
-        (0, SYN, s | syn),
-        (0, SYN | ACK, s | syn),
-        (0, ACK, s | ack),
-        (0, 0, s),
-        (s | syn, ACK, s | syn | ack),
-        (s | ack, FIN | ACK, s | ack | fin),
-        (s, FIN, s | fin),
-        (s | ack, RST, s | ack | rst),
-        (s | ack, RST | ACK, s | ack | rst),
-        (s, RST | SYN | FIN | ACK, s | rst),
-        (s | ack | rst, ACK, s | ack),
-        (s | rst, SYN, s | syn),
-        (s | fin | rst, 0, s | fin),
-    ] {
-        assert_eq!(seen(before, TCP, flags), after, "{before:#x} {flags:#x}");
-    }
-    for protocol in [UDP, ICMP] {
-        assert_eq!(seen(0, protocol, 0xff), s);
-        assert_eq!(seen(s, protocol, 0), s);
     }
 }
 
