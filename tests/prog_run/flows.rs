@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use culvert::datapath::{Table as _, now_ns};
 use culvert_common::{
-    abi::{Action, DropReason, Flow, FlowKey, Note, Sealed as _, Tuple, kind, seen},
+    abi::{Action, DropReason, Flow, FlowKey, FlowShare, Note, Sealed as _, Tuple, kind, seen},
     datapath::conntrack::FlowState,
 };
 use culvert_tests::packet::{ACK, FIN, Host, RST, SEQ, SYN, V4, payload};
@@ -43,6 +43,9 @@ cases!(
     server_connects_to_the_port_of_a_client_on_another_host,
     full_of_connections,
     full_of_unanswered,
+    a_container_has_its_share,
+    a_container_evicts_its_own_flows,
+    flows_are_counted_for_their_container,
     full_of_denied,
     full_of_ended_and_others,
     what_has_expired_makes_room,
@@ -495,6 +498,95 @@ fn full_of_connections(lab: &mut Lab) {
     let [(_, _), (reply, _)] = filler(0, 6, [0; 2], 0);
     lab.flows.remove(reply);
     refused(lab, 1);
+}
+
+/// Makes three quarters of the table flows of `A1` like those of [`filler`], and counts them in its
+/// share, which is half of the table. Returns their number.
+fn own(lab: &mut Lab, protocol: u8, seen: [u32; 2]) -> u32 {
+    let flows = MAX_FLOWS / 4 * 3;
+    let owner = incarnation(lab, Interface::A1);
+    for number in 0..flows {
+        let [(key, orig), (reply_key, reply)] = filler(number, protocol, seen, 0);
+        lab.set_slot(number, key, Flow { from_incarnation: owner, ..orig }.sealed(&key));
+        let reply = Flow { to_incarnation: owner, ..reply }.sealed(&reply_key);
+        lab.flows.set(reply_key, reply);
+    }
+    lab.shares.set(owner, FlowShare { flows, begun: flows.into(), ..FlowShare::default() });
+    flows
+}
+
+/// The incarnation of a container.
+fn incarnation(lab: &Lab, of: Interface) -> u32 {
+    lab.tables.endpoints.dump().unwrap()[&of.ifindex()].incarnation
+}
+
+/// A container with connections for more than its share begins no flow. Others do.
+fn a_container_has_its_share(lab: &mut Lab) {
+    let fillers = own(lab, 6, [seen::ACK; 2]);
+    let owner = incarnation(lab, Interface::A1);
+    for port in 1..10 {
+        let (packet, _) = another(port);
+        lab.at_container(Interface::A1, &packet.frame()).drops(DropReason::ShareExceeded);
+        assert_eq!(lab.shares.get(owner).unwrap().refused, u64::from(port));
+    }
+    assert_eq!(left_of(lab, fillers, 6), fillers);
+    assert_eq!(entries(lab), 2 * fillers as usize);
+    // A packet to the host itself needs no flow.
+    let to_host = to_gateway(&V4::segment(&ONE, &US, (1, 22), SYN, &[]));
+    let run = lab.at_container(Interface::A1, &to_host.frame());
+    run.redirects(Action::ToHost, Left::Unchanged, &[note(Note::FlowRefused)]);
+
+    let make = |from: &Host| V4::segment(from, &SERVER2, (1, 80), SYN, &[]);
+    let run = lab.at_container(Interface::A2, &to_gateway(&make(&TWO)).frame());
+    run.leaves_as(&outbound(&make(&US)), &CREATED);
+    // So does a client of the other container's port, but not of the port of the first one.
+    publish(lab, [0; 4], 6, 8080, Interface::A1, 80);
+    publish(lab, [0; 4], 6, 8081, Interface::A2, 80);
+    let came = |port| V4::segment(&SERVER, &US, (5000, port), SYN, &[]);
+    lab.at_underlay(&came(8080).frame()).drops(DropReason::ShareExceeded);
+    let went = inbound(&V4::segment(&SERVER, &TWO, (5000, 80), SYN, &[]), &GATEWAY);
+    lab.at_underlay(&came(8081).frame()).arrives_as(&went, &CREATED);
+}
+
+/// A container with more than its share loses its own flows first, even if the table has room.
+fn a_container_evicts_its_own_flows(lab: &mut Lab) {
+    let fillers = own(lab, 17, [seen::PACKET, 0]);
+    let owner = incarnation(lab, Interface::A1);
+    for port in 1..=50 {
+        begins(lab, port, &[note(Note::FlowEvicted)]);
+    }
+    assert!(left_of(lab, fillers, 17) >= fillers - 50);
+    assert_eq!(entries(lab), 2 * fillers as usize);
+    let share = lab.shares.get(owner).unwrap();
+    assert_eq!((share.flows, share.refused), (fillers, 0));
+    assert_eq!(share.begun, u64::from(fillers) + 50);
+}
+
+/// A flow counts for the container that began it, else for the one that it goes to, until it is
+/// removed.
+fn flows_are_counted_for_their_container(lab: &mut Lab) {
+    let [one, two] = [Interface::A1, Interface::A2].map(|of| incarnation(lab, of));
+    assert_ne!(one, two);
+    let flows = |lab: &Lab, owner| lab.shares.get(owner).map_or(0, |share| share.flows);
+    exchange(lab, &[(true, SYN)]);
+    assert_eq!((flows(lab, one), flows(lab, two)), (1, 0));
+    connected(lab);
+    assert_eq!((flows(lab, one), flows(lab, two)), (1, 1));
+    let came = V4::segment(&SERVER, &US, (5000, 8080), SYN, &[]);
+    let went = inbound(&V4::segment(&SERVER, &ONE, (5000, 80), SYN, &[]), &GATEWAY);
+    lab.at_underlay(&came.frame()).arrives_as(&went, &CREATED);
+    assert_eq!((flows(lab, one), flows(lab, two)), (2, 1));
+    // The first flow ends, and a new one takes its place.
+    exchange_on(lab, &[(false, RST | ACK)]);
+    exchange(lab, &[(true, SYN)]);
+    assert_eq!((flows(lab, one), flows(lab, two)), (2, 1));
+    // It expires.
+    for key in keys() {
+        let entry = flow(lab, &key);
+        lab.flows.set(key, Flow { last_seen_ns: now_ns() - 121_000_000_000, ..entry });
+    }
+    lab.at_underlay(&from_server(SYN | ACK).frame()).passes(&[]);
+    assert_eq!((flows(lab, one), flows(lab, two)), (1, 1));
 }
 
 /// In a full table a new flow takes the place of one that may be evicted.

@@ -197,6 +197,8 @@ coded! {
         FlowConflict = 105 => "flow_conflict",
         /// A client that may not use a published port: its address is denied.
         Denied = 106 => "denied",
+        /// The container has its share of the flows, and none of them may be evicted.
+        ShareExceeded = 107 => "conntrack_share",
     }
 }
 

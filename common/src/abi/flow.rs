@@ -187,10 +187,39 @@ pub struct Flow<F: Family = V4> {
     pub bytes: u64,
 }
 
+impl<F: Family> Flow<F> {
+    /// The incarnation of the container in whose share of the table the flow counts: the container
+    /// that began it, else the container that it goes to. Both entries of a flow give the same. 0
+    /// if no container of this host takes part.
+    #[inline(always)]
+    pub const fn owner(&self) -> u32 {
+        let (from, to) = (self.from_incarnation, self.to_incarnation);
+        let (from, to) = if self.kind & kind::ORIG != 0 { (from, to) } else { (to, from) };
+        if from != 0 { from } else { to }
+    }
+}
+
 // SAFETY: integers and a tuple; every bit pattern is valid, zeroes too.
 unsafe impl<F: Family> Zeroable for Flow<F> {}
 // SAFETY: as above. `layout` asserts for each family that the fields leave no padding.
 unsafe impl<F: Family> Pod for Flow<F> {}
+
+/// The flows of a container. Value of [`names::FLOW_SHARES`](super::names::FLOW_SHARES).
+///
+/// The programs update it in place, without atomics: two CPUs may lose an update. The agent puts
+/// `flows` right when no flow of the container has begun during a walk through the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct FlowShare {
+    /// Flows of the container in the table.
+    pub flows: u32,
+    /// Explicit padding; zero.
+    pub pad: u32,
+    /// Flows that have begun since the container was first seen.
+    pub begun: u64,
+    /// Flows that were refused because the container had its share.
+    pub refused: u64,
+}
 
 /// Asserts at compile time that the types of a family have no padding.
 const fn layout<F: Family>() {

@@ -30,7 +30,7 @@ pub use family::{Family, MappedAddr, V4};
 pub use fdb::{
     FdbEntry, FdbKey, FloodKey, HeardEntry, LearnedEntry, NeighEntry, NeighKey, QuerierKey, RateKey,
 };
-pub use flow::{Flow, FlowKey, Tuple, kind, seen, zone};
+pub use flow::{Flow, FlowKey, FlowShare, Tuple, kind, seen, zone};
 pub use fragment::{FragmentInfo, FragmentKey, HeldFragment};
 pub use names::{globals, programs};
 pub use published::{PublishedEntry, PublishedKey, SourceKey, reserved_bit};

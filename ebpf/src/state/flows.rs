@@ -23,7 +23,8 @@ use super::{
     flow_table::{
         COPIES, FlowCopies, entry, expire, has_expired, may_have_expired, other_half, remove,
     },
-    slots::{evict, find_slot, take_slot},
+    shares::join,
+    slots::{admit, admitted, evict, find_slot, take_slot},
 };
 use crate::{
     count::note,
@@ -326,6 +327,14 @@ pub(crate) struct NewFlow {
     entry_key: FlowKey,
 }
 
+impl NewFlow {
+    /// See [`Flow::owner`].
+    #[inline(always)]
+    const fn owner(&self) -> u32 {
+        if self.from_incarnation != 0 { self.from_incarnation } else { self.to_incarnation }
+    }
+}
+
 /// Values of [`NewFlow::outcome`].
 mod outcome {
     /// No candidate port was free.
@@ -338,7 +347,7 @@ mod outcome {
     pub(super) const EXISTS: u32 = 3;
 }
 
-/// Results of [`insert`]: one of the first four values, and bits of the others.
+/// Results of [`insert`]: one of the first five values, and bits of the others.
 mod inserted {
     /// The flow was inserted, by this CPU or by another one.
     pub(super) const YES: u32 = 0;
@@ -348,7 +357,9 @@ mod inserted {
     pub(super) const FULL: u32 = 2;
     /// The key is the other direction of another flow.
     pub(super) const CONFLICT: u32 = 3;
-    /// Mask of the first four values.
+    /// The container has its share of the flows.
+    pub(super) const SHARE: u32 = 4;
+    /// Mask of the first five values.
     pub(super) const RESULT: u32 = 0xff;
     /// An idle flow was removed to make room.
     pub(super) const EVICTED: u32 = 0x100;
@@ -381,6 +392,7 @@ pub(crate) fn begin(
         inserted::YES => {}
         inserted::FULL => return Err(DropReason::ConntrackFull),
         inserted::CONFLICT => return Err(DropReason::FlowConflict),
+        inserted::SHARE => return Err(DropReason::ShareExceeded),
         _ => return Err(DropReason::NatPortsExhausted),
     }
     if told & inserted::ADOPTED != 0 {
@@ -400,13 +412,20 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
     (new.random, new.now) = (random(), now_coarse());
     new.bytes = TcContext::new(skb).len();
     let own = new.target.to.src_port;
-    (new.slot, new.evicted) = (find_slot(new.now), 0);
+    new.evicted = admit(new.owner(), new.now);
+    if new.evicted == admitted::NO {
+        return inserted::SHARE;
+    }
+    new.slot = find_slot(new.now);
     let mut attempt = Attempt { skb, routed, new };
     repeat(1 + EVICTIONS, try_insert, &mut attempt);
     *target = new.target;
     target.kind |= kind::ORIG;
     let mut told = match new.outcome {
-        outcome::DONE => inserted::YES,
+        outcome::DONE => {
+            join(new.owner());
+            inserted::YES
+        }
         outcome::EXISTS => adopt(&new.key, target),
         outcome::FULL => inserted::FULL,
         _ => inserted::EXHAUSTED,

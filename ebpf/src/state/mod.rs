@@ -10,4 +10,5 @@ pub(crate) mod path_mtu;
 pub(crate) mod queriers;
 pub(crate) mod rates;
 pub(crate) mod routes;
+mod shares;
 mod slots;

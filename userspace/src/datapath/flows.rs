@@ -2,6 +2,7 @@
 //! the programs.
 
 use std::{
+    collections::BTreeMap,
     fmt, io,
     os::fd::AsFd as _,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -12,7 +13,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError},
     sys::SyscallError,
 };
-use culvert_common::abi::{Flow, FlowKey, Sealed as _, names};
+use culvert_common::abi::{Flow, FlowKey, FlowShare, Sealed as _, names};
 
 use super::{
     batch,
@@ -74,6 +75,28 @@ pub trait FlowTable: Send + Sync {
     /// If the map cannot be written.
     fn replace(&self, key: &FlowKey, flow: &Flow) -> Result<(), DatapathError>;
 
+    /// Reads `FLOW_SHARES`: the flows of each container, by its incarnation.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    fn shares(&self) -> Result<BTreeMap<u32, FlowShare>, DatapathError>;
+
+    /// Reads the entry of `FLOW_SHARES` of the container with the incarnation `owner`.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    fn share(&self, owner: u32) -> Result<Option<FlowShare>, DatapathError>;
+
+    /// Writes the entry of `FLOW_SHARES` of the container with the incarnation `owner`; `None`
+    /// removes it. The programs write the map, too: an update that they make meanwhile is lost.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    fn set_share(&self, owner: u32, share: Option<FlowShare>) -> Result<(), DatapathError>;
+
     /// Reads `RESERVED_PORTS`, the ports that masquerading never takes: all words, see
     /// [`reserved_bit`](culvert_common::abi::reserved_bit).
     ///
@@ -113,6 +136,7 @@ pub struct Flows {
     flows: Mutex<HashMap<MapData, Bytes<FlowKey>, Bytes<Flow>>>,
     /// A second handle of `FLOWS`: aya's map type does not lend its file descriptor.
     fd: MapData,
+    shares: Mutex<HashMap<MapData, u32, Bytes<FlowShare>>>,
     reserved: Mutex<Array<MapData, u64>>,
 }
 
@@ -131,6 +155,7 @@ impl Flows {
             max_entries: fd.info().map_err(failed)?.max_entries(),
             flows: Mutex::new(HashMap::try_from(Map::HashMap(map)).map_err(failed)?),
             fd,
+            shares: Mutex::new(take_map(ebpf, names::FLOW_SHARES)?),
             reserved: Mutex::new(take_map(ebpf, names::RESERVED_PORTS)?),
         })
     }
@@ -185,6 +210,47 @@ impl FlowTable for Flows {
             }
             Err(source) => Err(failed(names::FLOWS, source)),
         }
+    }
+
+    fn shares(&self) -> Result<BTreeMap<u32, FlowShare>, DatapathError> {
+        let shares = lock(&self.shares);
+        let mut read = BTreeMap::new();
+        for item in shares.iter() {
+            match item {
+                Ok((owner, Bytes(share))) => {
+                    read.insert(owner, share);
+                }
+                // It was removed between two system calls.
+                Err(MapError::KeyNotFound) => {}
+                Err(source) => return Err(failed(names::FLOW_SHARES, source)),
+            }
+        }
+        Ok(read)
+    }
+
+    fn share(&self, owner: u32) -> Result<Option<FlowShare>, DatapathError> {
+        match lock(&self.shares).get(&owner, 0) {
+            Ok(Bytes(share)) => Ok(Some(share)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(failed(names::FLOW_SHARES, source)),
+        }
+    }
+
+    fn set_share(&self, owner: u32, share: Option<FlowShare>) -> Result<(), DatapathError> {
+        let mut shares = lock(&self.shares);
+        let written = match share {
+            Some(share) => shares.insert(owner, Bytes(share), 0),
+            None => match shares.remove(&owner) {
+                Err(MapError::KeyNotFound) => Ok(()),
+                Err(MapError::SyscallError(error))
+                    if error.io_error.kind() == io::ErrorKind::NotFound =>
+                {
+                    Ok(())
+                }
+                other => other,
+            },
+        };
+        written.map_err(|source| failed(names::FLOW_SHARES, source))
     }
 
     fn reserved(&self) -> Result<Vec<u64>, DatapathError> {

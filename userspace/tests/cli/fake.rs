@@ -641,7 +641,13 @@ impl Backend for Fake {
                 pins: "/run/culvert/bpf/1".to_owned(),
             },
             vteps: 2,
-            conntrack: ConntrackStatus { flows: 17, estimated: false, max: 262_144, refused: 3 },
+            conntrack: ConntrackStatus {
+                flows: 17,
+                max: 262_144,
+                refused: 3,
+                share: 131_072,
+                ..ConntrackStatus::default()
+            },
             counts: Counts {
                 networks: state.networks.len(),
                 local_endpoints: 1,

@@ -18,13 +18,18 @@ use crate::{
         conntrack::{REFUSALS, are_one_flow},
         containers::Origin,
     },
-    api::types::{ApiError, ConntrackStatus, FlowProtocol, NatQuery, NatRow, StatsRow},
-    datapath::flows,
+    api::types::{
+        ApiError, ConntrackShare, ConntrackStatus, FlowProtocol, NatQuery, NatRow, StatsRow,
+    },
+    datapath::{flows, share_of},
     model::Name,
 };
 
 /// `direction` of the rows of `stats` that count flows by state.
 const DIRECTION: &str = "conntrack";
+
+/// Number of containers that `status` names.
+const NAMED: usize = 20;
 
 /// Names for the numbers and addresses of flows.
 struct Names {
@@ -186,8 +191,40 @@ impl Agent {
         let dropped = |(reason, _): &(_, _)| platform.dropped(*reason).unwrap_or_default();
         let refused = REFUSALS.iter().map(dropped).sum();
         let max = platform.flows().capacity();
+        let share = share_of(max, self.shared.options.conntrack.share);
+        let mut containers = self.crowded(share);
+        let crowded = containers.len() as u64;
+        containers.truncate(NAMED);
         let summary = self.shared.flows();
-        ConntrackStatus { flows: summary.flows, estimated: summary.estimated, max, refused }
+        let (flows, estimated) = (summary.flows, summary.estimated);
+        ConntrackStatus { flows, estimated, max, refused, share, crowded, containers }
+    }
+
+    /// The containers with at least half of the `share` of a container in the table, or with
+    /// refused flows, in the order of [`ConntrackStatus::containers`].
+    fn crowded(&self, share: u32) -> Vec<ConntrackShare> {
+        let platform = &self.shared.platform;
+        let mut shares = platform.flows().shares().unwrap_or_default();
+        shares.retain(|_, of| of.refused > 0 || of.flows >= share.div_ceil(2));
+        if shares.is_empty() {
+            return Vec::new();
+        }
+        let names = self.flow_names();
+        let endpoints = platform.endpoints().unwrap_or_default();
+        let containers: BTreeMap<u32, String> = endpoints
+            .values()
+            .map(|ep| (ep.incarnation, names.container(ep.vni, ep.ipv4)))
+            .collect();
+        let mut rows: Vec<_> = shares
+            .iter()
+            .map(|(owner, of)| ConntrackShare {
+                container: containers.get(owner).cloned().unwrap_or_default(),
+                flows: of.flows.into(),
+                refused: of.refused,
+            })
+            .collect();
+        rows.sort_by(|a, b| (b.refused, b.flows).cmp(&(a.refused, a.flows)));
+        rows
     }
 }
 

@@ -98,7 +98,7 @@ pub struct NatRow {
 }
 
 /// Conntrack table in [`Status`](super::Status).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConntrackStatus {
     /// Number of flows.
     pub flows: u64,
@@ -107,7 +107,27 @@ pub struct ConntrackStatus {
     pub estimated: bool,
     /// Capacity of the table, in flows.
     pub max: u32,
-    /// Number of new flows that were refused since the counters began, because the table was full
-    /// or no source port was free.
+    /// Number of new flows that were refused since the counters began, because the table was full,
+    /// no source port was free, or their container had its share.
+    pub refused: u64,
+    /// Number of flows that one container may have.
+    #[serde(default)]
+    pub share: u32,
+    /// Number of containers with at least half of their share, or with refused flows.
+    #[serde(default)]
+    pub crowded: u64,
+    /// The first of these containers, at most 20, those with refused flows first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<ConntrackShare>,
+}
+
+/// The flows of a container in [`ConntrackStatus`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConntrackShare {
+    /// Name of the container; empty if it is not known.
+    pub container: String,
+    /// Number of flows that count in its share.
+    pub flows: u64,
+    /// Number of new flows that were refused because it had its share.
     pub refused: u64,
 }
