@@ -217,7 +217,7 @@ pub struct FlowShare {
     pub pad: u32,
     /// Flows that have begun since the container was first seen.
     pub begun: u64,
-    /// Flows that were refused because the container had its share.
+    /// Flows that were refused because the container had its share, or because no port was free.
     pub refused: u64,
 }
 

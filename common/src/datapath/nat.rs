@@ -177,6 +177,47 @@ pub const fn candidate(index: u32, own: u16, random: u32, min: u16, max: u16) ->
     Some((min as u32 + (random % span + index * step) % span) as u16)
 }
 
+/// Least number of ports in a range of which each container has a half, see [`is_in_half`].
+const LEAST_SHARED: u32 = 4096;
+
+/// Ports that [`in_half`] compares with the one that it is given: one of `2^HALVES` numbers of
+/// ports has none in a half.
+const HALVES: u16 = 8;
+
+/// Number of ports that are probed to tell whether those of a destination are crowded.
+pub const PROBES: u32 = 4;
+
+/// Whether the range is large enough for halves of its ports.
+#[inline(always)]
+pub const fn has_halves(min: u16, max: u16) -> bool {
+    max.saturating_sub(min) as u32 >= LEAST_SHARED
+}
+
+/// Whether the port is in the half of the ports that the container with the incarnation `owner` may
+/// always take. Two containers have half of their halves in common. So whatever ports one of them
+/// takes, a quarter of all is left to the other one alone, and no count of ports is needed.
+#[inline(always)]
+pub const fn is_in_half(port: u16, owner: u32) -> bool {
+    let mixed = (port as u32).wrapping_mul(0x9e37_79b1) ^ owner.wrapping_mul(0x85eb_ca6b);
+    let mixed = (mixed ^ (mixed >> 15)).wrapping_mul(0xc2b2_ae35);
+    (mixed ^ (mixed >> 13)) & 1 == 0
+}
+
+/// A port beside `port` in the range that is in the container's half. `None`: none of the next ones
+/// is.
+#[inline(always)]
+pub const fn in_half(port: u16, owner: u32, min: u16, max: u16) -> Option<u16> {
+    let mut at = 0;
+    while at < HALVES {
+        let beside = port ^ at;
+        if beside >= min && beside <= max && is_in_half(beside, owner) {
+            return Some(beside);
+        }
+        at += 1;
+    }
+    None
+}
+
 /// The packet that an ICMP error quotes, and the error's addresses, after translation. They follow
 /// from `to`, the translation of packets in the other direction, which the receiver of the quoted
 /// packet sends.

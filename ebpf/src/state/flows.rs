@@ -23,7 +23,7 @@ use super::{
     flow_table::{
         COPIES, FlowCopies, entry, expire, has_expired, may_have_expired, other_half, remove,
     },
-    shares::join,
+    shares::{join, refuse},
     slots::{admit, admitted, evict, find_slot, take_slot},
 };
 use crate::{
@@ -428,7 +428,10 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
         }
         outcome::EXISTS => adopt(&new.key, target),
         outcome::FULL => inserted::FULL,
-        _ => inserted::EXHAUSTED,
+        _ => {
+            refuse(new.owner());
+            inserted::EXHAUSTED
+        }
     };
     if new.evicted != 0 {
         told |= inserted::EVICTED;
@@ -561,7 +564,17 @@ unsafe extern "C" fn try_port(index: u64, context: *mut c_void) -> i64 {
         own
     } else {
         let Some(port) = nat::candidate(index as u32, own, new.random, min, max) else { return 0 };
-        port
+        let owner = new.from_incarnation;
+        if owner == 0 || !new.of_host || !nat::has_halves(min, max) {
+            port
+        } else if index > 0 {
+            let Some(port) = nat::in_half(port, owner, min, max) else { return 0 };
+            port
+        } else if nat::is_in_half(port, owner) || crowded(new) == 0 {
+            port
+        } else {
+            return 0;
+        }
     };
     new.entry_key.tuple.dst_port = port.to_be_bytes();
     if entry(&new.entry_key).is_some_and(|flow| !has_expired(&new.entry_key, flow, new.now)) {
@@ -583,6 +596,22 @@ unsafe extern "C" fn try_port(index: u64, context: *mut c_void) -> i64 {
             1
         }
     }
+}
+
+/// Whether some of the ports towards the destination of a new flow are taken. A container then takes
+/// no port outside of its half, see [`nat::is_in_half`]. Returns 1 or 0. A BPF function of its own,
+/// for a stack frame of its own.
+#[inline(never)]
+fn crowded(new: &mut NewFlow) -> u32 {
+    let (min, max) = (NAT_PORT_MIN.load(), NAT_PORT_MAX.load());
+    for index in 1..=nat::PROBES {
+        let Some(port) = nat::candidate(index, 0, new.random, min, max) else { return 0 };
+        new.entry_key.tuple.dst_port = port.to_be_bytes();
+        if FLOWS.get_ptr(&new.entry_key).is_some() {
+            return 1;
+        }
+    }
+    0
 }
 
 /// Whether the host itself uses or may use the destination port of the packet `answer`: the port is

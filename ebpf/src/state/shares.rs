@@ -29,6 +29,16 @@ pub(super) fn join(owner: u32) {
     }
 }
 
+/// Counts a flow that the container with the incarnation `owner` could not begin. A BPF function of
+/// its own, for a stack frame of its own.
+#[inline(never)]
+pub(super) fn refuse(owner: u32) {
+    if let Some(share) = FLOW_SHARES.get_ptr_mut(&owner) {
+        // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
+        unsafe { (*share).refused += 1 };
+    }
+}
+
 /// Counts a flow of the container with the incarnation `owner` that was removed. A BPF function of
 /// its own, for a stack frame of its own.
 #[inline(never)]

@@ -8,7 +8,10 @@ use culvert_common::{
     datapath::conntrack::{self, FlowState},
 };
 
-use super::flow_table::{entry, forget, has_expired, other_half};
+use super::{
+    flow_table::{entry, forget, has_expired, other_half},
+    shares::refuse,
+};
 use crate::{
     globals::{FLOW_SHARE, FLOW_SLOTS_LEN, flow_timeout},
     kernel::{
@@ -142,7 +145,7 @@ const TOLERANCE: u32 = 8;
 /// its own, for a stack frame of its own.
 #[inline(never)]
 pub(super) fn admit(owner: u32, now: u64) -> u32 {
-    let Some(share) = FLOW_SHARES.get_ptr_mut(owner) else { return admitted::YES };
+    let Some(share) = FLOW_SHARES.get_ptr(owner) else { return admitted::YES };
     // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
     let flows = unsafe { (*share).flows };
     let limit = FLOW_SHARE.load();
@@ -153,8 +156,7 @@ pub(super) fn admit(owner: u32, now: u64) -> u32 {
         evicted::ONE => admitted::EVICTED,
         evicted::NONE_FOUND if flows - limit < limit / TOLERANCE => admitted::YES,
         _ => {
-            // SAFETY: as above. Another entry may be in the memory by now: its count is then wrong.
-            unsafe { (*share).refused += 1 };
+            refuse(owner);
             admitted::NO
         }
     }

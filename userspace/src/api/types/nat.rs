@@ -128,6 +128,6 @@ pub struct ConntrackShare {
     pub container: String,
     /// Number of flows that count in its share.
     pub flows: u64,
-    /// Number of new flows that were refused because it had its share.
+    /// Number of new flows that were refused because it had its share, or no port was free for it.
     pub refused: u64,
 }
