@@ -38,6 +38,8 @@ cases!(
     gso,
     summed_by_the_card,
     checksum_already_wrong_stays_wrong,
+    checksums_of_all_lengths,
+    checksum_left_to_the_card,
     reserved_port,
     reserved_identifier,
     reserved_for_another_protocol,
@@ -341,10 +343,49 @@ fn checksum_already_wrong_stays_wrong(lab: &mut Lab) {
         packet
     };
     for (packet, left) in kinds() {
-        let packet = to_gateway(&wrong(packet));
+        // A packet with a wrong checksum begins no flow.
+        let damaged = to_gateway(&wrong(packet.clone()));
+        lab.at_container(Interface::A1, &damaged.frame()).drops(DropReason::BadChecksum);
+        let packet = to_gateway(&packet);
         let run = lab.at_container(Interface::A1, &packet.frame());
-        run.leaves_as(&outbound(&wrong(left(PORT))), &CREATED);
+        run.leaves_as(&outbound(&left(PORT)), &CREATED);
+        let run = lab.at_container(Interface::A1, &damaged.frame());
+        run.leaves_as(&outbound(&wrong(left(PORT))), &[]);
     }
+}
+
+/// Packets of every length up to that of an MTU of 1500, with a right checksum and with one wrong
+/// bit.
+fn checksums_of_all_lengths(lab: &mut Lab) {
+    for len in (0..140).chain([191, 192, 193, 1000, 1471, 1472]) {
+        let port = 2000 + u16::try_from(len).unwrap();
+        let right = V4::udp(&ONE, &SERVER, (port, 53), &payload(len));
+        let mut damaged = to_gateway(&right);
+        damaged.l4.iter_mut().last().into_iter().for_each(|byte| *byte ^= 0x10);
+        let damaged = damaged.frame();
+        lab.at_container(Interface::A1, &damaged).drops(DropReason::BadChecksum);
+        // The kernel has the sum of the frame, but has not compared it.
+        lab.at_container(Interface::A1, &damaged).summed().drops(DropReason::BadChecksum);
+        let left = outbound(&V4::udp(&US, &SERVER, (port, 53), &payload(len)));
+        lab.at_container(Interface::A1, &to_gateway(&right).frame()).leaves_as(&left, &CREATED);
+    }
+    // A longer one is not summed.
+    let mut long = to_gateway(&V4::udp(&ONE, &SERVER, (1999, 53), &payload(1600)));
+    long.l4[100] ^= 1;
+    let run = lab.at_container(Interface::A1, &long.frame()).outcome();
+    assert_eq!(run.count(Direction::FromContainer, Code::Drop(DropReason::BadChecksum)), 0);
+}
+
+/// The sender's network card was to add the sum of the payload: the field has that of the pseudo
+/// header.
+fn checksum_left_to_the_card(lab: &mut Lab) {
+    let mut packet = to_gateway(&V4::udp(&ONE, &SERVER, (PORT, 53), b"abcd"));
+    let words = [[10, 0], [0, packet.src[3]], [203, 0], [113, 7], [0, 17], [0, 12]];
+    let sum: u32 = words.map(u16::from_be_bytes).map(u32::from).iter().sum();
+    let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    packet.l4[6..8].copy_from_slice(&folded.to_be_bytes());
+    let run = lab.at_container(Interface::A1, &packet.frame());
+    run.redirects(Action::NatOut, Left::Spent, &CREATED);
 }
 
 fn reserved_port(lab: &mut Lab) {

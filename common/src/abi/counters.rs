@@ -199,6 +199,8 @@ coded! {
         Denied = 106 => "denied",
         /// The container has its share of the flows, and none of them may be evicted.
         ShareExceeded = 107 => "conntrack_share",
+        /// The packet would begin a flow, and the checksum of its upper layer is wrong.
+        BadChecksum = 108 => "bad_checksum",
     }
 }
 

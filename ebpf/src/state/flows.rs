@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     count::note,
-    facts::routed::Routed,
+    facts::{checksum::is_damaged, routed::Routed},
     globals::{NAT_PORT_MAX, NAT_PORT_MIN},
     kernel::{
         memory::{own, repeat},
@@ -347,7 +347,7 @@ mod outcome {
     pub(super) const EXISTS: u32 = 3;
 }
 
-/// Results of [`insert`]: one of the first five values, and bits of the others.
+/// Results of [`insert`]: one of the first six values, and bits of the others.
 mod inserted {
     /// The flow was inserted, by this CPU or by another one.
     pub(super) const YES: u32 = 0;
@@ -359,7 +359,9 @@ mod inserted {
     pub(super) const CONFLICT: u32 = 3;
     /// The container has its share of the flows.
     pub(super) const SHARE: u32 = 4;
-    /// Mask of the first five values.
+    /// The packet is damaged.
+    pub(super) const DAMAGED: u32 = 5;
+    /// Mask of the first six values.
     pub(super) const RESULT: u32 = 0xff;
     /// An idle flow was removed to make room.
     pub(super) const EVICTED: u32 = 0x100;
@@ -393,6 +395,7 @@ pub(crate) fn begin(
         inserted::FULL => return Err(DropReason::ConntrackFull),
         inserted::CONFLICT => return Err(DropReason::FlowConflict),
         inserted::SHARE => return Err(DropReason::ShareExceeded),
+        inserted::DAMAGED => return Err(DropReason::BadChecksum),
         _ => return Err(DropReason::NatPortsExhausted),
     }
     if told & inserted::ADOPTED != 0 {
@@ -412,6 +415,9 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
     (new.random, new.now) = (random(), now_coarse());
     new.bytes = TcContext::new(skb).len();
     let own = new.target.to.src_port;
+    if is_damaged(skb, routed) != 0 {
+        return inserted::DAMAGED;
+    }
     new.evicted = admit(new.owner(), new.now);
     if new.evicted == admitted::NO {
         return inserted::SHARE;
