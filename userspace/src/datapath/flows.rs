@@ -113,22 +113,6 @@ pub trait FlowTable: Send + Sync {
     fn reserve(&self, word: u32, bits: u64) -> Result<(), DatapathError>;
 }
 
-/// All entries of `table`, in no order.
-///
-/// # Errors
-///
-/// If the map cannot be read.
-pub fn all(table: &dyn FlowTable) -> Result<Vec<(FlowKey, Flow)>, DatapathError> {
-    const SLICE: u32 = 16_384;
-    let (mut entries, mut from) = (Vec::new(), Some(Cursor::default()));
-    while let Some(cursor) = from {
-        let slice = table.slice(cursor, SLICE)?;
-        entries.extend(slice.entries);
-        from = slice.next;
-    }
-    Ok(entries)
-}
-
 /// The maps of the loaded data plane.
 pub struct Flows {
     /// Capacity of `FLOWS` in entries; a flow has two.
@@ -300,6 +284,18 @@ mod tests {
         let mut ebpf = load_object(&options, None).unwrap();
         let flows = Flows::take(&mut ebpf).unwrap();
         (ebpf, flows)
+    }
+
+    /// All entries of `table`, in no order.
+    fn all(table: &dyn FlowTable) -> Result<Vec<(FlowKey, Flow)>, DatapathError> {
+        const SLICE: u32 = 16_384;
+        let (mut entries, mut from) = (Vec::new(), Some(Cursor::default()));
+        while let Some(cursor) = from {
+            let slice = table.slice(cursor, SLICE)?;
+            entries.extend(slice.entries);
+            from = slice.next;
+        }
+        Ok(entries)
     }
 
     fn key(number: u32) -> FlowKey {

@@ -1,7 +1,7 @@
 //! Flows as rows of `nat ls` and `stats`.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
@@ -21,7 +21,11 @@ use crate::{
     api::types::{
         ApiError, ConntrackShare, ConntrackStatus, FlowProtocol, NatQuery, NatRow, StatsRow,
     },
-    datapath::{flows, share_of},
+    datapath::{
+        DatapathError,
+        flows::{Cursor, FlowTable},
+        share_of,
+    },
     model::Name,
 };
 
@@ -73,25 +77,19 @@ impl Agent {
             None => None,
         };
         let platform = Arc::clone(&self.shared.platform);
-        let read = tokio::task::spawn_blocking(move || flows::all(platform.flows()));
-        let entries = read.await.map_err(|error| internal(&error))?;
-        let entries: HashMap<FlowKey, Flow> =
-            entries.map_err(|error| internal(&error))?.into_iter().collect();
+        let read = tokio::task::spawn_blocking(move || pairs(platform.flows()));
+        let pairs = read.await.map_err(|error| internal(&error))?;
+        let pairs = pairs.map_err(|error| internal(&error))?;
         let names = self.flow_names();
         let now_ns = self.shared.platform.now_ns();
         let mut rows = Vec::new();
-        for (key, orig) in entries.iter().filter(|(_, flow)| flow.kind & kind::ORIG != 0) {
-            // One direction without the other: the flow is being made or removed.
-            let reply = entries.get(&key.other(orig));
-            let Some(reply) = reply.filter(|reply| are_one_flow(key, orig, reply)) else {
-                continue;
-            };
+        for (key, orig, reply) in &pairs {
             let row = self.nat_row(&names, now_ns, key, orig, reply);
             if fits(&row, &query, wanted.as_ref()) {
                 rows.push(row);
             }
         }
-        rows.sort_by(|a, b| sort_key(a).cmp(&sort_key(b)));
+        rows.sort_by_cached_key(sort_key);
         Ok(rows)
     }
 
@@ -228,6 +226,27 @@ impl Agent {
     }
 }
 
+/// All flows of the table with both directions, in no order.
+fn pairs(table: &dyn FlowTable) -> Result<Vec<(FlowKey, Flow, Flow)>, DatapathError> {
+    const SLICE: u32 = 16_384;
+    let (mut pairs, mut from) = (Vec::new(), Some(Cursor::default()));
+    while let Some(cursor) = from {
+        let slice = table.slice(cursor, SLICE)?;
+        for (key, orig) in slice.entries {
+            if orig.kind & kind::ORIG == 0 {
+                continue;
+            }
+            // One direction without the other: the flow is being made or removed.
+            let reply = table.lookup(&key.other(&orig))?;
+            if let Some(reply) = reply.filter(|reply| are_one_flow(&key, &orig, reply)) {
+                pairs.push((key, orig, reply));
+            }
+        }
+        from = slice.next;
+    }
+    Ok(pairs)
+}
+
 /// Whether a row matches the query.
 fn fits(row: &NatRow, query: &NatQuery, container: Option<&Name>) -> bool {
     let addresses = [row.src, row.dst, row.nat_src, row.nat_dst];
@@ -236,7 +255,7 @@ fn fits(row: &NatRow, query: &NatQuery, container: Option<&Name>) -> bool {
         && query.address.is_none_or(|address| addresses.contains(&address))
 }
 
-fn sort_key(row: &NatRow) -> impl Ord {
+fn sort_key(row: &NatRow) -> impl Ord + use<> {
     let NatRow { container, protocol, src, src_port, dst, dst_port, vni, .. } = row;
     (container.clone(), *protocol, *src, *src_port, *dst, *dst_port, *vni)
 }
