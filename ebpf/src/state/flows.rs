@@ -414,7 +414,6 @@ pub(crate) fn begin(
 fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut Target) -> u32 {
     (new.random, new.now) = (random(), now_coarse());
     new.bytes = TcContext::new(skb).len();
-    let own = new.target.to.src_port;
     if is_damaged(skb, routed) != 0 {
         return inserted::DAMAGED;
     }
@@ -422,6 +421,7 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
     if new.evicted == admitted::NO {
         return inserted::SHARE;
     }
+    let own = new.target.to.src_port;
     new.slot = find_slot(new.now);
     let mut attempt = Attempt { skb, routed, new };
     repeat(1 + EVICTIONS, try_insert, &mut attempt);
@@ -554,34 +554,14 @@ unsafe extern "C" fn try_port(index: u64, context: *mut c_void) -> i64 {
         let attempt = &*context.cast::<Attempt>();
         (attempt.skb, &mut *attempt.new)
     };
-    let (min, max) = if new.of_host {
-        (NAT_PORT_MIN.load(), NAT_PORT_MAX.load())
-    } else {
-        // The container sees this port as its client's port, so the range of the host does not
-        // apply.
-        (1024, u16::MAX)
-    };
-    let own = u16::from_be_bytes(new.target.to.src_port);
-    let port = if new.target.kind == kind::HOST {
-        // The host's own answers are not translated back, so the port must not change.
-        if index > 0 {
-            return 1;
-        }
-        own
-    } else {
-        let Some(port) = nat::candidate(index as u32, own, new.random, min, max) else { return 0 };
-        let owner = new.from_incarnation;
-        if owner == 0 || !new.of_host || !nat::has_halves(min, max) {
-            port
-        } else if index > 0 {
-            let Some(port) = nat::in_half(port, owner, min, max) else { return 0 };
-            port
-        } else if nat::is_in_half(port, owner) || crowded(new) == 0 {
-            port
-        } else {
-            return 0;
-        }
-    };
+    if new.target.kind == kind::HOST && index > 0 {
+        return 1;
+    }
+    let port = port_at(index as u32, new);
+    if port == 0 {
+        return 0;
+    }
+    let port = (port - 1) as u16;
     new.entry_key.tuple.dst_port = port.to_be_bytes();
     if entry(&new.entry_key).is_some_and(|flow| !has_expired(&new.entry_key, flow, new.now)) {
         return 0;
@@ -602,6 +582,37 @@ unsafe extern "C" fn try_port(index: u64, context: *mut c_void) -> i64 {
             1
         }
     }
+}
+
+/// The `index`-th port to try for a new flow, plus 1; 0 if there is none at this index. A BPF
+/// function of its own, for a stack frame of its own.
+#[inline(never)]
+fn port_at(index: u32, new: &mut NewFlow) -> u32 {
+    let own = u16::from_be_bytes(new.target.to.src_port);
+    if new.target.kind == kind::HOST {
+        // The host's own answers are not translated back, so the port must not change.
+        return u32::from(own) + 1;
+    }
+    let (min, max) = if new.of_host {
+        (NAT_PORT_MIN.load(), NAT_PORT_MAX.load())
+    } else {
+        // The container sees this port as its client's port, so the range of the host does not
+        // apply.
+        (1024, u16::MAX)
+    };
+    let Some(port) = nat::candidate(index, own, new.random, min, max) else { return 0 };
+    let owner = new.from_incarnation;
+    let port = if owner == 0 || !new.of_host || !nat::has_halves(min, max) {
+        port
+    } else if index > 0 {
+        let Some(port) = nat::in_half(port, owner, min, max) else { return 0 };
+        port
+    } else if nat::is_in_half(port, owner) || crowded(new) == 0 {
+        port
+    } else {
+        return 0;
+    };
+    u32::from(port) + 1
 }
 
 /// Whether some of the ports towards the destination of a new flow are taken. A container then takes
