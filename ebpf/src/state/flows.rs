@@ -15,7 +15,7 @@ use culvert_common::{
         Direction, DropReason, Flow, FlowKey, Note, Sealed as _, Tuple, kind, reserved_bit, seen,
         zone,
     },
-    datapath::{nat, segment::change},
+    datapath::nat,
     wire::{ipv4::PROTO_TCP, tcp},
 };
 
@@ -23,6 +23,7 @@ use super::{
     flow_table::{
         COPIES, FlowCopies, entry, expire, has_expired, may_have_expired, other_half, remove,
     },
+    segments::follow,
     shares::{join, refuse},
     slots::{admit, admitted, evict, find_slot, take_slot},
 };
@@ -35,7 +36,7 @@ use crate::{
         socket,
         time::{now_coarse, random},
     },
-    maps::{ENDPOINTS, FLOWS, RESERVED_PORTS, copy, endpoint, read_to},
+    maps::{ENDPOINTS, FLOWS, RESERVED_PORTS, copy, endpoint},
 };
 
 /// `EEXIST` of errno.h.
@@ -198,53 +199,6 @@ fn refresh(
     }
     *target = Target::of(flow);
     found::YES
-}
-
-/// Changes the flow of a TCP segment for which both directions must be read: the segment begins or
-/// ends a connection, or its numbers are not the next ones. `entry` is the entry of the segment's
-/// direction, of which this CPU has the copy. Returns 1 if the segment keeps the flow alive, else
-/// 0. A BPF function of its own, for a stack frame of its own.
-#[inline(never)]
-fn follow(routed: &Routed, entry: *mut Flow) -> u32 {
-    let (key, segment) = (&routed.key, &routed.tcp);
-    let Some(FlowCopies { flow, other }) = own(&COPIES, 0) else { return 1 };
-    let other_key = key.other(flow);
-    if !read_to(&FLOWS, &other_key, other) {
-        // Without the other direction nothing can be compared. The agent removes such an entry.
-        return 1;
-    }
-    let followed = segment.follow(flow, other);
-    // SAFETY: the memory of a map's value stays mapped until the program ends (RCU). Only fields
-    // after `Flow::seal` are written.
-    unsafe {
-        if followed.changes & change::ACK != 0 {
-            (*entry).last_ack = segment.ack;
-        }
-        if followed.changes & change::FIRST != 0 {
-            (*entry).first_seq = segment.first();
-        }
-        if followed.changes & change::NEXT != 0 {
-            (*entry).next_seq = segment.end;
-        }
-        if followed.seen != flow.seen {
-            (*entry).seen = followed.seen;
-        }
-    }
-    if followed.changes & (change::RESET | change::RESTART) != 0
-        && let Some(opposite) = FLOWS.get_ptr_mut(&other_key)
-    {
-        // SAFETY: as above. The memory may be another flow's by now, as in `refresh`.
-        unsafe {
-            if followed.changes & change::RESET != 0 {
-                (*opposite).seen = other.seen | seen::RST;
-            } else {
-                (*opposite).first_seq = segment.ack;
-                (*opposite).next_seq = segment.ack;
-                (*opposite).seen = seen::PACKET | seen::SYN;
-            }
-        }
-    }
-    followed.changes & change::TIME
 }
 
 /// Whether the host has a connected socket for this answer to a masqueraded flow: it has opened
