@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     life::{ContainerState, Rerun, Supervised},
-    nat::{ConntrackShare, ConntrackStatus, FlowProtocol, NatQuery, NatRow},
+    nat::{ConntrackShare, ConntrackStatus, FlowProtocol, NatPage, NatQuery, NatRow},
     node::NodeRow,
     ports::{Allowed, PublishedPorts, PublishedRow, Sources, may_have_clients},
 };

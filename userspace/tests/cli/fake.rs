@@ -16,9 +16,9 @@ use culvert::{
             AddressChange, AgentStatus, Allowed, ApiConnections, ApiError, Connect,
             ConntrackStatus, ContainerCreate, ContainerNetwork, ContainerRow, ContainerState,
             Counts, Created, DatapathStatus, ErrorKind, FdbRow, InspectContainer, InspectIpam,
-            InspectPeer, InspectSubnet, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect,
-            NetworkRow, NodeRow, PublishedPorts, PublishedRow, Sources, StatsRow, Status,
-            StoreCertificate, StoreRead, StoreStatus, VtepChange, VtepRow,
+            InspectPeer, InspectSubnet, NatPage, NatQuery, NatRow, NeighRow, NetworkCreate,
+            NetworkInspect, NetworkRow, NodeRow, PublishedPorts, PublishedRow, Sources, StatsRow,
+            Status, StoreCertificate, StoreRead, StoreStatus, VtepChange, VtepRow,
         },
     },
     choice::{Uplink, XdpSupport},
@@ -454,6 +454,10 @@ impl Backend for Fake {
             .into_iter()
             .filter(|row| query.protocol.is_none_or(|protocol| protocol == row.protocol))
             .collect())
+    }
+
+    async fn nat_page(&self, query: NatQuery) -> Result<NatPage, ApiError> {
+        Ok(NatPage { rows: self.nat(query).await?, next: None })
     }
 
     async fn vteps(&self) -> Result<Vec<VtepRow>, ApiError> {

@@ -19,11 +19,12 @@ use crate::{
         containers::Origin,
     },
     api::types::{
-        ApiError, ConntrackShare, ConntrackStatus, FlowProtocol, NatQuery, NatRow, StatsRow,
+        ApiError, ConntrackShare, ConntrackStatus, FlowProtocol, NatPage, NatQuery, NatRow,
+        StatsRow,
     },
     datapath::{
         DatapathError,
-        flows::{Cursor, FlowTable},
+        flows::{Cursor, FlowTable, Slice},
         share_of,
     },
     model::Name,
@@ -31,6 +32,9 @@ use crate::{
 
 /// `direction` of the rows of `stats` that count flows by state.
 const DIRECTION: &str = "conntrack";
+
+/// Entries of the table that a page of `nat ls` is made from: two for each flow.
+const PAGE: u32 = 8192;
 
 /// Number of containers that `status` names.
 const NAMED: usize = 20;
@@ -71,26 +75,40 @@ impl Names {
 }
 
 impl Agent {
+    /// All flows that match the query.
     pub(super) async fn show_nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError> {
+        let mut rows = Vec::new();
+        let mut from = None;
+        loop {
+            let page = self.show_nat_page(NatQuery { from, ..query.clone() }).await?;
+            rows.extend(page.rows);
+            from = page.next;
+            if from.is_none() {
+                break;
+            }
+        }
+        rows.sort_by_cached_key(sort_key);
+        Ok(rows)
+    }
+
+    /// The flows that match the query in a part of the table.
+    pub(super) async fn show_nat_page(&self, query: NatQuery) -> Result<NatPage, ApiError> {
         let wanted = match &query.container {
             Some(name) => Some(self.holder(name)?),
             None => None,
         };
         let platform = Arc::clone(&self.shared.platform);
-        let read = tokio::task::spawn_blocking(move || pairs(platform.flows()));
-        let pairs = read.await.map_err(|error| internal(&error))?;
-        let pairs = pairs.map_err(|error| internal(&error))?;
+        let from = Cursor(query.from.unwrap_or_default());
+        let read = tokio::task::spawn_blocking(move || pairs(platform.flows(), from));
+        let read = read.await.map_err(|error| internal(&error))?;
+        let (pairs, next) = read.map_err(|error| internal(&error))?;
         let names = self.flow_names();
         let now_ns = self.shared.platform.now_ns();
-        let mut rows = Vec::new();
-        for (key, orig, reply) in &pairs {
-            let row = self.nat_row(&names, now_ns, key, orig, reply);
-            if fits(&row, &query, wanted.as_ref()) {
-                rows.push(row);
-            }
-        }
+        let rows =
+            pairs.iter().map(|(key, orig, reply)| self.nat_row(&names, now_ns, key, orig, reply));
+        let mut rows: Vec<_> = rows.filter(|row| fits(row, &query, wanted.as_ref())).collect();
         rows.sort_by_cached_key(sort_key);
-        Ok(rows)
+        Ok(NatPage { rows, next: next.map(|Cursor(at)| at) })
     }
 
     /// The container that owns the network namespace of `name`: itself, or the container whose
@@ -226,25 +244,28 @@ impl Agent {
     }
 }
 
-/// All flows of the table with both directions, in no order.
-fn pairs(table: &dyn FlowTable) -> Result<Vec<(FlowKey, Flow, Flow)>, DatapathError> {
-    const SLICE: u32 = 16_384;
-    let (mut pairs, mut from) = (Vec::new(), Some(Cursor::default()));
-    while let Some(cursor) = from {
-        let slice = table.slice(cursor, SLICE)?;
-        for (key, orig) in slice.entries {
-            if orig.kind & kind::ORIG == 0 {
-                continue;
-            }
-            // One direction without the other: the flow is being made or removed.
-            let reply = table.lookup(&key.other(&orig))?;
-            if let Some(reply) = reply.filter(|reply| are_one_flow(&key, &orig, reply)) {
-                pairs.push((key, orig, reply));
-            }
+/// Entries of a flow's two directions with the key of the first one.
+type Pair = (FlowKey, Flow, Flow);
+
+/// The flows whose `ORIG` entry is in the part of the table from `from` on, in no order, and the
+/// beginning of the next part.
+fn pairs(
+    table: &dyn FlowTable,
+    from: Cursor,
+) -> Result<(Vec<Pair>, Option<Cursor>), DatapathError> {
+    let Slice { entries, next } = table.slice(from, PAGE)?;
+    let mut pairs = Vec::new();
+    for (key, orig) in entries {
+        if orig.kind & kind::ORIG == 0 {
+            continue;
         }
-        from = slice.next;
+        // One direction without the other: the flow is being made or removed.
+        let reply = table.lookup(&key.other(&orig))?;
+        if let Some(reply) = reply.filter(|reply| are_one_flow(&key, &orig, reply)) {
+            pairs.push((key, orig, reply));
+        }
     }
-    Ok(pairs)
+    Ok((pairs, next))
 }
 
 /// Whether a row matches the query.

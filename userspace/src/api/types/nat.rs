@@ -31,7 +31,7 @@ impl FlowProtocol {
     }
 }
 
-/// Query of `GET /v1/nat`. A flow must match all given fields.
+/// Query of `GET /v1/nat` and `GET /v1/nat/page`. A flow must match all given fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NatQuery {
@@ -44,6 +44,21 @@ pub struct NatQuery {
     /// Flows with this address, translated or not.
     #[serde(default)]
     pub address: Option<Ipv4Addr>,
+    /// `GET /v1/nat/page`: where the page begins, [`NatPage::next`] of the page before; by default
+    /// the beginning of the table. `GET /v1/nat` returns all flows and ignores it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u32>,
+}
+
+/// A part of the table of flows. A flow that lives from the request of the first page until that of
+/// the last one is in one of the pages, and only once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatPage {
+    /// Flows that match the query, sorted within the page; there may be none in a page.
+    pub rows: Vec<NatRow>,
+    /// [`NatQuery::from`] of the next page; `None`: this was the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u32>,
 }
 
 /// Row of `nat ls`: one flow. For ICMP echo the source port is the identifier, and the destination
