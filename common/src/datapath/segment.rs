@@ -264,7 +264,7 @@ impl TcpSegment {
     const fn follows_seq(&self, flow: &Flow, other: &Flow) -> bool {
         distance(flow.last_ack, self.ack) > WINDOW as i32
             && other.seen & seen::PACKET != 0
-            && other.next_seq.wrapping_sub(self.ack) <= WINDOW
+            && distance(self.ack, other.next_seq) >= 0
     }
 
     /// Whether the segment is further ahead of its direction than [`WINDOW`], but not of what the

@@ -339,6 +339,20 @@ fn numbers_that_were_not_seen_are_taken_up_again() {
 }
 
 #[test]
+fn lost_acknowledgements_of_a_fast_connection() {
+    let mut kept = connected();
+    // 8 MB are under way, and the first ACK that arrives is for 4 MB of them.
+    for sent in 0..128 {
+        kept.back(ACK, S1 + sent * 65_536, C1, 65_536);
+    }
+    kept.out(ACK, C1, S1 + (4 << 20), 0);
+    assert_eq!(kept.orig.last_ack, S1 + (4 << 20));
+    // Nobody can acknowledge what was not sent.
+    kept.out(ACK, C1, S1 + (9 << 20), 0);
+    assert_eq!(kept.orig.last_ack, S1 + (4 << 20));
+}
+
+#[test]
 fn a_flow_without_numbers_takes_those_of_its_next_segment() {
     let orig = Flow { kind: kind::ORIG, ..Flow::default() };
     let mut kept = Kept { orig, reply: Flow::default() };
