@@ -9,7 +9,7 @@ use std::hint::black_box;
 use bytemuck::{bytes_of, pod_read_unaligned};
 use criterion::{Criterion, criterion_group, criterion_main};
 use culvert_common::{
-    abi::{EndpointInfo, Flow, FlowKey, LearnedEntry, Sealed as _, Tuple, VtepId, zone},
+    abi::{EndpointInfo, Flow, FlowKey, LearnedEntry, Sealed as _, Tuple, VtepId, seen, zone},
     datapath::{
         conntrack::FlowState,
         decap::{check_outer_ip, check_outer_udp, check_vxlan, merged_frame_ok},
@@ -19,6 +19,7 @@ use culvert_common::{
         nat,
         pmtu::{Error, QUOTE_V4_LEN, error, longest_packet},
         rate::{gcra, interval_ns},
+        segment::TcpSegment,
         source::{check_ipv4_shape, check_ipv4_source, check_mac},
     },
     wire::{
@@ -144,9 +145,12 @@ fn nat(criterion: &mut Criterion) {
         b.iter(|| nat::candidate(black_box(1), 40_000, black_box(0xdead_beef), 1024, 65_535));
     });
     group.bench_function("tcp_state", |b| {
+        let segment = TcpSegment { flags: tcp::ACK, seq: 1000, end: 2000, ack: 500 };
+        let flow = Flow { seen: seen::PACKET | seen::ACK, next_seq: 1000, ..Flow::default() };
+        let other = Flow { next_seq: 500, ..flow };
         b.iter(|| {
-            let flags = nat::believed(black_box(tcp::ACK), black_box(1000), black_box(Some(990)));
-            let orig = nat::seen(black_box(0), PROTO_TCP, flags);
+            let (flow, other) = (black_box(&flow), black_box(&other));
+            let orig = black_box(&segment).follow(flow, other).seen;
             FlowState::of(PROTO_TCP, orig, black_box(orig))
         });
     });

@@ -28,6 +28,9 @@ static FLOW_TIMEOUTS: Global<Timeouts> = Global::new([u64::MAX; TIMEOUTS_LEN]);
 /// Number of slots of `FLOW_SLOTS`.
 #[unsafe(no_mangle)]
 pub(crate) static FLOW_SLOTS_LEN: Global<u32> = Global::new(2 * DEFAULT_FLOWS);
+/// Number of flows that one container may have.
+#[unsafe(no_mangle)]
+pub(crate) static FLOW_SHARE: Global<u32> = Global::new(DEFAULT_FLOWS);
 /// Interface index of the loopback device.
 #[unsafe(no_mangle)]
 pub(crate) static LOOPBACK: Global<u32> = Global::new(1);

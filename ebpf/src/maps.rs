@@ -10,14 +10,14 @@ use aya_ebpf::{
 };
 use bytemuck::Pod;
 use culvert_common::abi::{
-    Counter, DEFAULT_FLOWS, EndpointInfo, FdbEntry, FdbKey, FloodKey, Flow, FlowKey, FragmentInfo,
-    FragmentKey, HeardEntry, HeldFragment, LearnedEntry, MAX_BLOCKED, MAX_CLIENT_LINKS, MAX_DENIED,
-    MAX_ENDPOINTS, MAX_FRAGMENTED, MAX_HEARD, MAX_HELD_FRAGMENTS, MAX_HOST_ADDRS, MAX_LEARNED,
-    MAX_LOCAL_ENDPOINTS, MAX_NETWORKS, MAX_PUBLISHED, MAX_QUERIERS, MAX_RATES, MAX_SERVICES,
-    MAX_SOURCES, MAX_UPLINKS, MAX_VTEP_MEMBERSHIPS, MAX_VTEPS, MappedAddr, NeighEntry, NeighKey,
-    NetworkInfo, PathMtu, PublishedEntry, PublishedKey, QuerierKey, RESERVED_ENTRIES, RateKey,
-    STATS_ENTRIES, Scratch, Sealed, SealedU32, SourceKey, UnderlayPath, UplinkInfo, V4, VtepId,
-    VtepKey,
+    Counter, DEFAULT_FLOWS, EndpointInfo, FdbEntry, FdbKey, FloodKey, Flow, FlowKey, FlowShare,
+    FragmentInfo, FragmentKey, HeardEntry, HeldFragment, LearnedEntry, MAX_BLOCKED,
+    MAX_CLIENT_LINKS, MAX_DENIED, MAX_ENDPOINTS, MAX_FRAGMENTED, MAX_HEARD, MAX_HELD_FRAGMENTS,
+    MAX_HOST_ADDRS, MAX_LEARNED, MAX_LOCAL_ENDPOINTS, MAX_NETWORKS, MAX_PUBLISHED, MAX_QUERIERS,
+    MAX_RATES, MAX_SERVICES, MAX_SHARES, MAX_SOURCES, MAX_UPLINKS, MAX_VTEP_MEMBERSHIPS, MAX_VTEPS,
+    MappedAddr, NeighEntry, NeighKey, NetworkInfo, PathMtu, PublishedEntry, PublishedKey,
+    QuerierKey, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Scratch, Sealed, SealedU32, SourceKey,
+    UnderlayPath, UplinkInfo, V4, VtepId, VtepKey,
 };
 
 use crate::kernel::memory::own;
@@ -74,6 +74,9 @@ pub(crate) static FLOWS: HashMap<FlowKey<V4>, Flow<V4>> =
     HashMap::with_max_entries(2 * DEFAULT_FLOWS, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static FLOW_SLOTS: Array<FlowKey<V4>> = Array::with_max_entries(2 * DEFAULT_FLOWS, 0);
+#[map]
+pub(crate) static FLOW_SHARES: HashMap<u32, FlowShare> =
+    HashMap::with_max_entries(MAX_SHARES, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static PUBLISHED: HashMap<PublishedKey, PublishedEntry> =
     HashMap::with_max_entries(MAX_PUBLISHED, BPF_F_NO_PREALLOC);

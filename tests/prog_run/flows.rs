@@ -3,10 +3,11 @@
 use std::net::TcpListener;
 
 use culvert::datapath::{Table as _, now_ns};
-use culvert_common::abi::{
-    Action, DropReason, Flow, FlowKey, Note, Sealed as _, Tuple, kind, seen,
+use culvert_common::{
+    abi::{Action, DropReason, Flow, FlowKey, FlowShare, Note, Sealed as _, Tuple, kind, seen},
+    datapath::conntrack::FlowState,
 };
-use culvert_tests::packet::{ACK, FIN, Host, RST, SEQ, SYN, V4};
+use culvert_tests::packet::{ACK, FIN, Host, RST, SEQ, SYN, V4, payload};
 
 use crate::{
     compare::same,
@@ -22,7 +23,12 @@ use crate::{
 
 cases!(
     flags_by_direction,
-    rst_is_forgotten_when_something_follows,
+    nothing_revives_what_was_reset,
+    a_reset_flow_does_not_live_longer,
+    blind_segments_establish_nothing,
+    blind_segments_to_a_published_port,
+    mid_stream_with_gso,
+    a_handshake_of_a_new_connection_after_an_unseen_end,
     rst_and_fin_of_another_sequence_number,
     syn_begins_anew_after_both_fins,
     syn_begins_anew_after_an_rst,
@@ -37,6 +43,9 @@ cases!(
     server_connects_to_the_port_of_a_client_on_another_host,
     full_of_connections,
     full_of_unanswered,
+    a_container_has_its_share,
+    a_container_evicts_its_own_flows,
+    flows_are_counted_for_their_container,
     full_of_denied,
     full_of_ended_and_others,
     what_has_expired_makes_room,
@@ -95,7 +104,8 @@ fn flags_by_direction(lab: &mut Lab) {
     exchange_on(lab, &[(false, ACK | FIN)]);
     assert_eq!(seen(lab), (s | syn | ack, s | syn | ack | fin));
     exchange_on(lab, &[(true, ACK | FIN), (false, RST)]);
-    assert_eq!(seen(lab), (s | syn | ack | fin, s | syn | ack | fin | rst));
+    let all = s | syn | ack | fin | rst;
+    assert_eq!(seen(lab), (all, all));
 }
 
 /// Sends segments of an existing flow. The arguments are those of [`exchange`].
@@ -122,14 +132,151 @@ fn rst_and_fin_of_another_sequence_number(lab: &mut Lab) {
         assert_eq!(seen(lab), before, "flags {flags:#x}, sequence number {seq}");
     }
     exchange_on(lab, &[(false, RST)]);
-    assert_eq!(seen(lab), (before.0, before.1 | seen::RST));
+    assert_eq!(seen(lab), (before.0 | seen::RST, before.1 | seen::RST));
 }
 
-fn rst_is_forgotten_when_something_follows(lab: &mut Lab) {
-    exchange(lab, &[(true, SYN), (false, SYN | ACK), (false, RST | ACK)]);
-    assert_eq!(seen(lab).1, seen::PACKET | seen::SYN | seen::RST);
-    exchange_on(lab, &[(false, ACK)]);
-    assert_eq!(seen(lab).1, seen::PACKET | seen::SYN | seen::ACK);
+/// No segment but a SYN changes the state of a connection that was reset.
+fn nothing_revives_what_was_reset(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN), (false, SYN | ACK), (true, ACK), (false, ACK), (false, RST)]);
+    let reset = seen(lab);
+    assert_ne!(reset.0 & reset.1 & seen::RST, 0);
+    for flags in [ACK, ACK | FIN, SYN | ACK, RST, 0] {
+        exchange_on(lab, &[(true, flags), (false, flags)]);
+        assert_eq!(seen(lab), reset, "flags {flags:#x}");
+    }
+    begins_anew(lab);
+}
+
+/// The keys of the flow of [`from_a1`].
+fn keys() -> [FlowKey; 2] {
+    [key(A, &from_a1(SYN)), answer(&key(0, &left(SYN)))]
+}
+
+/// Segments that follow an RST do not keep the flow: it ends 10 s after the RST.
+fn a_reset_flow_does_not_live_longer(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN), (false, SYN | ACK), (true, ACK), (false, RST)]);
+    let at = now_ns() - 9_000_000_000;
+    for key in keys() {
+        let entry = flow(lab, &key);
+        lab.flows.set(key, Flow { last_seen_ns: at, ..entry });
+    }
+    exchange_on(lab, &[(true, ACK), (false, ACK), (false, RST), (true, FIN | ACK)]);
+    for key in keys() {
+        assert_eq!(flow(lab, &key).last_seen_ns, at);
+    }
+    // A second later it has expired.
+    for key in keys() {
+        let entry = flow(lab, &key);
+        lab.flows.set(key, Flow { last_seen_ns: at - 1_000_000_000, ..entry });
+    }
+    lab.at_underlay(&from_server(ACK).frame()).passes(&[]);
+    assert_eq!(entries(lab), 0);
+}
+
+/// The state of the flow of [`from_a1`].
+fn state(lab: &Lab) -> FlowState {
+    let (orig, reply) = seen(lab);
+    FlowState::of(6, orig, reply)
+}
+
+/// A sender that does not see what the other side sends cannot acknowledge it: neither as the
+/// server nor as the client.
+fn blind_segments_establish_nothing(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN)]);
+    let blind = |lab: &mut Lab, flags, numbers| {
+        let ports = (80, PORT);
+        let forged = V4::numbered(&SERVER, &US, ports, flags, numbers, &[]);
+        let passed = V4::numbered(&SERVER, &ONE, ports, flags, numbers, &[]);
+        lab.at_underlay(&forged.frame()).arrives_as(&inbound(&passed, &GATEWAY), &[]);
+    };
+    for ack in [0, SEQ - 1, SEQ + 1, !SEQ] {
+        for flags in [SYN | ACK, ACK, ACK | FIN, RST | ACK] {
+            blind(lab, flags, (77, ack));
+        }
+    }
+    // An RST without an acknowledgement has no number that the client expects.
+    blind(lab, RST, (SEQ, 0));
+    assert_eq!(seen(lab), (seen::PACKET | seen::SYN, 0));
+    assert_eq!(state(lab), FlowState::TcpSynSent);
+
+    // The server's own answer comes after that.
+    exchange_on(lab, &[(false, SYN | ACK)]);
+    assert_eq!(state(lab), FlowState::TcpSynRecv);
+    for ack in [0, SEQ - 1, SEQ + 1, !SEQ] {
+        let numbered = |from| V4::numbered(from, &SERVER, (PORT, 80), ACK, (SEQ, ack), &[]);
+        let run = lab.at_container(Interface::A1, &to_gateway(&numbered(&ONE)).frame());
+        run.leaves_as(&outbound(&numbered(&US)), &[]);
+        assert_eq!(state(lab), FlowState::TcpSynRecv, "{ack}");
+    }
+    exchange_on(lab, &[(true, ACK)]);
+    assert_eq!(state(lab), FlowState::TcpEstablished);
+}
+
+/// A SYN in the name of another machine, and any segment after it, to a published port.
+fn blind_segments_to_a_published_port(lab: &mut Lab) {
+    publish(lab, [0; 4], 6, 8080, Interface::A1, 80);
+    let pass = |lab: &mut Lab, flags: u8, ack: u32, notes: &[Count]| {
+        let numbers = (if flags & SYN == 0 { SEQ } else { SEQ - 1 }, ack);
+        let came = V4::numbered(&SERVER, &US, (5000, 8080), flags, numbers, &[]);
+        let went = V4::numbered(&SERVER, &ONE, (5000, 80), flags, numbers, &[]);
+        lab.at_underlay(&came.frame()).arrives_as(&inbound(&went, &GATEWAY), notes);
+        let orig = key(0, &came);
+        let reply = answer(&key(A, &went));
+        FlowState::of(6, flow(lab, &orig).seen, flow(lab, &reply).seen)
+    };
+    assert_eq!(pass(lab, SYN, 0, &CREATED), FlowState::TcpSynSent);
+    assert_eq!(pass(lab, ACK, SEQ, &[]), FlowState::TcpSynSent);
+    let answer = |from: &Host, port| V4::segment(from, &SERVER, (port, 5000), SYN | ACK, &[]);
+    let run = lab.at_container(Interface::A1, &to_gateway(&answer(&ONE, 80)).frame());
+    run.leaves_as(&outbound(&answer(&US, 8080)), &[]);
+    for ack in [0, SEQ - 1, SEQ + 1, 0xdead_beef] {
+        assert_eq!(pass(lab, ACK, ack, &[]), FlowState::TcpSynRecv, "{ack}");
+    }
+    assert_eq!(pass(lab, ACK, SEQ, &[]), FlowState::TcpEstablished);
+}
+
+/// A connection that is picked up in mid-stream is established once each side has acknowledged what
+/// the other one has sent, of which a frame may have many segments.
+fn mid_stream_with_gso(lab: &mut Lab) {
+    const LEN: u32 = 3000;
+    let data = payload(LEN as usize);
+    let out = |from: &Host, ack| V4::numbered(from, &SERVER, (PORT, 80), ACK, (SEQ, ack), &data);
+    let run = lab.at_container(Interface::A1, &to_gateway(&out(&ONE, SEQ)).frame());
+    run.gso(1398).leaves_as(&outbound(&out(&US, SEQ)), &CREATED);
+    assert_eq!(state(lab), FlowState::TcpLoose);
+    assert_eq!(flow(lab, &keys()[0]).next_seq, SEQ + LEN);
+    for (ack, after) in [(SEQ + LEN + 1, 0), (SEQ + LEN, seen::PACKET | seen::ACK)] {
+        let back = |to| V4::numbered(&SERVER, to, (80, PORT), ACK, (SEQ, ack), b"ok");
+        let run = lab.at_underlay(&back(&US).frame());
+        run.arrives_as(&inbound(&back(&ONE), &GATEWAY), &[]);
+        assert_eq!(seen(lab), (seen::PACKET, after));
+    }
+    let run = lab.at_container(Interface::A1, &to_gateway(&out(&ONE, SEQ + 2)).frame());
+    run.gso(1398).leaves_as(&outbound(&out(&US, SEQ + 2)), &[]);
+    assert_eq!(state(lab), FlowState::TcpEstablished);
+}
+
+/// The end of a connection was not seen, and the client connects again from the same port.
+fn a_handshake_of_a_new_connection_after_an_unseen_end(lab: &mut Lab) {
+    exchange(lab, &[(true, SYN), (false, SYN | ACK), (true, ACK), (false, ACK)]);
+    let (client, server) = (SEQ ^ 0x4000_0000, SEQ ^ 0x2000_0000);
+    let out = |lab: &mut Lab, flags, numbers| {
+        let make = |from| V4::numbered(from, &SERVER, (PORT, 80), flags, numbers, &[]);
+        let run = lab.at_container(Interface::A1, &to_gateway(&make(&ONE)).frame());
+        run.leaves_as(&outbound(&make(&US)), &[]);
+    };
+    let back = |lab: &mut Lab, flags, numbers| {
+        let make = |to| V4::numbered(&SERVER, to, (80, PORT), flags, numbers, &[]);
+        lab.at_underlay(&make(&US).frame()).arrives_as(&inbound(&make(&ONE), &GATEWAY), &[]);
+    };
+    out(lab, SYN, (client, 0));
+    assert_eq!(state(lab), FlowState::TcpEstablished);
+    back(lab, SYN | ACK, (server, client + 1));
+    assert_eq!(state(lab), FlowState::TcpSynRecv);
+    out(lab, ACK, (client + 1, server + 1));
+    assert_eq!(state(lab), FlowState::TcpEstablished);
+    back(lab, RST, (server + 1, 0));
+    assert_eq!(state(lab), FlowState::TcpClose);
 }
 
 fn syn_begins_anew_after_both_fins(lab: &mut Lab) {
@@ -189,7 +336,7 @@ fn container_replaced(lab: &mut Lab) {
     let (came, went) = (from_a1(ACK), left(ACK));
     let (from, to) = (Place::At(Interface::A1), Place::External);
     let began = Began { came: &came, from, went: &went, to, kind: kind::MASQUERADE };
-    began.is_tracked(lab, Passed::frames(&[&came], seen::ACK), Passed::default());
+    began.is_tracked(lab, Passed::frames(&[&came], 0), Passed::default());
 }
 
 fn container_replaced_seen_by_an_external_host(lab: &mut Lab) {
@@ -351,6 +498,95 @@ fn full_of_connections(lab: &mut Lab) {
     let [(_, _), (reply, _)] = filler(0, 6, [0; 2], 0);
     lab.flows.remove(reply);
     refused(lab, 1);
+}
+
+/// Makes three quarters of the table flows of `A1` like those of [`filler`], and counts them in its
+/// share, which is half of the table. Returns their number.
+fn own(lab: &mut Lab, protocol: u8, seen: [u32; 2]) -> u32 {
+    let flows = MAX_FLOWS / 4 * 3;
+    let owner = incarnation(lab, Interface::A1);
+    for number in 0..flows {
+        let [(key, orig), (reply_key, reply)] = filler(number, protocol, seen, 0);
+        lab.set_slot(number, key, Flow { from_incarnation: owner, ..orig }.sealed(&key));
+        let reply = Flow { to_incarnation: owner, ..reply }.sealed(&reply_key);
+        lab.flows.set(reply_key, reply);
+    }
+    lab.shares.set(owner, FlowShare { flows, begun: flows.into(), ..FlowShare::default() });
+    flows
+}
+
+/// The incarnation of a container.
+fn incarnation(lab: &Lab, of: Interface) -> u32 {
+    lab.tables.endpoints.dump().unwrap()[&of.ifindex()].incarnation
+}
+
+/// A container with connections for more than its share begins no flow. Others do.
+fn a_container_has_its_share(lab: &mut Lab) {
+    let fillers = own(lab, 6, [seen::ACK; 2]);
+    let owner = incarnation(lab, Interface::A1);
+    for port in 1..10 {
+        let (packet, _) = another(port);
+        lab.at_container(Interface::A1, &packet.frame()).drops(DropReason::ShareExceeded);
+        assert_eq!(lab.shares.get(owner).unwrap().refused, u64::from(port));
+    }
+    assert_eq!(left_of(lab, fillers, 6), fillers);
+    assert_eq!(entries(lab), 2 * fillers as usize);
+    // A packet to the host itself needs no flow.
+    let to_host = to_gateway(&V4::segment(&ONE, &US, (1, 22), SYN, &[]));
+    let run = lab.at_container(Interface::A1, &to_host.frame());
+    run.redirects(Action::ToHost, Left::Unchanged, &[note(Note::FlowRefused)]);
+
+    let make = |from: &Host| V4::segment(from, &SERVER2, (1, 80), SYN, &[]);
+    let run = lab.at_container(Interface::A2, &to_gateway(&make(&TWO)).frame());
+    run.leaves_as(&outbound(&make(&US)), &CREATED);
+    // So does a client of the other container's port, but not of the port of the first one.
+    publish(lab, [0; 4], 6, 8080, Interface::A1, 80);
+    publish(lab, [0; 4], 6, 8081, Interface::A2, 80);
+    let came = |port| V4::segment(&SERVER, &US, (5000, port), SYN, &[]);
+    lab.at_underlay(&came(8080).frame()).drops(DropReason::ShareExceeded);
+    let went = inbound(&V4::segment(&SERVER, &TWO, (5000, 80), SYN, &[]), &GATEWAY);
+    lab.at_underlay(&came(8081).frame()).arrives_as(&went, &CREATED);
+}
+
+/// A container with more than its share loses its own flows first, even if the table has room.
+fn a_container_evicts_its_own_flows(lab: &mut Lab) {
+    let fillers = own(lab, 17, [seen::PACKET, 0]);
+    let owner = incarnation(lab, Interface::A1);
+    for port in 1..=50 {
+        begins(lab, port, &[note(Note::FlowEvicted)]);
+    }
+    assert!(left_of(lab, fillers, 17) >= fillers - 50);
+    assert_eq!(entries(lab), 2 * fillers as usize);
+    let share = lab.shares.get(owner).unwrap();
+    assert_eq!((share.flows, share.refused), (fillers, 0));
+    assert_eq!(share.begun, u64::from(fillers) + 50);
+}
+
+/// A flow counts for the container that began it, else for the one that it goes to, until it is
+/// removed.
+fn flows_are_counted_for_their_container(lab: &mut Lab) {
+    let [one, two] = [Interface::A1, Interface::A2].map(|of| incarnation(lab, of));
+    assert_ne!(one, two);
+    let flows = |lab: &Lab, owner| lab.shares.get(owner).map_or(0, |share| share.flows);
+    exchange(lab, &[(true, SYN)]);
+    assert_eq!((flows(lab, one), flows(lab, two)), (1, 0));
+    connected(lab);
+    assert_eq!((flows(lab, one), flows(lab, two)), (1, 1));
+    let came = V4::segment(&SERVER, &US, (5000, 8080), SYN, &[]);
+    let went = inbound(&V4::segment(&SERVER, &ONE, (5000, 80), SYN, &[]), &GATEWAY);
+    lab.at_underlay(&came.frame()).arrives_as(&went, &CREATED);
+    assert_eq!((flows(lab, one), flows(lab, two)), (2, 1));
+    // The first flow ends, and a new one takes its place.
+    exchange_on(lab, &[(false, RST | ACK)]);
+    exchange(lab, &[(true, SYN)]);
+    assert_eq!((flows(lab, one), flows(lab, two)), (2, 1));
+    // It expires.
+    for key in keys() {
+        let entry = flow(lab, &key);
+        lab.flows.set(key, Flow { last_seen_ns: now_ns() - 121_000_000_000, ..entry });
+    }
+    lab.at_underlay(&from_server(SYN | ACK).frame()).passes(&[]);
+    assert_eq!((flows(lab, one), flows(lab, two)), (1, 1));
 }
 
 /// In a full table a new flow takes the place of one that may be evicted.

@@ -22,8 +22,9 @@ use culvert::datapath::{
 };
 use culvert_common::{
     abi::{
-        Counter, FdbKey, Flow, FlowKey, FragmentInfo, FragmentKey, HeldFragment, QuerierKey,
-        RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Sealed as _, VtepId, names, reserved_bit,
+        Counter, FdbKey, Flow, FlowKey, FlowShare, FragmentInfo, FragmentKey, HeldFragment,
+        QuerierKey, RESERVED_ENTRIES, RateKey, STATS_ENTRIES, Sealed as _, VtepId, names,
+        reserved_bit,
     },
     datapath::conntrack,
 };
@@ -170,6 +171,7 @@ pub(crate) struct Lab {
     pub(crate) fragments: Written<FragmentKey, FragmentInfo>,
     pub(crate) held: Written<FragmentKey, HeldFragment>,
     slots: Array<MapData, Bytes<FlowKey>>,
+    pub(crate) shares: Written<u32, FlowShare>,
     reserved: Array<MapData, u64>,
     /// Words of `reserved` that are not zero.
     reserved_words: BTreeSet<u32>,
@@ -193,6 +195,7 @@ impl Lab {
             vxlan_port: world::VXLAN_PORT,
             ageing: AGEING,
             max_flows: MAX_FLOWS,
+            flow_share: 50,
             flow_timeouts: conntrack::default_timeouts(),
             nat_ports: (1024, 65535),
             services: vec!["10.96.0.0/16".parse().unwrap()],
@@ -211,6 +214,7 @@ impl Lab {
             rates: Written::take(&mut ebpf, names::RATES),
             fragments: Written::take(&mut ebpf, names::FRAGMENTS),
             held: Written::take(&mut ebpf, names::HELD_FRAGMENTS),
+            shares: Written::take(&mut ebpf, names::FLOW_SHARES),
             slots: ebpf.take_map(names::FLOW_SLOTS).unwrap().try_into().unwrap(),
             reserved: ebpf.take_map(names::RESERVED_PORTS).unwrap().try_into().unwrap(),
             reserved_words: BTreeSet::new(),
@@ -259,6 +263,7 @@ impl Lab {
             self.tables.denied.remove(prefix).unwrap();
         }
         self.flows.clear();
+        self.shares.clear();
         self.fragments.clear();
         self.held.clear();
         for word in std::mem::take(&mut self.reserved_words) {

@@ -6,7 +6,10 @@ use std::{
 };
 
 use culvert::datapath::Table as _;
-use culvert_common::abi::{Action, Code, Direction, DropReason, MappedAddr, Note, kind, seen};
+use culvert_common::{
+    abi::{Action, Code, Direction, DropReason, MappedAddr, Note, kind, seen},
+    datapath::nat::is_in_half,
+};
 use culvert_tests::packet::{Host, SYN, V4, payload};
 
 use crate::{
@@ -35,6 +38,8 @@ cases!(
     gso,
     summed_by_the_card,
     checksum_already_wrong_stays_wrong,
+    checksums_of_all_lengths,
+    checksum_left_to_the_card,
     reserved_port,
     reserved_identifier,
     reserved_for_another_protocol,
@@ -46,6 +51,7 @@ cases!(
     port_zero,
     echo_reply_of_no_flow,
     ports_exhausted,
+    ports_of_a_half_are_left_to_others,
     vxlan_to_the_port_of_any_vtep,
     a_lost_source_ends_a_flow_at_once,
     a_lost_source_ends_a_flow_without_an_agent,
@@ -251,8 +257,8 @@ fn known_flow(lab: &mut Lab) {
     let second = to_gateway(&V4::tcp(&ONE, &SERVER, (PORT, 80), &payload(500)));
     let then = outbound(&V4::tcp(&US, &SERVER, (PORT, 80), &payload(500)));
     lab.at_container(Interface::A1, &second.frame()).leaves_as(&then, &[]);
-    let seen = seen::SYN | seen::ACK;
-    let passed = Passed::frames(&[&first, &second], seen);
+    // The server has sent nothing that the second one could acknowledge.
+    let passed = Passed::frames(&[&first, &second], seen::SYN);
     began(&first, &left).is_tracked(lab, passed, Passed::default());
 }
 
@@ -300,7 +306,7 @@ fn gso(lab: &mut Lab) {
     let packet = to_gateway(&V4::tcp(&ONE, &SERVER, ports, &payload(3000)));
     let left = outbound(&V4::tcp(&US, &SERVER, ports, &payload(3000)));
     lab.at_container(Interface::A1, &packet.frame()).gso(1398).leaves_as(&left, &CREATED);
-    let passed = Passed::frames(&[&packet], seen::ACK);
+    let passed = Passed::frames(&[&packet], 0);
     began(&packet, &left).is_tracked(lab, passed, Passed::default());
 }
 
@@ -337,10 +343,49 @@ fn checksum_already_wrong_stays_wrong(lab: &mut Lab) {
         packet
     };
     for (packet, left) in kinds() {
-        let packet = to_gateway(&wrong(packet));
+        // A packet with a wrong checksum begins no flow.
+        let damaged = to_gateway(&wrong(packet.clone()));
+        lab.at_container(Interface::A1, &damaged.frame()).drops(DropReason::BadChecksum);
+        let packet = to_gateway(&packet);
         let run = lab.at_container(Interface::A1, &packet.frame());
-        run.leaves_as(&outbound(&wrong(left(PORT))), &CREATED);
+        run.leaves_as(&outbound(&left(PORT)), &CREATED);
+        let run = lab.at_container(Interface::A1, &damaged.frame());
+        run.leaves_as(&outbound(&wrong(left(PORT))), &[]);
     }
+}
+
+/// Packets of every length up to that of an MTU of 1500, with a right checksum and with one wrong
+/// bit.
+fn checksums_of_all_lengths(lab: &mut Lab) {
+    for len in (0..140).chain([191, 192, 193, 1000, 1471, 1472]) {
+        let port = 2000 + u16::try_from(len).unwrap();
+        let right = V4::udp(&ONE, &SERVER, (port, 53), &payload(len));
+        let mut damaged = to_gateway(&right);
+        damaged.l4.iter_mut().last().into_iter().for_each(|byte| *byte ^= 0x10);
+        let damaged = damaged.frame();
+        lab.at_container(Interface::A1, &damaged).drops(DropReason::BadChecksum);
+        // The kernel has the sum of the frame, but has not compared it.
+        lab.at_container(Interface::A1, &damaged).summed().drops(DropReason::BadChecksum);
+        let left = outbound(&V4::udp(&US, &SERVER, (port, 53), &payload(len)));
+        lab.at_container(Interface::A1, &to_gateway(&right).frame()).leaves_as(&left, &CREATED);
+    }
+    // A longer one is not summed.
+    let mut long = to_gateway(&V4::udp(&ONE, &SERVER, (1999, 53), &payload(1600)));
+    long.l4[100] ^= 1;
+    let run = lab.at_container(Interface::A1, &long.frame()).outcome();
+    assert_eq!(run.count(Direction::FromContainer, Code::Drop(DropReason::BadChecksum)), 0);
+}
+
+/// The sender's network card was to add the sum of the payload: the field has that of the pseudo
+/// header.
+fn checksum_left_to_the_card(lab: &mut Lab) {
+    let mut packet = to_gateway(&V4::udp(&ONE, &SERVER, (PORT, 53), b"abcd"));
+    let words = [[10, 0], [0, packet.src[3]], [203, 0], [113, 7], [0, 17], [0, 12]];
+    let sum: u32 = words.map(u16::from_be_bytes).map(u32::from).iter().sum();
+    let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    packet.l4[6..8].copy_from_slice(&folded.to_be_bytes());
+    let run = lab.at_container(Interface::A1, &packet.frame());
+    run.redirects(Action::NatOut, Left::Spent, &CREATED);
 }
 
 fn reserved_port(lab: &mut Lab) {
@@ -442,6 +487,32 @@ fn echo_reply_of_no_flow(lab: &mut Lab) {
     let packet = to_gateway(&echo(&ONE, &SERVER, 0, 77));
     lab.at_container(Interface::A1, &packet.frame()).drops(DropReason::NoFlow);
     assert_eq!(entries(lab), 0);
+}
+
+/// All ports that `A1` may always take are taken: it gets none, and `A2` gets one.
+fn ports_of_a_half_are_left_to_others(lab: &mut Lab) {
+    let endpoints = lab.tables.endpoints.dump().unwrap();
+    let [one, two] = [Interface::A1, Interface::A2].map(|at| endpoints[&at.ifindex()].incarnation);
+    let ports = 1024..=u16::MAX;
+    for port in ports.clone().filter(|port| is_in_half(*port, one)) {
+        lab.reserve(17, port);
+    }
+    let mine = ports.clone().find(|port| is_in_half(*port, one)).unwrap();
+    let packet = to_gateway(&V4::udp(&ONE, &SERVER, (mine, 53), b"x"));
+    for _ in 0..20 {
+        lab.at_container(Interface::A1, &packet.frame()).drops(DropReason::NatPortsExhausted);
+    }
+    let other = ports.clone().find(|port| is_in_half(*port, two) && !is_in_half(*port, one));
+    for (port, notes) in
+        [(other.unwrap(), CREATED.as_slice()), (mine, CREATED_ELSEWHERE.as_slice())]
+    {
+        let packet = to_gateway(&V4::udp(&TWO, &SERVER, (port, 53), b"x"));
+        let run = lab.at_container(Interface::A2, &packet.frame());
+        let outcome = run.redirects(Action::NatOut, Left::Spent, notes);
+        let chosen = chosen_port(&outcome.frame);
+        assert!(is_in_half(chosen, two) && !is_in_half(chosen, one), "{chosen}");
+        assert!(chosen == port || port == mine, "{chosen}");
+    }
 }
 
 fn ports_exhausted(lab: &mut Lab) {

@@ -203,9 +203,10 @@ impl Began<'_> {
     }
 }
 
+/// The entry without its time, its TCP numbers and its slot.
 fn forget_time(flow: Flow) -> Flow {
     assert_ne!(flow.last_seen_ns, 0);
-    Flow { last_seen_ns: 0, last_ack: 0, slot: 0, ..flow }
+    Flow { last_seen_ns: 0, last_ack: 0, first_seq: 0, next_seq: 0, slot: 0, ..flow }
 }
 
 /// The entry under `key`.

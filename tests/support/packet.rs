@@ -122,12 +122,13 @@ impl V4 {
         Self::segment(src, dst, ports, ACK, payload)
     }
 
-    /// A TCP segment with the given [flags](FIN) instead of ACK alone.
+    /// A TCP segment with the given [flags](FIN) instead of ACK alone. A SYN comes before [`SEQ`].
     pub fn segment(src: &Host, dst: &Host, ports: (u16, u16), flags: u8, payload: &[u8]) -> Self {
-        Self::segment_at(src, dst, ports, flags, SEQ, payload)
+        let seq = if flags & SYN == 0 { SEQ } else { SEQ - 1 };
+        Self::segment_at(src, dst, ports, flags, seq, payload)
     }
 
-    /// A TCP segment with the given sequence number instead of [`SEQ`].
+    /// A TCP segment with the given sequence number.
     pub fn segment_at(
         src: &Host,
         dst: &Host,
@@ -136,8 +137,21 @@ impl V4 {
         seq: u32,
         payload: &[u8],
     ) -> Self {
+        Self::numbered(src, dst, ports, flags, (seq, SEQ), payload)
+    }
+
+    /// A TCP segment with the given sequence number and acknowledgement number.
+    pub fn numbered(
+        src: &Host,
+        dst: &Host,
+        ports: (u16, u16),
+        flags: u8,
+        (seq, ack): (u32, u32),
+        payload: &[u8],
+    ) -> Self {
         let mut header = tcp_header(ports);
         header.sequence_number = seq;
+        header.acknowledgment_number = ack;
         header.fin = flags & FIN != 0;
         header.syn = flags & SYN != 0;
         header.rst = flags & RST != 0;
@@ -181,7 +195,8 @@ impl V4 {
     }
 }
 
-/// Sequence number and acknowledgement number of every segment. The receivers expect these numbers.
+/// Sequence number of the first byte of payload of both sides, and acknowledgement number of every
+/// segment. The receivers expect these numbers.
 pub const SEQ: u32 = 0x0102_0304;
 
 /// A UDP header without a checksum.

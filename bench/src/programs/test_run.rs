@@ -51,6 +51,10 @@ impl<'a> Known<'a> {
         let sent = frame(path.peers, Packet::Data(traffic))?;
         let arrives = next.receives(first.sends_on(&sent, FIRST)?.frame, path.answered)?;
         next.sends_on(&arrives, FIRST)?;
+        if traffic == Traffic::Tcp && path.answered {
+            // Acknowledges the answer, which establishes the connection.
+            first.sends_on(&sent, FIRST)?;
+        }
         Ok([Self { place: first, frame: sent }, Self { place: next, frame: arrives }])
     }
 

@@ -34,6 +34,11 @@ pub const MAX_FRAGMENTED: u32 = 8_192;
 /// Default number of tracked flows: the default of Linux on a host with 4 GB of memory or more.
 /// [`FLOWS`](super::names::FLOWS) has two entries for each.
 pub const DEFAULT_FLOWS: u32 = 262_144;
+/// Default share of one container in the table of flows, in percent.
+pub const DEFAULT_SHARE: u32 = 50;
+/// Capacity of [`FLOW_SHARES`](super::names::FLOW_SHARES): the agent removes the entries of
+/// containers that are gone some time later.
+pub const MAX_SHARES: u32 = 2 * MAX_LOCAL_ENDPOINTS;
 /// Capacity of [`PUBLISHED`](super::names::PUBLISHED).
 pub const MAX_PUBLISHED: u32 = 131_072;
 /// Capacity of [`HOST_ADDRS`](super::names::HOST_ADDRS).

@@ -211,6 +211,10 @@ coded! {
         Blocked = 109 => "blocked",
         /// VXLAN from this host's VTEP address to another VTEP that neither Culvert nor root has sent.
         VxlanNotOurs = 110 => "vxlan_not_ours",
+        /// The container has its share of the flows, and none of them may be evicted.
+        ShareExceeded = 111 => "conntrack_share",
+        /// The packet would begin a flow, and the checksum of its upper layer is wrong.
+        BadChecksum = 112 => "bad_checksum",
     }
 }
 

@@ -56,17 +56,19 @@ pub mod kind {
     pub const DENIED: u32 = 16;
 }
 
-/// Bits of [`Flow::seen`]: packets that have passed in this direction.
+/// Bits of [`Flow::seen`]: packets that have passed in this direction. Of TCP, only segments that
+/// are believed count, see [`segment`](crate::datapath::segment).
 pub mod seen {
-    /// Any packet.
+    /// Any packet. TCP: [`Flow::first_seq`](super::Flow::first_seq) and
+    /// [`Flow::next_seq`](super::Flow::next_seq) are known.
     pub const PACKET: u32 = 1;
     /// TCP: a SYN.
     pub const SYN: u32 = 1 << 1;
-    /// TCP: a segment with ACK, but neither SYN nor RST.
+    /// TCP: a segment without SYN that acknowledges what the other side has sent.
     pub const ACK: u32 = 1 << 2;
-    /// TCP: a FIN with a sequence number that the other side expects.
+    /// TCP: a FIN at the end of what this side has sent.
     pub const FIN: u32 = 1 << 3;
-    /// TCP: the last segment was an RST with a sequence number that the other side expects.
+    /// TCP: the connection was reset. Set in both directions.
     pub const RST: u32 = 1 << 4;
 }
 
@@ -167,6 +169,12 @@ pub struct Flow<F: Family = V4> {
     pub seen: u32,
     /// TCP: the last acknowledgement number sent in this direction, in host order.
     pub last_ack: u32,
+    /// TCP: the sequence number of this direction after its SYN, or of its first segment that was
+    /// seen, in host order. While a connection lasts, a SYN that would begin another one replaces
+    /// it.
+    pub first_seq: u32,
+    /// TCP: the sequence number after all that was sent in this direction, in host order.
+    pub next_seq: u32,
     /// `ORIG` direction: 1 more than the number of the flow's slot in
     /// [`names::FLOW_SLOTS`](super::names::FLOW_SLOTS). 0 if the flow has no slot.
     pub slot: u32,
@@ -179,17 +187,46 @@ pub struct Flow<F: Family = V4> {
     pub bytes: u64,
 }
 
+impl<F: Family> Flow<F> {
+    /// The incarnation of the container in whose share of the table the flow counts: the container
+    /// that began it, else the container that it goes to. Both entries of a flow give the same. 0
+    /// if no container of this host takes part.
+    #[inline(always)]
+    pub const fn owner(&self) -> u32 {
+        let (from, to) = (self.from_incarnation, self.to_incarnation);
+        let (from, to) = if self.kind & kind::ORIG != 0 { (from, to) } else { (to, from) };
+        if from != 0 { from } else { to }
+    }
+}
+
 // SAFETY: integers and a tuple; every bit pattern is valid, zeroes too.
 unsafe impl<F: Family> Zeroable for Flow<F> {}
 // SAFETY: as above. `layout` asserts for each family that the fields leave no padding.
 unsafe impl<F: Family> Pod for Flow<F> {}
+
+/// The flows of a container. Value of [`names::FLOW_SHARES`](super::names::FLOW_SHARES).
+///
+/// The programs update it in place, without atomics: two CPUs may lose an update. The agent puts
+/// `flows` right when no flow of the container has begun during a walk through the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct FlowShare {
+    /// Flows of the container in the table.
+    pub flows: u32,
+    /// Explicit padding; zero.
+    pub pad: u32,
+    /// Flows that have begun since the container was first seen.
+    pub begun: u64,
+    /// Flows that were refused because the container had its share, or because no port was free.
+    pub refused: u64,
+}
 
 /// Asserts at compile time that the types of a family have no padding.
 const fn layout<F: Family>() {
     let addr = size_of::<F::Addr>();
     assert!(size_of::<Tuple<F>>() == 2 * addr + 4);
     assert!(size_of::<FlowKey<F>>() == size_of::<Tuple<F>>() + 8);
-    assert!(size_of::<Flow<F>>() == size_of::<Tuple<F>>() + 9 * 4 + 3 * 8);
+    assert!(size_of::<Flow<F>>() == size_of::<Tuple<F>>() + 11 * 4 + 3 * 8);
 }
 
 const _: () = layout::<V4>();
@@ -200,4 +237,4 @@ const _: () = {
     assert!(zone::client_link(zone::LOOPBACK).is_none());
 };
 const _: () = assert!(size_of::<FlowKey<V4>>() == 20);
-const _: () = assert!(size_of::<Flow<V4>>() == 72);
+const _: () = assert!(size_of::<Flow<V4>>() == 80);

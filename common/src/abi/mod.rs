@@ -30,7 +30,7 @@ pub use family::{Family, MappedAddr, V4};
 pub use fdb::{
     FdbEntry, FdbKey, FloodKey, HeardEntry, LearnedEntry, NeighEntry, NeighKey, QuerierKey, RateKey,
 };
-pub use flow::{Flow, FlowKey, Tuple, kind, seen, zone};
+pub use flow::{Flow, FlowKey, FlowShare, Tuple, kind, seen, zone};
 pub use fragment::{FragmentInfo, FragmentKey, HeldFragment};
 pub use names::{globals, programs};
 pub use published::{PublishedEntry, PublishedKey, SourceKey, blocked, reserved_bit};
@@ -43,4 +43,4 @@ pub const RESERVED_VNI: u32 = 0;
 
 /// Version of the map layout. Pins live under a directory of this number, so
 /// that an agent never opens maps whose bytes it would misread.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;

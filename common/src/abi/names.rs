@@ -50,6 +50,9 @@ pub const FLOWS: &str = "FLOWS";
 /// names another slot ([`Flow::slot`](super::Flow::slot)). There are twice as many slots as flows,
 /// so that at least half of them are free.
 pub const FLOW_SLOTS: &str = "FLOW_SLOTS";
+/// Incarnation of a container of this host → [`FlowShare`](super::FlowShare): how many flows it
+/// has. Written by the programs, corrected by the agent.
+pub const FLOW_SHARES: &str = "FLOW_SHARES";
 /// [`PublishedKey`](super::PublishedKey) → [`PublishedEntry`](super::PublishedEntry).
 pub const PUBLISHED: &str = "PUBLISHED";
 /// [`PublishedKey`](super::PublishedKey) → [`SealedU32`](super::SealedU32), one of the constants of
@@ -107,6 +110,8 @@ pub mod globals {
     pub const FLOW_TIMEOUTS: &str = "FLOW_TIMEOUTS";
     /// Number of slots in [`FLOW_SLOTS`](super::FLOW_SLOTS), `u32`.
     pub const FLOW_SLOTS_LEN: &str = "FLOW_SLOTS_LEN";
+    /// Number of flows that one container may have in [`FLOWS`](super::FLOWS), `u32`.
+    pub const FLOW_SHARE: &str = "FLOW_SHARE";
     /// Interface index of the loopback device, `u32`.
     pub const LOOPBACK: &str = "LOOPBACK";
     /// Log level of aya-log, `u8`: 0 writes nothing, 5 writes trace lines.

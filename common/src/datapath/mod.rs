@@ -16,6 +16,7 @@ pub mod nd;
 pub mod pmtu;
 pub mod publish;
 pub mod rate;
+pub mod segment;
 pub mod source;
 pub mod tunnel_source;
 

@@ -153,47 +153,8 @@ pub const fn readdress(ip: &Ipv4Hdr, src: [u8; 4], dst: [u8; 4], hop: bool) -> I
     ip
 }
 
-/// The new value of [`Flow::seen`](crate::abi::Flow::seen) after another segment. The bit of an
-/// RST is cleared by the next segment without RST.
-#[inline(always)]
-pub const fn seen(before: u32, protocol: u8, tcp_flags: u8) -> u32 {
-    let bits = before | seen::PACKET;
-    if protocol != PROTO_TCP {
-        return bits;
-    }
-    if tcp_flags & tcp::RST != 0 {
-        return bits | seen::RST;
-    }
-    let mut bits = bits & !seen::RST;
-    if tcp_flags & tcp::SYN != 0 {
-        bits |= seen::SYN;
-    } else if tcp_flags & tcp::ACK != 0 {
-        bits |= seen::ACK;
-    }
-    if tcp_flags & tcp::FIN != 0 {
-        bits |= seen::FIN;
-    }
-    bits
-}
-
-/// Largest distance, in bytes, of the sequence number of a FIN or RST from the last
-/// acknowledgement of the other side: the data that can be in flight.
-const MAX_UNDER_WAY: u32 = 1 << 22;
-
-/// The TCP flags of a segment that conntrack accepts (RFC 5961 §3): RST and FIN only with a
-/// sequence number that the other side expects. `acknowledged` is the other side's last
-/// acknowledgement number, `None` if there is none. A segment whose flags are not accepted is
-/// forwarded all the same: its receiver decides.
-#[inline(always)]
-pub const fn believed(tcp_flags: u8, seq: u32, acknowledged: Option<u32>) -> u8 {
-    match acknowledged {
-        Some(ack) if seq.wrapping_sub(ack) >= MAX_UNDER_WAY => tcp_flags & !(tcp::RST | tcp::FIN),
-        _ => tcp_flags,
-    }
-}
-
 /// Whether a segment of the `ORIG` direction begins a new connection on the ports of an ended
-/// one: it is a SYN, and both directions have sent FIN, or one of them RST.
+/// one: it is a SYN, and both directions have sent FIN, or the connection was reset.
 #[inline(always)]
 pub const fn begins_anew(tcp_flags: u8, orig: u32, reply: u32) -> bool {
     tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
@@ -214,6 +175,47 @@ pub const fn candidate(index: u32, own: u16, random: u32, min: u16, max: u16) ->
     let span = max.saturating_sub(min) as u32 + 1;
     let step = if span < PORT_TRIES { 1 } else { span / PORT_TRIES };
     Some((min as u32 + (random % span + index * step) % span) as u16)
+}
+
+/// Least number of ports in a range of which each container has a half, see [`is_in_half`].
+const LEAST_SHARED: u32 = 4096;
+
+/// Ports that [`in_half`] compares with the one that it is given: one of `2^HALVES` numbers of
+/// ports has none in a half.
+const HALVES: u16 = 8;
+
+/// Number of ports that are probed to tell whether those of a destination are crowded.
+pub const PROBES: u32 = 4;
+
+/// Whether the range is large enough for halves of its ports.
+#[inline(always)]
+pub const fn has_halves(min: u16, max: u16) -> bool {
+    max.saturating_sub(min) as u32 >= LEAST_SHARED
+}
+
+/// Whether the port is in the half of the ports that the container with the incarnation `owner` may
+/// always take. Two containers have half of their halves in common. So whatever ports one of them
+/// takes, a quarter of all is left to the other one alone, and no count of ports is needed.
+#[inline(always)]
+pub const fn is_in_half(port: u16, owner: u32) -> bool {
+    let mixed = (port as u32).wrapping_mul(0x9e37_79b1) ^ owner.wrapping_mul(0x85eb_ca6b);
+    let mixed = (mixed ^ (mixed >> 15)).wrapping_mul(0xc2b2_ae35);
+    (mixed ^ (mixed >> 13)) & 1 == 0
+}
+
+/// A port beside `port` in the range that is in the container's half. `None`: none of the next ones
+/// is.
+#[inline(always)]
+pub const fn in_half(port: u16, owner: u32, min: u16, max: u16) -> Option<u16> {
+    let mut at = 0;
+    while at < HALVES {
+        let beside = port ^ at;
+        if beside >= min && beside <= max && is_in_half(beside, owner) {
+            return Some(beside);
+        }
+        at += 1;
+    }
+    None
 }
 
 /// The packet that an ICMP error quotes, and the error's addresses, after translation. They follow

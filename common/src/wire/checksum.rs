@@ -51,6 +51,14 @@ impl Sum {
         self.add_u16(Self(sum as u64).fold().to_be())
     }
 
+    /// Adds the pseudo header of an upper layer over IPv4 (RFC 9293 §3.1). `len` are the bytes of
+    /// its header and payload.
+    #[inline(always)]
+    pub const fn add_pseudo_ipv4(self, src: [u8; 4], dst: [u8; 4], protocol: u8, len: u16) -> Self {
+        let addresses = self.add_u32(u32::from_be_bytes(src)).add_u32(u32::from_be_bytes(dst));
+        addresses.add_u16(protocol as u16).add_u16(len)
+    }
+
     /// Adds the pseudo header of an upper layer over IPv6 (RFC 8200 §8.1).
     #[inline(always)]
     pub fn add_pseudo_ipv6(
@@ -78,6 +86,13 @@ impl Sum {
     pub const fn checksum(self) -> u16 {
         !self.fold()
     }
+}
+
+/// Whether `sum` is that of a packet with a right checksum: over all that the checksum covers, and
+/// over the checksum itself (RFC 1071 §1).
+#[inline(always)]
+pub const fn is_whole(sum: Sum) -> bool {
+    sum.fold() == 0xffff
 }
 
 /// The new value of `checksum` after a word that it covers changed from `old` to `new` (RFC 1624

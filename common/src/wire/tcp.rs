@@ -43,6 +43,12 @@ impl TcpStart {
     pub const fn flags(&self) -> u8 {
         self.flags
     }
+
+    /// Bytes of the header with its options; at least 20 in a valid header.
+    #[inline(always)]
+    pub const fn header_len(&self) -> u32 {
+        ((self.doff >> 4) as u32) * 4
+    }
 }
 
 /// TCP header without options.
@@ -58,10 +64,10 @@ pub struct TcpHdr {
 wire_header!(TcpHdr = 20);
 
 impl TcpHdr {
-    /// Bytes of the header with its options; at least 20 in a valid header.
+    /// See [`TcpStart::header_len`].
     #[inline(always)]
     pub const fn header_len(&self) -> u32 {
-        ((self.start.doff >> 4) as u32) * 4
+        self.start.header_len()
     }
 }
 

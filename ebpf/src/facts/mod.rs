@@ -1,5 +1,6 @@
 //! Facts about a packet and its sender. The modules only read.
 
+pub(crate) mod checksum;
 pub(crate) mod gso;
 pub(crate) mod inner;
 pub(crate) mod membership;

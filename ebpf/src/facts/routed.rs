@@ -1,6 +1,6 @@
 //! A packet that is routed or translated.
 
-use culvert_common::{abi::FlowKey, wire::Ipv4Hdr};
+use culvert_common::{abi::FlowKey, datapath::segment::TcpSegment, wire::Ipv4Hdr};
 
 /// Kind of a routed packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,12 +34,8 @@ pub(crate) struct Routed {
     pub(crate) kind: Kind,
     /// Whether the packet has the upper-layer header: it is not a fragment, or the first one.
     pub(crate) has_header: bool,
-    /// Flags of the TCP header; 0 for other protocols.
-    pub(crate) tcp_flags: u8,
-    /// TCP: sequence number.
-    pub(crate) tcp_seq: u32,
-    /// TCP: acknowledgement number.
-    pub(crate) tcp_ack: u32,
+    /// The TCP segment; zeroes for other protocols and for a packet without a TCP header.
+    pub(crate) tcp: TcpSegment,
 }
 
 impl Default for Routed {
@@ -51,9 +47,7 @@ impl Default for Routed {
             l4: 0,
             kind: Kind::Unsupported,
             has_header: false,
-            tcp_flags: 0,
-            tcp_seq: 0,
-            tcp_ack: 0,
+            tcp: TcpSegment { flags: 0, seq: 0, end: 0, ack: 0 },
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Access to the packet and to the fields of the skb: the one place with bounds checks.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_INVALIDATE_HASH, BPF_F_RECOMPUTE_CSUM},
+    bindings::{__sk_buff, BPF_CSUM_LEVEL_QUERY, BPF_F_INVALIDATE_HASH, BPF_F_RECOMPUTE_CSUM},
     helpers::{
-        bpf_csum_diff, bpf_get_hash_recalc, bpf_l4_csum_replace, bpf_skb_change_head,
-        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
-        bpf_skb_vlan_pop, bpf_skb_vlan_push,
+        bpf_csum_diff, bpf_csum_level, bpf_get_hash_recalc, bpf_l4_csum_replace,
+        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_set_tunnel_key,
+        bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
     },
     programs::{TcContext, XdpContext},
 };
@@ -155,6 +155,14 @@ pub(crate) fn add_to_checksum(
         0 => Ok(()),
         _ => Err(DropReason::HelperFailed),
     }
+}
+
+/// Whether the network card or the kernel has verified the checksum of the outermost upper layer
+/// (`CHECKSUM_UNNECESSARY`).
+#[inline(always)]
+pub(crate) fn is_verified(ctx: &TcContext) -> bool {
+    // SAFETY: the pointer is the program's own context.
+    unsafe { bpf_csum_level(ctx.skb.skb, BPF_CSUM_LEVEL_QUERY.into()) >= 0 }
 }
 
 /// The one's complement sum over `bytes`, computed by a helper. The compiler would unroll a loop,

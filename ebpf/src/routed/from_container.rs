@@ -322,7 +322,7 @@ fn may_reach(net: &NetworkInfo, routed: &Routed) -> Result<(), DropReason> {
     }
     let closed = if dst == net.gateway_ip || has(&HOST_ADDRS, &key.addr) {
         // The host itself connects to containers. Their answers belong to no flow.
-        opens(&routed.key, routed.tcp_flags)
+        opens(&routed.key, routed.tcp.flags)
     } else {
         is_vtep(&key.addr)
     };
@@ -364,7 +364,7 @@ fn track(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
     let key = work.routed.key;
     let step = to_host(net)?;
     // No answer of another machine can come back into an internal network, so no flow is needed.
-    if !opens(&key, work.routed.tcp_flags) || net.flags & NetworkInfo::INTERNAL != 0 {
+    if !opens(&key, work.routed.tcp.flags) || net.flags & NetworkInfo::INTERNAL != 0 {
         return Ok(step);
     }
     let new = &mut work.new;

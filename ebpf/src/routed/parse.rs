@@ -5,6 +5,7 @@ use culvert_common::{
     abi::{DropReason, FlowKey, Tuple},
     datapath::{
         nat::{self, Upper},
+        segment::TcpSegment,
         source,
     },
     wire::{Ipv4Hdr, TcpStart, ipv4::PROTO_TCP},
@@ -75,9 +76,8 @@ fn try_parse(ctx: &TcContext, zone: u32) -> Result<Routed, DropReason> {
             Some(tcp) => tcp,
             None => load(ctx, routed.l4 as usize)?,
         };
-        routed.tcp_seq = tcp.seq();
-        routed.tcp_ack = tcp.ack();
-        routed.tcp_flags = tcp.flags();
+        // The frame may be longer than the packet: a short one is padded.
+        routed.tcp = TcpSegment::new(&tcp, u32::from(ip.tot_len()) - header_len);
     }
     if ip.more_fragments() && routed.kind == Kind::Flow {
         fragments::first(&mut routed);

@@ -83,7 +83,7 @@ pub(super) fn is_published(work: &mut Work) -> bool {
 #[inline(never)]
 fn find(routed: &Routed, published: &mut PublishedEntry) -> u32 {
     const OPENING: u8 = tcp::SYN | tcp::ACK | tcp::RST;
-    if routed.key.protocol == PROTO_TCP && routed.tcp_flags & OPENING != tcp::SYN {
+    if routed.key.protocol == PROTO_TCP && routed.tcp.flags & OPENING != tcp::SYN {
         return 0;
     }
     let tuple = &routed.key.tuple;

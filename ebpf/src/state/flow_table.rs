@@ -6,10 +6,11 @@
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use culvert_common::{
-    abi::{Flow, FlowKey},
+    abi::{Flow, FlowKey, kind},
     datapath::conntrack,
 };
 
+use super::shares::leave;
 use crate::{
     globals::flow_timeout,
     kernel::memory::own,
@@ -65,9 +66,11 @@ pub(super) fn expire(key: &FlowKey, now: u64) -> u32 {
     {
         return 0;
     }
-    // Another CPU may have removed an entry already.
-    let _ = FLOWS.remove(&other_key);
-    let _ = FLOWS.remove(key);
+    // Another CPU may have removed an entry already, and has then counted it.
+    let (other, this) = (FLOWS.remove(&other_key), FLOWS.remove(key));
+    if (if flow.kind & kind::ORIG != 0 { this } else { other }).is_ok() {
+        leave(flow.owner());
+    }
     1
 }
 
@@ -83,7 +86,9 @@ pub(crate) fn forget(key: &FlowKey) {
 /// Removes both directions of a flow.
 #[inline(always)]
 pub(super) fn remove(key: &FlowKey, flow: &Flow) {
-    // Another CPU may have removed an entry already.
-    let _ = FLOWS.remove(key.other(flow));
-    let _ = FLOWS.remove(key);
+    // Another CPU may have removed an entry already, and has then counted it.
+    let (other, this) = (FLOWS.remove(key.other(flow)), FLOWS.remove(key));
+    if (if flow.kind & kind::ORIG != 0 { this } else { other }).is_ok() {
+        leave(flow.owner());
+    }
 }

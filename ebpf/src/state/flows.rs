@@ -16,18 +16,20 @@ use culvert_common::{
         zone,
     },
     datapath::nat,
-    wire::tcp,
+    wire::{ipv4::PROTO_TCP, tcp},
 };
 
 use super::{
     flow_table::{
         COPIES, FlowCopies, entry, expire, has_expired, may_have_expired, other_half, remove,
     },
-    slots::{evict, find_slot, take_slot},
+    segments::follow,
+    shares::{join, refuse},
+    slots::{admit, admitted, evict, find_slot, take_slot},
 };
 use crate::{
     count::note,
-    facts::routed::Routed,
+    facts::{checksum::is_damaged, routed::Routed},
     globals::{NAT_PORT_MAX, NAT_PORT_MIN},
     kernel::{
         memory::{own, repeat},
@@ -108,7 +110,7 @@ pub(crate) fn find(
     }
 }
 
-/// [`find`] as a BPF function of its own, for a stack frame of its own. `is_alive`: the flow has
+/// [`find`] as a BPF function of its own, for a stack frame of its own. `unexpired`: the flow has
 /// not expired.
 #[inline(never)]
 fn refresh(
@@ -116,7 +118,7 @@ fn refresh(
     incarnation: u32,
     bytes: u32,
     target: &mut Target,
-    is_alive: bool,
+    unexpired: bool,
 ) -> u32 {
     let key = &routed.key;
     let Some(entry) = FLOWS.get_ptr_mut(key) else { return found::NO };
@@ -133,10 +135,10 @@ fn refresh(
     }
     let now = now_coarse();
     // Most flows have packets more often than the least timeout, so `expire` is seldom called.
-    if !is_alive && may_have_expired(flow, now) {
+    if !unexpired && may_have_expired(flow, now) {
         return found::IDLE;
     }
-    let mut tcp_flags = routed.tcp_flags;
+    let tcp_flags = routed.tcp.flags;
     let orig = flow.kind & kind::ORIG != 0;
     if flow.kind & kind::DENIED != 0 {
         // The entry stays as long as the container sends: without it, the container's packets would
@@ -162,37 +164,41 @@ fn refresh(
         remove(key, flow);
         return found::NO;
     }
-    if tcp_flags & (tcp::RST | tcp::FIN) != 0 {
-        tcp_flags = nat::believed(tcp_flags, routed.tcp_seq, acknowledged(key, flow));
-    }
-    let passed = nat::seen(flow.seen, key.protocol, tcp_flags);
-    // The memory may belong to another flow by now. So only the fields after `Flow::seal` are
-    // written, each with a store of its own.
-    // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
-    unsafe {
-        if tcp_flags & (tcp::ACK | tcp::RST) == tcp::ACK {
-            (*entry).last_ack = routed.tcp_ack;
+    let is_alive = match key.protocol {
+        PROTO_TCP if routed.tcp.is_plain(flow) => {
+            // The memory may belong to another flow by now. So only the fields after `Flow::seal`
+            // are written, each with a store of its own.
+            // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
+            unsafe {
+                if routed.tcp.moves_ack(flow) {
+                    (*entry).last_ack = routed.tcp.ack;
+                }
+                if routed.tcp.moves_seq(flow) {
+                    (*entry).next_seq = routed.tcp.end;
+                }
+            }
+            true
         }
+        PROTO_TCP => follow(routed, entry) != 0,
+        _ => {
+            if flow.seen & seen::PACKET == 0 {
+                // SAFETY: as above.
+                unsafe { (*entry).seen = flow.seen | seen::PACKET };
+            }
+            true
+        }
+    };
+    // SAFETY: as above.
+    unsafe {
         // A flow to the host's loopback device is kept alive by the host's packets only.
-        if orig || flow.zone != zone::LOOPBACK {
+        if is_alive && (orig || flow.zone != zone::LOOPBACK) {
             (*entry).last_seen_ns = now;
         }
         (*entry).packets = flow.packets + 1;
         (*entry).bytes = flow.bytes + u64::from(bytes);
-        if passed != flow.seen {
-            (*entry).seen = passed;
-        }
     }
     *target = Target::of(flow);
     found::YES
-}
-
-/// The last acknowledgement number that the other direction of a flow has sent; `None` if there is
-/// none.
-#[inline(always)]
-fn acknowledged(key: &FlowKey, flow: &Flow) -> Option<u32> {
-    let other = other_half(key, flow)?;
-    (other.seen & seen::ACK != 0).then_some(other.last_ack)
 }
 
 /// Whether the host has a connected socket for this answer to a masqueraded flow: it has opened
@@ -275,6 +281,14 @@ pub(crate) struct NewFlow {
     entry_key: FlowKey,
 }
 
+impl NewFlow {
+    /// See [`Flow::owner`].
+    #[inline(always)]
+    const fn owner(&self) -> u32 {
+        if self.from_incarnation != 0 { self.from_incarnation } else { self.to_incarnation }
+    }
+}
+
 /// Values of [`NewFlow::outcome`].
 mod outcome {
     /// No candidate port was free.
@@ -287,7 +301,7 @@ mod outcome {
     pub(super) const EXISTS: u32 = 3;
 }
 
-/// Results of [`insert`]: one of the first four values, and bits of the others.
+/// Results of [`insert`]: one of the first six values, and bits of the others.
 mod inserted {
     /// The flow was inserted, by this CPU or by another one.
     pub(super) const YES: u32 = 0;
@@ -297,7 +311,11 @@ mod inserted {
     pub(super) const FULL: u32 = 2;
     /// The key is the other direction of another flow.
     pub(super) const CONFLICT: u32 = 3;
-    /// Mask of the first four values.
+    /// The container has its share of the flows.
+    pub(super) const SHARE: u32 = 4;
+    /// The packet is damaged.
+    pub(super) const DAMAGED: u32 = 5;
+    /// Mask of the first six values.
     pub(super) const RESULT: u32 = 0xff;
     /// An idle flow was removed to make room.
     pub(super) const EVICTED: u32 = 0x100;
@@ -330,6 +348,8 @@ pub(crate) fn begin(
         inserted::YES => {}
         inserted::FULL => return Err(DropReason::ConntrackFull),
         inserted::CONFLICT => return Err(DropReason::FlowConflict),
+        inserted::SHARE => return Err(DropReason::ShareExceeded),
+        inserted::DAMAGED => return Err(DropReason::BadChecksum),
         _ => return Err(DropReason::NatPortsExhausted),
     }
     if told & inserted::ADOPTED != 0 {
@@ -348,17 +368,30 @@ pub(crate) fn begin(
 fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut Target) -> u32 {
     (new.random, new.now) = (random(), now_coarse());
     new.bytes = TcContext::new(skb).len();
+    if is_damaged(skb, routed) != 0 {
+        return inserted::DAMAGED;
+    }
+    new.evicted = admit(new.owner(), new.now);
+    if new.evicted == admitted::NO {
+        return inserted::SHARE;
+    }
     let own = new.target.to.src_port;
-    (new.slot, new.evicted) = (find_slot(new.now), 0);
+    new.slot = find_slot(new.now);
     let mut attempt = Attempt { skb, routed, new };
     repeat(1 + EVICTIONS, try_insert, &mut attempt);
     *target = new.target;
     target.kind |= kind::ORIG;
     let mut told = match new.outcome {
-        outcome::DONE => inserted::YES,
+        outcome::DONE => {
+            join(new.owner());
+            inserted::YES
+        }
         outcome::EXISTS => adopt(&new.key, target),
         outcome::FULL => inserted::FULL,
-        _ => inserted::EXHAUSTED,
+        _ => {
+            refuse(new.owner());
+            inserted::EXHAUSTED
+        }
     };
     if new.evicted != 0 {
         told |= inserted::EVICTED;
@@ -399,8 +432,10 @@ fn insert_orig(routed: &Routed, new: &mut NewFlow) {
     entry.from_incarnation = new.from_incarnation;
     entry.to_incarnation = new.to_incarnation;
     entry.kind = new.target.kind | kind::ORIG;
-    entry.seen = nat::seen(0, new.key.protocol, routed.tcp_flags);
-    entry.last_ack = routed.tcp_ack;
+    entry.seen = routed.tcp.opening();
+    entry.last_ack = routed.tcp.ack;
+    entry.first_seq = routed.tcp.first();
+    entry.next_seq = routed.tcp.end;
     entry.slot = new.slot;
     entry.last_seen_ns = new.now;
     entry.packets = 1;
@@ -443,7 +478,7 @@ struct Attempt {
 
 /// Inserts the `reply` entry, with the first port that is free.
 #[inline(always)]
-fn choose_port(skb: *mut __sk_buff, routed: *const Routed, new: &mut NewFlow) {
+fn choose_port(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow) {
     new.outcome = outcome::EXHAUSTED;
     let entry = &mut new.entry;
     entry.to = new.key.tuple.reversed();
@@ -452,8 +487,10 @@ fn choose_port(skb: *mut __sk_buff, routed: *const Routed, new: &mut NewFlow) {
     entry.from_incarnation = new.to_incarnation;
     entry.to_incarnation = new.from_incarnation;
     entry.kind = new.target.kind;
-    entry.seen = 0;
+    entry.seen = routed.tcp.opposite();
     entry.last_ack = 0;
+    entry.first_seq = 0;
+    entry.next_seq = 0;
     entry.slot = 0;
     entry.last_seen_ns = new.now;
     entry.packets = 0;
@@ -471,24 +508,14 @@ unsafe extern "C" fn try_port(index: u64, context: *mut c_void) -> i64 {
         let attempt = &*context.cast::<Attempt>();
         (attempt.skb, &mut *attempt.new)
     };
-    let (min, max) = if new.of_host {
-        (NAT_PORT_MIN.load(), NAT_PORT_MAX.load())
-    } else {
-        // The container sees this port as its client's port, so the range of the host does not
-        // apply.
-        (1024, u16::MAX)
-    };
-    let own = u16::from_be_bytes(new.target.to.src_port);
-    let port = if new.target.kind == kind::HOST {
-        // The host's own answers are not translated back, so the port must not change.
-        if index > 0 {
-            return 1;
-        }
-        own
-    } else {
-        let Some(port) = nat::candidate(index as u32, own, new.random, min, max) else { return 0 };
-        port
-    };
+    if new.target.kind == kind::HOST && index > 0 {
+        return 1;
+    }
+    let port = port_at(index as u32, new);
+    if port == 0 {
+        return 0;
+    }
+    let port = (port - 1) as u16;
     new.entry_key.tuple.dst_port = port.to_be_bytes();
     if entry(&new.entry_key).is_some_and(|flow| !has_expired(&new.entry_key, flow, new.now)) {
         return 0;
@@ -509,6 +536,53 @@ unsafe extern "C" fn try_port(index: u64, context: *mut c_void) -> i64 {
             1
         }
     }
+}
+
+/// The `index`-th port to try for a new flow, plus 1; 0 if there is none at this index. A BPF
+/// function of its own, for a stack frame of its own.
+#[inline(never)]
+fn port_at(index: u32, new: &mut NewFlow) -> u32 {
+    let own = u16::from_be_bytes(new.target.to.src_port);
+    if new.target.kind == kind::HOST {
+        // The host's own answers are not translated back, so the port must not change.
+        return u32::from(own) + 1;
+    }
+    let (min, max) = if new.of_host {
+        (NAT_PORT_MIN.load(), NAT_PORT_MAX.load())
+    } else {
+        // The container sees this port as its client's port, so the range of the host does not
+        // apply.
+        (1024, u16::MAX)
+    };
+    let Some(port) = nat::candidate(index, own, new.random, min, max) else { return 0 };
+    let owner = new.from_incarnation;
+    let port = if owner == 0 || !new.of_host || !nat::has_halves(min, max) {
+        port
+    } else if index > 0 {
+        let Some(port) = nat::in_half(port, owner, min, max) else { return 0 };
+        port
+    } else if nat::is_in_half(port, owner) || crowded(new) == 0 {
+        port
+    } else {
+        return 0;
+    };
+    u32::from(port) + 1
+}
+
+/// Whether some of the ports towards the destination of a new flow are taken. A container then takes
+/// no port outside of its half, see [`nat::is_in_half`]. Returns 1 or 0. A BPF function of its own,
+/// for a stack frame of its own.
+#[inline(never)]
+fn crowded(new: &mut NewFlow) -> u32 {
+    let (min, max) = (NAT_PORT_MIN.load(), NAT_PORT_MAX.load());
+    for index in 1..=nat::PROBES {
+        let Some(port) = nat::candidate(index, 0, new.random, min, max) else { return 0 };
+        new.entry_key.tuple.dst_port = port.to_be_bytes();
+        if FLOWS.get_ptr(&new.entry_key).is_some() {
+            return 1;
+        }
+    }
+    0
 }
 
 /// Whether the host itself uses or may use the destination port of the packet `answer`: the port is

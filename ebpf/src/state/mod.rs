@@ -10,4 +10,6 @@ pub(crate) mod path_mtu;
 pub(crate) mod queriers;
 pub(crate) mod rates;
 pub(crate) mod routes;
+mod segments;
+mod shares;
 mod slots;

@@ -8,14 +8,17 @@ use culvert_common::{
     datapath::conntrack::{self, FlowState},
 };
 
-use super::flow_table::{entry, forget, has_expired, other_half};
+use super::{
+    flow_table::{entry, forget, has_expired, other_half},
+    shares::refuse,
+};
 use crate::{
-    globals::{FLOW_SLOTS_LEN, flow_timeout},
+    globals::{FLOW_SHARE, FLOW_SLOTS_LEN, flow_timeout},
     kernel::{
         memory::{Body, own, repeat},
         time::random,
     },
-    maps::{FLOW_SLOTS, copy},
+    maps::{FLOW_SHARES, FLOW_SLOTS, copy},
 };
 
 /// Largest number of slots that are examined to find a free one.
@@ -42,6 +45,10 @@ struct Search {
     best: FlowKey,
     /// Key in the slot that is examined.
     key: FlowKey,
+    /// Incarnation of the container whose flows are searched, see [`evict_of`].
+    owner: u32,
+    /// Number of that container's flows, so far.
+    own: u32,
 }
 
 /// This CPU's search. It is not on the BPF stack, which has only 512 bytes.
@@ -116,6 +123,86 @@ pub(super) fn evict(now: u64) -> u32 {
 unsafe extern "C" fn try_evict(_: u64, _: *mut c_void) -> i64 {
     let Some(search) = own(&SEARCH, 0) else { return 1 };
     let Some((_, Some(flow))) = look(search) else { return 0 };
+    consider(search, flow)
+}
+
+/// Results of [`admit`].
+pub(super) mod admitted {
+    /// The container may begin a flow.
+    pub(in super::super) const YES: u32 = 0;
+    /// The container may begin a flow, because one of its flows was evicted.
+    pub(in super::super) const EVICTED: u32 = 1;
+    /// The container may not begin a flow.
+    pub(in super::super) const NO: u32 = 2;
+}
+
+/// Part of the share by which it may be exceeded while no flow of the container is found: the
+/// number of its flows may be wrong, see [`FlowShare`](culvert_common::abi::FlowShare).
+const TOLERANCE: u32 = 8;
+
+/// Whether the container with the incarnation `owner` may begin a flow. If it has its share, one of
+/// its own flows that may be evicted goes first. Returns a value of [`admitted`]. A BPF function of
+/// its own, for a stack frame of its own.
+#[inline(never)]
+pub(super) fn admit(owner: u32, now: u64) -> u32 {
+    let Some(share) = FLOW_SHARES.get_ptr(owner) else { return admitted::YES };
+    // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
+    let flows = unsafe { (*share).flows };
+    let limit = FLOW_SHARE.load();
+    if flows < limit {
+        return admitted::YES;
+    }
+    match evict_of(owner, now) {
+        evicted::ONE => admitted::EVICTED,
+        evicted::NONE_FOUND if flows - limit < limit / TOLERANCE => admitted::YES,
+        _ => {
+            refuse(owner);
+            admitted::NO
+        }
+    }
+}
+
+/// Results of [`evict_of`].
+mod evicted {
+    /// No flow of the container was found.
+    pub(super) const NONE_FOUND: u32 = 0;
+    /// A flow of the container was removed.
+    pub(super) const ONE: u32 = 1;
+    /// Flows of the container were found, but none that may be evicted.
+    pub(super) const IN_USE: u32 = 2;
+}
+
+/// As [`evict`], for the flows of the container with the incarnation `owner` alone. Returns a value
+/// of [`evicted`]. A BPF function of its own, for a stack frame of its own.
+#[inline(never)]
+pub(super) fn evict_of(owner: u32, now: u64) -> u32 {
+    let Some(of_owner) = own(&SEARCH, 0) else { return evicted::NONE_FOUND };
+    (of_owner.owner, of_owner.own) = (owner, 0);
+    let Some(search) = search(now, EVICT_TRIES, try_evict_of) else {
+        return evicted::NONE_FOUND;
+    };
+    if search.candidates != 0 {
+        forget(&search.best);
+        return evicted::ONE;
+    }
+    if search.own == 0 { evicted::NONE_FOUND } else { evicted::IN_USE }
+}
+
+/// Loop body of [`evict_of`].
+unsafe extern "C" fn try_evict_of(_: u64, _: *mut c_void) -> i64 {
+    let Some(search) = own(&SEARCH, 0) else { return 1 };
+    let Some((_, Some(flow))) = look(search) else { return 0 };
+    if flow.owner() != search.owner {
+        return 0;
+    }
+    search.own += 1;
+    consider(search, flow)
+}
+
+/// Compares the flow whose `ORIG` entry is `flow` under `search.key` with the best flow so far.
+/// Returns 1 if enough flows were compared, else 0.
+#[inline(always)]
+fn consider(search: &mut Search, flow: &Flow) -> i64 {
     let Some(other) = other_half(&search.key, flow) else { return 0 };
     let protocol = search.key.protocol;
     let expired = conntrack::has_expired(protocol, flow, other, search.now, flow_timeout);

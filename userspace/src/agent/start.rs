@@ -146,6 +146,7 @@ pub(super) async fn host(
         vxlan_port: options.vxlan_port,
         ageing: options.ageing,
         max_flows: options.conntrack.max_flows,
+        flow_share: options.conntrack.share,
         flow_timeouts: options.conntrack.timeouts.table(),
         nat_ports: options.conntrack.nat_ports,
         services: options.services.clone(),

@@ -4,8 +4,8 @@ use async_trait::async_trait;
 
 use super::types::{
     AddressChange, Allowed, ApiError, Connect, ContainerCreate, ContainerRow, ContainerState,
-    Created, FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow,
-    NodeRow, PublishedPorts, Sources, StatsRow, Status, VtepChange, VtepRow,
+    Created, FdbRow, NatPage, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect,
+    NetworkRow, NodeRow, PublishedPorts, Sources, StatsRow, Status, VtepChange, VtepRow,
 };
 use crate::model::Name;
 
@@ -40,8 +40,10 @@ pub trait Backend: Send + Sync + 'static {
     async fn fdb(&self) -> Result<Vec<FdbRow>, ApiError>;
     /// `neigh show`.
     async fn neighbours(&self) -> Result<Vec<NeighRow>, ApiError>;
-    /// `nat ls`: the flows that match the query.
+    /// The flows that match the query.
     async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError>;
+    /// `nat ls`: the flows of a part of the table that match the query.
+    async fn nat_page(&self, query: NatQuery) -> Result<NatPage, ApiError>;
     /// `ports ls`.
     async fn ports(&self) -> Result<PublishedPorts, ApiError>;
     /// `ports deny`. Idempotent.

@@ -21,8 +21,9 @@ use super::{
     Backend, deadline,
     types::{
         AddressChange, Allowed, ApiError, Connect, ContainerCreate, ContainerRow, ContainerState,
-        Created, ErrorKind, FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect,
-        NetworkRow, NodeRow, PublishedPorts, Sources, StatsRow, Status, VtepChange, VtepRow,
+        Created, ErrorKind, FdbRow, NatPage, NatQuery, NatRow, NeighRow, NetworkCreate,
+        NetworkInspect, NetworkRow, NodeRow, PublishedPorts, Sources, StatsRow, Status, VtepChange,
+        VtepRow,
     },
 };
 use crate::model::Name;
@@ -259,6 +260,22 @@ impl Client {
 }
 
 // Names need no escaping in a path: `Name` permits only unreserved characters (RFC 3986 §2.3).
+/// A query as in a URL.
+fn text_of(query: NatQuery) -> String {
+    let NatQuery { container, protocol, address, from } = query;
+    // IP addresses need no escaping in a query either.
+    let given: Vec<_> = [
+        container.map(|name| format!("container={name}")),
+        protocol.map(|protocol| format!("protocol={}", protocol.name())),
+        address.map(|address| format!("address={address}")),
+        from.map(|from| format!("from={from}")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    given.join("&")
+}
+
 #[async_trait]
 impl Backend for Client {
     async fn network_create(&self, request: NetworkCreate) -> Result<Created, ApiError> {
@@ -320,17 +337,11 @@ impl Backend for Client {
     }
 
     async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError> {
-        let NatQuery { container, protocol, address } = query;
-        // IP addresses need no escaping in a query either.
-        let given: Vec<_> = [
-            container.map(|name| format!("container={name}")),
-            protocol.map(|protocol| format!("protocol={}", protocol.name())),
-            address.map(|address| format!("address={address}")),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
-        self.get(&format!("/v1/nat?{}", given.join("&"))).await
+        self.get(&format!("/v1/nat?{}", text_of(query))).await
+    }
+
+    async fn nat_page(&self, query: NatQuery) -> Result<NatPage, ApiError> {
+        self.get(&format!("/v1/nat/page?{}", text_of(query))).await
     }
 
     async fn ports(&self) -> Result<PublishedPorts, ApiError> {

@@ -14,6 +14,7 @@
 //! | `POST /v1/containers/NAME/state` | [`types::ContainerState`] | |
 //! | `GET /v1/fdb`, `/v1/neighbours`, `/v1/stats` | | array of rows |
 //! | `GET /v1/nat?container=NAME&protocol=tcp&address=IP` ([`types::NatQuery`]) | | array of [`types::NatRow`] |
+//! | `GET /v1/nat/page?from=N&…`, otherwise as above | | [`types::NatPage`] |
 //! | `GET /v1/ports` | | [`types::PublishedPorts`] |
 //! | `POST /v1/ports/denied` | [`types::Sources`] | |
 //! | `DELETE /v1/ports/denied` | [`types::Sources`] | [`types::Allowed`] |

@@ -22,8 +22,8 @@ use super::{
     peer::Peer,
     types::{
         AddressChange, Allowed, ApiError, Connect, ContainerCreate, ContainerRow, ContainerState,
-        Created, ErrorKind, FdbRow, NatRow, NeighRow, NetworkCreate, NetworkInspect, NetworkRow,
-        NodeRow, PublishedPorts, Sources, StatsRow, Status, VtepChange, VtepRow,
+        Created, ErrorKind, FdbRow, NatPage, NatRow, NeighRow, NetworkCreate, NetworkInspect,
+        NetworkRow, NodeRow, PublishedPorts, Sources, StatsRow, Status, VtepChange, VtepRow,
     },
 };
 use crate::model::Name;
@@ -80,6 +80,7 @@ fn router(backend: Arc<dyn Backend>, counts: Arc<ConnectionCounts>) -> Router {
         .route("/v1/fdb", get(fdb))
         .route("/v1/neighbours", get(neighbours))
         .route("/v1/nat", get(nat))
+        .route("/v1/nat/page", get(nat_page))
         .route("/v1/ports", get(ports))
         .route("/v1/ports/denied", post(ports_deny).delete(ports_allow))
         .route("/v1/vteps", get(vteps).post(vtep_add).delete(vtep_remove))
@@ -296,6 +297,10 @@ async fn neighbours(State(backend): Shared) -> Answer<Vec<NeighRow>> {
 
 async fn nat(State(backend): Shared, uri: Uri) -> Answer<Vec<NatRow>> {
     backend.nat(query(&uri)?).await.map(Json)
+}
+
+async fn nat_page(State(backend): Shared, uri: Uri) -> Answer<NatPage> {
+    backend.nat_page(query(&uri)?).await.map(Json)
 }
 
 async fn ports(State(backend): Shared) -> Answer<PublishedPorts> {

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     life::{ContainerState, Rerun, Supervised},
-    nat::{ConntrackStatus, FlowProtocol, NatQuery, NatRow},
+    nat::{ConntrackShare, ConntrackStatus, FlowProtocol, NatPage, NatQuery, NatRow},
     node::NodeRow,
     path::PathMtuStatus,
     ports::{Allowed, PublishedPorts, PublishedRow, Sources, may_have_clients},

@@ -27,6 +27,73 @@ pub(super) fn rows<R: Row>(out: &mut dyn Write, format: Format, rows: &[R]) -> i
     }
 }
 
+/// Rows that come page by page and are printed as they come. The columns are as wide as those of
+/// the first page with rows.
+pub(super) struct Pages {
+    format: Format,
+    /// Widths of the columns in characters. Empty: no row has been printed.
+    widths: Vec<usize>,
+}
+
+impl Pages {
+    pub(super) const fn new(format: Format) -> Self {
+        Self { format, widths: Vec::new() }
+    }
+
+    /// Prints the rows of a page. A single page is printed as by [`rows`].
+    pub(super) fn print<R: Row>(
+        &mut self,
+        out: &mut dyn Write,
+        page: &[R],
+        is_last: bool,
+    ) -> io::Result<()> {
+        let is_first = self.widths.is_empty();
+        if is_first && is_last {
+            return rows(out, self.format, page);
+        }
+        let cells = page.iter().map(|row| {
+            let cells = row.cells().into_iter();
+            cells.map(|text| printable(&text).into_owned()).collect::<Vec<_>>()
+        });
+        let cells: Vec<_> = cells.collect();
+        if is_first && !page.is_empty() {
+            let width = |(at, header): (usize, &&str)| {
+                let of_row = |row: &Vec<String>| row.get(at).map_or(0, |text| text.chars().count());
+                cells.iter().map(of_row).fold(header.chars().count(), usize::max)
+            };
+            self.widths = R::HEADERS.iter().enumerate().map(width).collect();
+        }
+        match self.format {
+            Format::Table => {
+                if is_first && !page.is_empty() {
+                    self.line(out, R::HEADERS.iter().copied())?;
+                }
+                cells.iter().try_for_each(|row| self.line(out, row.iter().map(String::as_str)))
+            }
+            Format::Json => {
+                let text = serde_json::to_string_pretty(page)?;
+                let inner = text.strip_prefix("[\n").and_then(|text| text.strip_suffix("\n]"));
+                if let Some(inner) = inner {
+                    let begin = if is_first { "[\n" } else { ",\n" };
+                    write!(out, "{begin}{}", printable_json(inner))?;
+                }
+                if is_last { writeln!(out, "\n]") } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Prints a line of the table.
+    fn line<'a>(
+        &self,
+        out: &mut dyn Write,
+        cells: impl Iterator<Item = &'a str>,
+    ) -> io::Result<()> {
+        let padded = cells.zip(&self.widths).map(|(text, width)| format!("{text:width$}   "));
+        let line: String = padded.collect();
+        writeln!(out, "{}", line.trim_end())
+    }
+}
+
 /// Prints pretty JSON.
 pub(super) fn json(out: &mut dyn Write, value: &(impl Serialize + ?Sized)) -> io::Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
@@ -127,6 +194,40 @@ mod tests {
         assert!(!text.contains(acts), "{text:?}");
         // The table with its headers, the fact, the line, and the brackets of the JSON.
         assert_eq!(text.lines().count(), 2 + 1 + 1 + 3, "{text:?}");
+    }
+
+    #[derive(Clone, Serialize)]
+    struct Pair {
+        one: String,
+        two: u32,
+    }
+
+    impl Row for Pair {
+        const HEADERS: &'static [&'static str] = &["ONE", "TWO"];
+
+        fn cells(&self) -> Vec<String> {
+            vec![self.one.clone(), self.two.to_string()]
+        }
+    }
+
+    #[test]
+    fn pages_are_printed_as_all_rows_at_once() {
+        let row = |one: &str, two| Pair { one: one.to_owned(), two };
+        let all = [row("longest", 1), row("a", 22), row("\u{9b}", 3), row("d", 4)];
+        for format in [Format::Table, Format::Json] {
+            let mut wanted = Vec::new();
+            rows(&mut wanted, format, &all).unwrap();
+            for cut in [vec![0, 0, 2, 4, 4], vec![0, 4], vec![0, 1, 2, 3, 4], vec![0, 3, 3, 4]] {
+                let mut pages = Pages::new(format);
+                let mut out = Vec::new();
+                for (at, ends) in cut.windows(2).enumerate() {
+                    let is_last = at + 2 == cut.len();
+                    pages.print(&mut out, &all[ends[0]..ends[1]], is_last).unwrap();
+                }
+                let [out, wanted] = [&out, &wanted].map(|text| String::from_utf8_lossy(text));
+                assert_eq!(out, wanted, "{cut:?}");
+            }
+        }
     }
 
     #[test]

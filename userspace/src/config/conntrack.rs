@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use culvert_common::{
-    abi::DEFAULT_FLOWS,
+    abi::{DEFAULT_FLOWS, DEFAULT_SHARE},
     datapath::conntrack::{self, FlowState},
 };
 
@@ -12,6 +12,9 @@ use culvert_common::{
 pub struct ConntrackOptions {
     /// `--conntrack-max`: capacity of the flow table, [`MIN_CONNTRACK`] to [`MAX_CONNTRACK`] flows.
     pub max_flows: u32,
+    /// `--conntrack-share`: the part of the table that one container may take, in percent, 1 to
+    /// 100.
+    pub share: u32,
     /// `--nat-ports`: the least and the greatest source port of masquerading. The least is not 0
     /// and not above the greatest.
     pub nat_ports: (u16, u16),
@@ -23,6 +26,7 @@ impl Default for ConntrackOptions {
     fn default() -> Self {
         Self {
             max_flows: DEFAULT_FLOWS,
+            share: DEFAULT_SHARE,
             nat_ports: DEFAULT_NAT_PORTS,
             timeouts: FlowTimeouts::default(),
         }

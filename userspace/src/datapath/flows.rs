@@ -2,6 +2,7 @@
 //! the programs.
 
 use std::{
+    collections::BTreeMap,
     fmt, io,
     os::fd::AsFd as _,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -12,7 +13,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError},
     sys::SyscallError,
 };
-use culvert_common::abi::{Flow, FlowKey, Sealed as _, names};
+use culvert_common::abi::{Flow, FlowKey, FlowShare, Sealed as _, names};
 
 use super::{
     batch,
@@ -74,6 +75,28 @@ pub trait FlowTable: Send + Sync {
     /// If the map cannot be written.
     fn replace(&self, key: &FlowKey, flow: &Flow) -> Result<(), DatapathError>;
 
+    /// Reads `FLOW_SHARES`: the flows of each container, by its incarnation.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    fn shares(&self) -> Result<BTreeMap<u32, FlowShare>, DatapathError>;
+
+    /// Reads the entry of `FLOW_SHARES` of the container with the incarnation `owner`.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    fn share(&self, owner: u32) -> Result<Option<FlowShare>, DatapathError>;
+
+    /// Writes the entry of `FLOW_SHARES` of the container with the incarnation `owner`; `None`
+    /// removes it. The programs write the map, too: an update that they make meanwhile is lost.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    fn set_share(&self, owner: u32, share: Option<FlowShare>) -> Result<(), DatapathError>;
+
     /// Reads `RESERVED_PORTS`, the ports that masquerading never takes: all words, see
     /// [`reserved_bit`](culvert_common::abi::reserved_bit).
     ///
@@ -90,22 +113,6 @@ pub trait FlowTable: Send + Sync {
     fn reserve(&self, word: u32, bits: u64) -> Result<(), DatapathError>;
 }
 
-/// All entries of `table`, in no order.
-///
-/// # Errors
-///
-/// If the map cannot be read.
-pub fn all(table: &dyn FlowTable) -> Result<Vec<(FlowKey, Flow)>, DatapathError> {
-    const SLICE: u32 = 16_384;
-    let (mut entries, mut from) = (Vec::new(), Some(Cursor::default()));
-    while let Some(cursor) = from {
-        let slice = table.slice(cursor, SLICE)?;
-        entries.extend(slice.entries);
-        from = slice.next;
-    }
-    Ok(entries)
-}
-
 /// The maps of the loaded data plane.
 pub struct Flows {
     /// Capacity of `FLOWS` in entries; a flow has two.
@@ -113,6 +120,7 @@ pub struct Flows {
     flows: Mutex<HashMap<MapData, Bytes<FlowKey>, Bytes<Flow>>>,
     /// A second handle of `FLOWS`: aya's map type does not lend its file descriptor.
     fd: MapData,
+    shares: Mutex<HashMap<MapData, u32, Bytes<FlowShare>>>,
     reserved: Mutex<Array<MapData, u64>>,
 }
 
@@ -131,6 +139,7 @@ impl Flows {
             max_entries: fd.info().map_err(failed)?.max_entries(),
             flows: Mutex::new(HashMap::try_from(Map::HashMap(map)).map_err(failed)?),
             fd,
+            shares: Mutex::new(take_map(ebpf, names::FLOW_SHARES)?),
             reserved: Mutex::new(take_map(ebpf, names::RESERVED_PORTS)?),
         })
     }
@@ -187,6 +196,47 @@ impl FlowTable for Flows {
         }
     }
 
+    fn shares(&self) -> Result<BTreeMap<u32, FlowShare>, DatapathError> {
+        let shares = lock(&self.shares);
+        let mut read = BTreeMap::new();
+        for item in shares.iter() {
+            match item {
+                Ok((owner, Bytes(share))) => {
+                    read.insert(owner, share);
+                }
+                // It was removed between two system calls.
+                Err(MapError::KeyNotFound) => {}
+                Err(source) => return Err(failed(names::FLOW_SHARES, source)),
+            }
+        }
+        Ok(read)
+    }
+
+    fn share(&self, owner: u32) -> Result<Option<FlowShare>, DatapathError> {
+        match lock(&self.shares).get(&owner, 0) {
+            Ok(Bytes(share)) => Ok(Some(share)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(failed(names::FLOW_SHARES, source)),
+        }
+    }
+
+    fn set_share(&self, owner: u32, share: Option<FlowShare>) -> Result<(), DatapathError> {
+        let mut shares = lock(&self.shares);
+        let written = match share {
+            Some(share) => shares.insert(owner, Bytes(share), 0),
+            None => match shares.remove(&owner) {
+                Err(MapError::KeyNotFound) => Ok(()),
+                Err(MapError::SyscallError(error))
+                    if error.io_error.kind() == io::ErrorKind::NotFound =>
+                {
+                    Ok(())
+                }
+                other => other,
+            },
+        };
+        written.map_err(|source| failed(names::FLOW_SHARES, source))
+    }
+
     fn reserved(&self) -> Result<Vec<u64>, DatapathError> {
         let words = lock(&self.reserved);
         let words = words.iter().collect::<Result<_, _>>();
@@ -234,6 +284,18 @@ mod tests {
         let mut ebpf = load_object(&options, None).unwrap();
         let flows = Flows::take(&mut ebpf).unwrap();
         (ebpf, flows)
+    }
+
+    /// All entries of `table`, in no order.
+    fn all(table: &dyn FlowTable) -> Result<Vec<(FlowKey, Flow)>, DatapathError> {
+        const SLICE: u32 = 16_384;
+        let (mut entries, mut from) = (Vec::new(), Some(Cursor::default()));
+        while let Some(cursor) = from {
+            let slice = table.slice(cursor, SLICE)?;
+            entries.extend(slice.entries);
+            from = slice.next;
+        }
+        Ok(entries)
     }
 
     fn key(number: u32) -> FlowKey {

@@ -111,6 +111,8 @@ pub struct Options {
     pub ageing: Duration,
     /// Number of flows that conntrack has room for. A pinned table keeps its capacity.
     pub max_flows: u32,
+    /// The part of these flows that one container may have, in percent.
+    pub flow_share: u32,
     /// Idle times after which flows expire.
     pub flow_timeouts: conntrack::Timeouts,
     /// Least and greatest port that masquerading chooses.
@@ -247,6 +249,7 @@ impl Datapath {
             };
             let carried = match version {
                 3 => carry::flows_of_v3(&dir.join("maps"), &self.tables)?,
+                4 => carry::flows_of_v4(&dir.join("maps"), &self.tables)?,
                 _ => Carried::default(),
             };
             bpffs::remove_tree(&dir)?;
@@ -317,6 +320,7 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
     // Two entries for each flow, and two slots. A pinned table keeps its size.
     let pinned = maps.and_then(|maps| pinned_entries(maps, names::FLOWS));
     let entries = pinned.unwrap_or(options.max_flows.saturating_mul(2));
+    let share = share_of(entries / 2, options.flow_share);
     let mut loader = EbpfLoader::new();
     loader
         .override_global(globals::VTEP_IP, &vtep_ip, true)
@@ -328,6 +332,7 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         .override_global(globals::LOOPBACK, &loopback, true)
         .override_global(globals::FLOW_TIMEOUTS, options.flow_timeouts.as_slice(), true)
         .override_global(globals::FLOW_SLOTS_LEN, &entries, true)
+        .override_global(globals::FLOW_SHARE, &share, true)
         .map_max_entries(names::FLOWS, entries)
         .map_max_entries(names::FLOW_SLOTS, entries);
     if let Some(maps) = maps {
@@ -361,6 +366,13 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         refused(&format!("program {}", programs::FROM_UNDERLAY_XDP), Box::new(error))
     })?;
     Ok(ebpf)
+}
+
+/// The number of flows that one container may have: `percent` of the `capacity` of the table in
+/// flows, at least 1.
+pub fn share_of(capacity: u32, percent: u32) -> u32 {
+    let share = u64::from(capacity) * u64::from(percent) / 100;
+    u32::try_from(share).unwrap_or(u32::MAX).max(1)
 }
 
 /// Removes the pin of the counters if the programs of the last agent had fewer counters, because
@@ -421,6 +433,7 @@ const PINNED_MAPS: &[&str] = &[
     names::GATEWAYS,
     names::FLOWS,
     names::FLOW_SLOTS,
+    names::FLOW_SHARES,
     names::PUBLISHED,
     names::SOURCES,
     names::BLOCKED,
@@ -454,6 +467,7 @@ impl Options {
             vxlan_port: 4789,
             ageing: Duration::from_secs(300),
             max_flows: 64,
+            flow_share: culvert_common::abi::DEFAULT_SHARE,
             flow_timeouts: conntrack::default_timeouts(),
             nat_ports: (1024, 65535),
             services: Vec::new(),

@@ -41,6 +41,7 @@ impl Price {
             vxlan_port: 4789,
             ageing: Duration::from_secs(300),
             max_flows: FLOWS,
+            flow_share: 100,
             flow_timeouts: conntrack::default_timeouts(),
             nat_ports: (1024, 65_535),
             services: Vec::new(),

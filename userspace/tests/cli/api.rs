@@ -158,9 +158,11 @@ fn every_request_makes_the_round_trip() {
                 container: Some(name("c1")),
                 protocol: Some(FlowProtocol::Tcp),
                 address: Some("192.0.2.7".parse().unwrap()),
+                from: Some(7),
             },
         ] {
             same!(|b| b.nat(query.clone())).unwrap();
+            same!(|b| b.nat_page(query.clone())).unwrap();
         }
         let nobody = NatQuery { container: Some(name("nobody")), ..NatQuery::default() };
         same!(|b| b.nat(nobody.clone())).unwrap_err();
@@ -240,6 +242,7 @@ fn requests_that_make_no_sense_are_refused_in_one_line() {
         ("GET", "/v1/nat?address=fd00::1", ""),
         ("GET", "/v1/nat?container=a%2Fb", ""),
         ("GET", "/v1/nat?state=icmp", ""),
+        ("GET", "/v1/nat/page?from=-1", ""),
     ];
     for (method, path, body) in cases {
         let (status, answer) = raw(&agent, &request(method, path, body));

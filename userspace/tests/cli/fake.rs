@@ -16,8 +16,9 @@ use culvert::{
             AddressChange, AgentStatus, Allowed, ApiConnections, ApiError, Connect,
             ConntrackStatus, ContainerCreate, ContainerNetwork, ContainerRow, ContainerState,
             Counts, Created, DatapathStatus, ErrorKind, FdbRow, InspectContainer, InspectIpam,
-            InspectPeer, InspectSubnet, NatQuery, NatRow, NeighRow, NetworkCreate, NetworkInspect,
-            NetworkRow, NodeRow, PathMtuStatus, PublishedPorts, PublishedRow, Sources, StatsRow,
+            InspectPeer, InspectSubnet, NatPage, NatQuery, NatRow, NeighRow, NetworkCreate,
+            NetworkInspect, NetworkRow, NodeRow, PathMtuStatus, PublishedPorts, PublishedRow,
+            Sources, StatsRow,
             Status, StoreCertificate, StoreRead, StoreStatus, VtepChange, VtepRow,
         },
     },
@@ -456,6 +457,10 @@ impl Backend for Fake {
             .collect())
     }
 
+    async fn nat_page(&self, query: NatQuery) -> Result<NatPage, ApiError> {
+        Ok(NatPage { rows: self.nat(query).await?, next: None })
+    }
+
     async fn vteps(&self) -> Result<Vec<VtepRow>, ApiError> {
         let mut rows = vec![
             VtepRow {
@@ -649,7 +654,13 @@ impl Backend for Fake {
                 verified: 2,
                 unverified: 3,
             },
-            conntrack: ConntrackStatus { flows: 17, estimated: false, max: 262_144, refused: 3 },
+            conntrack: ConntrackStatus {
+                flows: 17,
+                max: 262_144,
+                refused: 3,
+                share: 131_072,
+                ..ConntrackStatus::default()
+            },
             counts: Counts {
                 networks: state.networks.len(),
                 local_endpoints: 1,

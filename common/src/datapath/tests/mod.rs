@@ -9,6 +9,7 @@ mod nd;
 mod pmtu;
 mod random;
 mod rate;
+mod segment;
 mod tunnel;
 mod tunnel_source;
 

@@ -9,11 +9,11 @@ use crate::abi::{
 };
 use crate::datapath::nat::{
     self, PORT_TRIES, Quoted, Upper, address_difference, begins_anew, candidate, checksum_offset,
-    echo_id, has_ports, port_difference, ports_offset, readdress, seen, translate_error, update,
-    update_upper, upper,
+    echo_id, has_halves, has_ports, in_half, is_in_half, port_difference, ports_offset, readdress,
+    translate_error, update, update_upper, upper,
 };
 use crate::wire::Ipv4Hdr;
-use crate::wire::tcp::{ACK, FIN, RST, SYN};
+use crate::wire::tcp::{ACK, RST, SYN};
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
@@ -203,6 +203,29 @@ proptest! {
         prop_assert!(ports.any(|port| free.contains(&port)));
     }
 
+    /// Each container has about half of the ports, and a quarter of all that another one has not.
+    #[test]
+    fn halves_are_halves_and_differ(one: u32, other: u32) {
+        prop_assume!(one != other);
+        let count = |of: &dyn Fn(u16) -> bool| (1024..=u16::MAX).filter(|port| of(*port)).count();
+        let half = count(&|port| is_in_half(port, one));
+        prop_assert!((30_000..34_500).contains(&half), "{half}");
+        let alone = count(&|port| is_in_half(port, one) && !is_in_half(port, other));
+        prop_assert!((13_000..19_500).contains(&alone), "{alone}");
+    }
+
+    #[test]
+    fn a_port_in_the_half_is_beside(port: u16, owner: u32, a: u16, b: u16) {
+        let (min, max) = (a.min(b), a.max(b));
+        if let Some(beside) = in_half(port, owner, min, max) {
+            prop_assert!((min..=max).contains(&beside) && is_in_half(beside, owner));
+            prop_assert!(port ^ beside < 8);
+        }
+        if is_in_half(port, owner) && (min..=max).contains(&port) {
+            prop_assert_eq!(in_half(port, owner, min, max), Some(port));
+        }
+    }
+
     /// The other direction of the other direction is the first direction.
     #[test]
     fn other_is_an_involution(tuple in tuples(), to in tuples(), zones: (u32, u32)) {
@@ -227,6 +250,12 @@ fn a_range_of_few_is_tried_in_full() {
             assert_eq!(ports, (min..=max).collect::<Vec<u16>>());
         }
     }
+}
+
+#[test]
+fn few_ports_have_no_halves() {
+    assert!(has_halves(1024, u16::MAX) && has_halves(16_384, 32_767));
+    assert!(!has_halves(40_000, 40_003) && !has_halves(5, 5) && !has_halves(9, 8));
 }
 
 #[test]
@@ -255,32 +284,6 @@ fn ranges_turned_around_or_whole_do_not_panic() {
         for index in 0..PORT_TRIES {
             let _ = candidate(index, 5, u32::MAX, min, max);
         }
-    }
-}
-
-#[test]
-fn seen_notes_what_segments_say() {
-    let (s, syn, ack, fin, rst) = (bits::PACKET, bits::SYN, bits::ACK, bits::FIN, bits::RST);
-    for (before, flags, after) in [
-        (0, SYN, s | syn),
-        (0, SYN | ACK, s | syn),
-        (0, ACK, s | ack),
-        (0, 0, s),
-        (s | syn, ACK, s | syn | ack),
-        (s | ack, FIN | ACK, s | ack | fin),
-        (s, FIN, s | fin),
-        (s | ack, RST, s | ack | rst),
-        (s | ack, RST | ACK, s | ack | rst),
-        (s, RST | SYN | FIN | ACK, s | rst),
-        (s | ack | rst, ACK, s | ack),
-        (s | rst, SYN, s | syn),
-        (s | fin | rst, 0, s | fin),
-    ] {
-        assert_eq!(seen(before, TCP, flags), after, "{before:#x} {flags:#x}");
-    }
-    for protocol in [UDP, ICMP] {
-        assert_eq!(seen(0, protocol, 0xff), s);
-        assert_eq!(seen(s, protocol, 0), s);
     }
 }
 

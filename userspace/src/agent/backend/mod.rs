@@ -39,9 +39,9 @@ use crate::{
         deadline::{self, Wait},
         types::{
             AddressChange, Allowed, ApiError, Connect, ContainerCreate, ContainerRow,
-            ContainerState, Created, ErrorKind, FdbRow, NatQuery, NatRow, NeighRow, NetworkCreate,
-            NetworkInspect, NetworkRow, NodeRow, PublishedPorts, Sources, StatsRow, Status,
-            VtepChange, VtepRow,
+            ContainerState, Created, ErrorKind, FdbRow, NatPage, NatQuery, NatRow, NeighRow,
+            NetworkCreate, NetworkInspect, NetworkRow, NodeRow, PublishedPorts, Sources, StatsRow,
+            Status, VtepChange, VtepRow,
         },
     },
     model::{
@@ -219,6 +219,10 @@ impl Backend for Agent {
 
     async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError> {
         self.show_nat(query).await
+    }
+
+    async fn nat_page(&self, query: NatQuery) -> Result<NatPage, ApiError> {
+        self.show_nat_page(query).await
     }
 
     async fn ports(&self) -> Result<PublishedPorts, ApiError> {

@@ -1,7 +1,7 @@
 //! Flows as rows of `nat ls` and `stats`.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
@@ -18,13 +18,26 @@ use crate::{
         conntrack::{REFUSALS, are_one_flow},
         containers::Origin,
     },
-    api::types::{ApiError, ConntrackStatus, FlowProtocol, NatQuery, NatRow, StatsRow},
-    datapath::flows,
+    api::types::{
+        ApiError, ConntrackShare, ConntrackStatus, FlowProtocol, NatPage, NatQuery, NatRow,
+        StatsRow,
+    },
+    datapath::{
+        DatapathError,
+        flows::{Cursor, FlowTable, Slice},
+        share_of,
+    },
     model::Name,
 };
 
 /// `direction` of the rows of `stats` that count flows by state.
 const DIRECTION: &str = "conntrack";
+
+/// Entries of the table that a page of `nat ls` is made from: two for each flow.
+const PAGE: u32 = 8192;
+
+/// Number of containers that `status` names.
+const NAMED: usize = 20;
 
 /// Names for the numbers and addresses of flows.
 struct Names {
@@ -62,32 +75,40 @@ impl Names {
 }
 
 impl Agent {
+    /// All flows that match the query.
     pub(super) async fn show_nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError> {
+        let mut rows = Vec::new();
+        let mut from = None;
+        loop {
+            let page = self.show_nat_page(NatQuery { from, ..query.clone() }).await?;
+            rows.extend(page.rows);
+            from = page.next;
+            if from.is_none() {
+                break;
+            }
+        }
+        rows.sort_by_cached_key(sort_key);
+        Ok(rows)
+    }
+
+    /// The flows that match the query in a part of the table.
+    pub(super) async fn show_nat_page(&self, query: NatQuery) -> Result<NatPage, ApiError> {
         let wanted = match &query.container {
             Some(name) => Some(self.holder(name)?),
             None => None,
         };
         let platform = Arc::clone(&self.shared.platform);
-        let read = tokio::task::spawn_blocking(move || flows::all(platform.flows()));
-        let entries = read.await.map_err(|error| internal(&error))?;
-        let entries: HashMap<FlowKey, Flow> =
-            entries.map_err(|error| internal(&error))?.into_iter().collect();
+        let from = Cursor(query.from.unwrap_or_default());
+        let read = tokio::task::spawn_blocking(move || pairs(platform.flows(), from));
+        let read = read.await.map_err(|error| internal(&error))?;
+        let (pairs, next) = read.map_err(|error| internal(&error))?;
         let names = self.flow_names();
         let now_ns = self.shared.platform.now_ns();
-        let mut rows = Vec::new();
-        for (key, orig) in entries.iter().filter(|(_, flow)| flow.kind & kind::ORIG != 0) {
-            // One direction without the other: the flow is being made or removed.
-            let reply = entries.get(&key.other(orig));
-            let Some(reply) = reply.filter(|reply| are_one_flow(key, orig, reply)) else {
-                continue;
-            };
-            let row = self.nat_row(&names, now_ns, key, orig, reply);
-            if fits(&row, &query, wanted.as_ref()) {
-                rows.push(row);
-            }
-        }
-        rows.sort_by(|a, b| sort_key(a).cmp(&sort_key(b)));
-        Ok(rows)
+        let rows =
+            pairs.iter().map(|(key, orig, reply)| self.nat_row(&names, now_ns, key, orig, reply));
+        let mut rows: Vec<_> = rows.filter(|row| fits(row, &query, wanted.as_ref())).collect();
+        rows.sort_by_cached_key(sort_key);
+        Ok(NatPage { rows, next: next.map(|Cursor(at)| at) })
     }
 
     /// The container that owns the network namespace of `name`: itself, or the container whose
@@ -186,9 +207,65 @@ impl Agent {
         let dropped = |(reason, _): &(_, _)| platform.dropped(*reason).unwrap_or_default();
         let refused = REFUSALS.iter().map(dropped).sum();
         let max = platform.flows().capacity();
+        let share = share_of(max, self.shared.options.conntrack.share);
+        let mut containers = self.crowded(share);
+        let crowded = containers.len() as u64;
+        containers.truncate(NAMED);
         let summary = self.shared.flows();
-        ConntrackStatus { flows: summary.flows, estimated: summary.estimated, max, refused }
+        let (flows, estimated) = (summary.flows, summary.estimated);
+        ConntrackStatus { flows, estimated, max, refused, share, crowded, containers }
     }
+
+    /// The containers with at least half of the `share` of a container in the table, or with
+    /// refused flows, in the order of [`ConntrackStatus::containers`].
+    fn crowded(&self, share: u32) -> Vec<ConntrackShare> {
+        let platform = &self.shared.platform;
+        let mut shares = platform.flows().shares().unwrap_or_default();
+        shares.retain(|_, of| of.refused > 0 || of.flows >= share.div_ceil(2));
+        if shares.is_empty() {
+            return Vec::new();
+        }
+        let names = self.flow_names();
+        let endpoints = platform.endpoints().unwrap_or_default();
+        let containers: BTreeMap<u32, String> = endpoints
+            .values()
+            .map(|ep| (ep.incarnation, names.container(ep.vni, ep.ipv4)))
+            .collect();
+        let mut rows: Vec<_> = shares
+            .iter()
+            .map(|(owner, of)| ConntrackShare {
+                container: containers.get(owner).cloned().unwrap_or_default(),
+                flows: of.flows.into(),
+                refused: of.refused,
+            })
+            .collect();
+        rows.sort_by(|a, b| (b.refused, b.flows).cmp(&(a.refused, a.flows)));
+        rows
+    }
+}
+
+/// Entries of a flow's two directions with the key of the first one.
+type Pair = (FlowKey, Flow, Flow);
+
+/// The flows whose `ORIG` entry is in the part of the table from `from` on, in no order, and the
+/// beginning of the next part.
+fn pairs(
+    table: &dyn FlowTable,
+    from: Cursor,
+) -> Result<(Vec<Pair>, Option<Cursor>), DatapathError> {
+    let Slice { entries, next } = table.slice(from, PAGE)?;
+    let mut pairs = Vec::new();
+    for (key, orig) in entries {
+        if orig.kind & kind::ORIG == 0 {
+            continue;
+        }
+        // One direction without the other: the flow is being made or removed.
+        let reply = table.lookup(&key.other(&orig))?;
+        if let Some(reply) = reply.filter(|reply| are_one_flow(&key, &orig, reply)) {
+            pairs.push((key, orig, reply));
+        }
+    }
+    Ok((pairs, next))
 }
 
 /// Whether a row matches the query.
@@ -199,7 +276,7 @@ fn fits(row: &NatRow, query: &NatQuery, container: Option<&Name>) -> bool {
         && query.address.is_none_or(|address| addresses.contains(&address))
 }
 
-fn sort_key(row: &NatRow) -> impl Ord {
+fn sort_key(row: &NatRow) -> impl Ord + use<> {
     let NatRow { container, protocol, src, src_port, dst, dst_port, vni, .. } = row;
     (container.clone(), *protocol, *src, *src_port, *dst, *dst_port, *vni)
 }

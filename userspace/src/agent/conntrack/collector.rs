@@ -8,7 +8,10 @@ use culvert_common::{
     datapath::conntrack::FlowState,
 };
 
-use super::expiry::{Criteria, Findings, FlowStatus, are_one_flow};
+use super::{
+    expiry::{Criteria, Findings, FlowStatus, are_one_flow},
+    shares::{self, ByOwner, Walked},
+};
 use crate::datapath::{
     DatapathError,
     flows::{Cursor, FlowTable},
@@ -69,6 +72,8 @@ struct Pass {
     halves: HashMap<FlowKey, u64>,
     /// Incarnations that a flow has and that no container of this host has.
     suspects: BTreeSet<u32>,
+    /// Flows by container. `None`: the walk has not begun.
+    walked: Option<Walked>,
 }
 
 /// Walks through the table of flows, round by round.
@@ -92,10 +97,12 @@ impl Collector {
         let (states, capacity) = (self.before.states.clone(), table.capacity());
         let estimated = self.pass.at != Cursor::default();
         let flows = if estimated {
-            (self.entries / 2).min(u64::from(capacity))
+            self.entries / 2
         } else {
             states.values().map(|tally| tally.flows).sum()
         };
+        // While flows begin and end, a walk can count more than there ever are at a time.
+        let flows = flows.min(u64::from(capacity));
         Summary { states, flows, estimated, capacity }
     }
 
@@ -107,6 +114,10 @@ impl Collector {
     ) -> Result<(), DatapathError> {
         let Limits { round, crowded_round, slice, .. } = self.limits;
         let mut left = if self.is_crowded(table) { crowded_round } else { round };
+        if self.pass.walked.is_none() {
+            self.pass.walked = Some(Walked::begin(table)?);
+        }
+        let mut removed = ByOwner::new();
         while left > 0 {
             let part = table.slice(self.pass.at, left.min(slice))?;
             // An empty slice ends the round: it is the last slice, or `left` is too small for more.
@@ -114,12 +125,21 @@ impl Collector {
                 Ok(entries) if entries > 0 => left.saturating_sub(entries),
                 _ => 0,
             };
-            for (key, flow) in part.entries {
-                self.visit(table, criteria, key, flow)?;
-            }
+            let visited: Result<(), DatapathError> =
+                part.entries.into_iter().try_for_each(|(key, flow)| {
+                    let ended = self.visit(table, criteria, key, flow)?;
+                    shares::count(&mut removed, ended);
+                    Ok(())
+                });
+            // Also if an entry could not be read: the removed ones are gone.
+            shares::subtract(table, &std::mem::take(&mut removed))?;
+            visited?;
             match part.next {
                 Some(next) => self.pass.at = next,
                 None => {
+                    if let Some(walked) = &self.pass.walked {
+                        walked.end(table, criteria.incarnations.map(|known| &known.live))?;
+                    }
                     self.complete();
                     break;
                 }
@@ -148,14 +168,15 @@ impl Collector {
         self.entries * 100 > u64::from(table.capacity()) * 2 * CROWDED
     }
 
-    /// Examines one entry. Removes its flow if the flow has ended.
+    /// Examines one entry. Removes its flow if the flow has ended. Returns the container in whose
+    /// share a removed flow was, see [`Flow::owner`], else 0.
     fn visit(
         &mut self,
         table: &dyn FlowTable,
         criteria: &Criteria<'_>,
         key: FlowKey,
         flow: Flow,
-    ) -> Result<(), DatapathError> {
+    ) -> Result<u32, DatapathError> {
         let missing_ns = self.before.halves.get(&key).copied();
         let known = Findings { missing_ns, suspects: Some(&self.before.suspects) };
         let look = |flow: &Flow| -> Result<(Option<Flow>, FlowStatus), DatapathError> {
@@ -179,26 +200,33 @@ impl Collector {
             }
             FlowStatus::Expired | FlowStatus::Stale | FlowStatus::Moved | FlowStatus::Orphan => {
                 // The programs may have used or removed the entry since the slice was read.
-                let Some(flow) = table.lookup(&key)? else { return Ok(()) };
+                let Some(flow) = table.lookup(&key)? else { return Ok(0) };
+                let is_orig = flow.kind & kind::ORIG != 0;
                 match look(&flow)? {
                     (_, FlowStatus::Keep(_) | FlowStatus::Half) => self.pass.present += 1,
-                    (None, _) => table.remove(&key)?,
+                    (None, _) => {
+                        table.remove(&key)?;
+                        return Ok(if is_orig { flow.owner() } else { 0 });
+                    }
                     (Some(_), _) => {
                         // The `ORIG` entry is removed first: without this entry the next packet
                         // begins a new flow.
                         let other = key.other(&flow);
-                        let (orig, reply) =
-                            if flow.kind & kind::ORIG != 0 { (key, other) } else { (other, key) };
+                        let (orig, reply) = if is_orig { (key, other) } else { (other, key) };
                         table.remove(&orig)?;
                         table.remove(&reply)?;
+                        return Ok(flow.owner());
                     }
                 }
             }
         }
-        Ok(())
+        Ok(0)
     }
 
     fn count(&mut self, state: FlowState, orig: &Flow, reply: &Flow) {
+        if let Some(walked) = &mut self.pass.walked {
+            shares::count(&mut walked.flows, orig.owner());
+        }
         let tally = self.pass.states.entry(state).or_default();
         tally.flows += 1;
         tally.packets = tally.packets.wrapping_add(orig.packets).wrapping_add(reply.packets);

@@ -8,6 +8,7 @@
 mod collector;
 mod expiry;
 mod ports;
+mod shares;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -54,7 +55,7 @@ const SOCKETS: [(Transport, u8); 3] =
     [(Transport::Tcp, PROTO_TCP), (Transport::Udp, PROTO_UDP), (Transport::Ping, PROTO_ICMP)];
 
 /// Drop reasons of refused flows, each with the advice that `status` gives.
-pub(crate) const REFUSALS: [(DropReason, &str); 2] = [
+pub(crate) const REFUSALS: [(DropReason, &str); 3] = [
     (
         DropReason::ConntrackFull,
         "conntrack: new flows were refused, the table is full: shorten --conntrack-timeout or raise --conntrack-max",
@@ -62,6 +63,10 @@ pub(crate) const REFUSALS: [(DropReason, &str); 2] = [
     (
         DropReason::NatPortsExhausted,
         "conntrack: new flows were refused, no port is free for them: widen --nat-ports or shorten --conntrack-timeout",
+    ),
+    (
+        DropReason::ShareExceeded,
+        "conntrack: new flows of a container were refused, it has its share of the table: 'culvert status --format json' names the container; raise --conntrack-share or --conntrack-max",
     ),
 ];
 

@@ -6,7 +6,7 @@ use std::{
     sync::Mutex,
 };
 
-use culvert_common::abi::{Flow, FlowKey, RESERVED_ENTRIES, Tuple, kind, seen, zone};
+use culvert_common::abi::{Flow, FlowKey, FlowShare, RESERVED_ENTRIES, Tuple, kind, seen, zone};
 
 use crate::datapath::{
     DatapathError,
@@ -27,6 +27,7 @@ pub(crate) struct State {
     pub(crate) flows: BTreeMap<FlowKey, Flow>,
     /// Entries of each slice that was read.
     pub(crate) slices: Vec<Vec<FlowKey>>,
+    pub(crate) shares: BTreeMap<u32, FlowShare>,
     pub(crate) reserved: BTreeMap<u32, u64>,
     pub(crate) writes: usize,
     /// Whether reads of a slice fail.
@@ -97,6 +98,23 @@ impl FlowTable for MemoryFlows {
         if let Some(entry) = self.state.lock().unwrap().flows.get_mut(key) {
             *entry = *flow;
         }
+        Ok(())
+    }
+
+    fn shares(&self) -> Result<BTreeMap<u32, FlowShare>, DatapathError> {
+        Ok(self.state.lock().unwrap().shares.clone())
+    }
+
+    fn share(&self, owner: u32) -> Result<Option<FlowShare>, DatapathError> {
+        Ok(self.state.lock().unwrap().shares.get(&owner).copied())
+    }
+
+    fn set_share(&self, owner: u32, share: Option<FlowShare>) -> Result<(), DatapathError> {
+        let shares = &mut self.state.lock().unwrap().shares;
+        match share {
+            Some(share) => shares.insert(owner, share),
+            None => shares.remove(&owner),
+        };
         Ok(())
     }
 

@@ -163,9 +163,12 @@ async fn flows_are_listed_with_the_names_of_their_containers() {
             container: container.map(name),
             protocol,
             address: address.map(Ipv4Addr::from),
+            from: None,
         };
         let rows = one.nat(query.clone()).await;
         assert_eq!(rows.len(), found, "{query:?}: {rows:?}");
+        let page = one.agent.nat_page(query.clone()).await.unwrap();
+        assert_eq!((page.rows.len(), page.next), (found, None));
     }
     one.run("side", "container:web").await.unwrap();
     let side = NatQuery { container: Some(name("side")), ..NatQuery::default() };
@@ -232,7 +235,9 @@ async fn the_agent_ages_flows_counts_them_and_tells_of_refused_ones() {
     })
     .await;
     let status = one.agent.status().await.unwrap();
-    let expected = ConntrackStatus { flows: 1, estimated: false, max: 262_144, refused: 4 };
+    let (max, share) = (262_144, 131_072);
+    let expected =
+        ConntrackStatus { flows: 1, max, refused: 4, share, ..ConntrackStatus::default() };
     assert_eq!(status.conntrack, expected);
     assert_eq!(status.problems, [""; 0], "refused before the agent began");
     eventually("the VXLAN port is left alone", || async {

@@ -31,7 +31,7 @@ impl FlowProtocol {
     }
 }
 
-/// Query of `GET /v1/nat`. A flow must match all given fields.
+/// Query of `GET /v1/nat` and `GET /v1/nat/page`. A flow must match all given fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NatQuery {
@@ -44,6 +44,21 @@ pub struct NatQuery {
     /// Flows with this address, translated or not.
     #[serde(default)]
     pub address: Option<Ipv4Addr>,
+    /// `GET /v1/nat/page`: where the page begins, [`NatPage::next`] of the page before; by default
+    /// the beginning of the table. `GET /v1/nat` returns all flows and ignores it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u32>,
+}
+
+/// A part of the table of flows. A flow that lives from the request of the first page until that of
+/// the last one is in one of the pages, and only once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatPage {
+    /// Flows that match the query, sorted within the page; there may be none in a page.
+    pub rows: Vec<NatRow>,
+    /// [`NatQuery::from`] of the next page; `None`: this was the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u32>,
 }
 
 /// Row of `nat ls`: one flow. For ICMP echo the source port is the identifier, and the destination
@@ -98,7 +113,7 @@ pub struct NatRow {
 }
 
 /// Conntrack table in [`Status`](super::Status).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConntrackStatus {
     /// Number of flows.
     pub flows: u64,
@@ -107,7 +122,27 @@ pub struct ConntrackStatus {
     pub estimated: bool,
     /// Capacity of the table, in flows.
     pub max: u32,
-    /// Number of new flows that were refused since the counters began, because the table was full
-    /// or no source port was free.
+    /// Number of new flows that were refused since the counters began, because the table was full,
+    /// no source port was free, or their container had its share.
+    pub refused: u64,
+    /// Number of flows that one container may have.
+    #[serde(default)]
+    pub share: u32,
+    /// Number of containers with at least half of their share, or with refused flows.
+    #[serde(default)]
+    pub crowded: u64,
+    /// The first of these containers, at most 20, those with refused flows first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<ConntrackShare>,
+}
+
+/// The flows of a container in [`ConntrackStatus`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConntrackShare {
+    /// Name of the container; empty if it is not known.
+    pub container: String,
+    /// Number of flows that count in its share.
+    pub flows: u64,
+    /// Number of new flows that were refused because it had its share, or no port was free for it.
     pub refused: u64,
 }

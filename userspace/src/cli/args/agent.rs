@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use clap::Args;
-use culvert_common::abi::{DEFAULT_FLOWS, MAX_SERVICES};
+use culvert_common::abi::{DEFAULT_FLOWS, DEFAULT_SHARE, MAX_SERVICES};
 use ipnetwork::Ipv4Network;
 
 use super::conntrack::{self, NatPorts, StateTimeout};
@@ -109,6 +109,14 @@ struct ConntrackArgs {
         value_parser = conntrack::max_flows
     )]
     max_flows: u32,
+    /// Part of the flow table that one container may take, in percent
+    #[arg(
+        long = "conntrack-share",
+        value_name = "PERCENT",
+        default_value_t = DEFAULT_SHARE,
+        value_parser = conntrack::share
+    )]
+    share: u32,
     /// Seconds that a flow in STATE lives unused, as in tcp-established=3600; several times for several states
     #[arg(
         long = "conntrack-timeout",
@@ -214,6 +222,7 @@ impl AgentArgs {
             ageing: self.ageing.0,
             conntrack: ConntrackOptions {
                 max_flows: self.conntrack.max_flows,
+                share: self.conntrack.share,
                 nat_ports: self.conntrack.nat_ports.0,
                 timeouts: conntrack::collect(&self.conntrack.timeouts)?,
             },

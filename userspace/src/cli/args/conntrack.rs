@@ -1,4 +1,4 @@
-//! The values of `--conntrack-max`, `--conntrack-timeout` and `--nat-ports`.
+//! The values of `--conntrack-max`, `--conntrack-share`, `--conntrack-timeout` and `--nat-ports`.
 
 use std::fmt;
 
@@ -68,6 +68,14 @@ pub(super) fn max_flows(text: &str) -> Result<u32, Invalid> {
     }
 }
 
+/// Parses a share of the table, in percent.
+pub(super) fn share(text: &str) -> Result<u32, Invalid> {
+    match text.parse() {
+        Ok(percent @ 1..=100) => Ok(percent),
+        _ => Err(Invalid(format!("'{text}' is not a percentage: 1 to 100 is valid"))),
+    }
+}
+
 /// Parses `LO-HI`.
 pub(super) fn nat_ports(text: &str) -> Result<NatPorts, Invalid> {
     let parsed = text.split_once('-').and_then(|(least, greatest)| {
@@ -129,6 +137,14 @@ mod tests {
         assert_eq!(max_flows("8388608").unwrap(), MAX_CONNTRACK);
         for bad in ["", "0", "63", "8388609", "-1", "1k"] {
             line(max_flows(bad));
+        }
+    }
+
+    #[test]
+    fn shares() {
+        assert_eq!((share("1").unwrap(), share("100").unwrap()), (1, 100));
+        for bad in ["", "0", "101", "-1", "50%", "0.5"] {
+            line(share(bad));
         }
     }
 

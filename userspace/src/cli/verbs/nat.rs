@@ -5,12 +5,12 @@ use std::io::Write;
 use crate::{
     api::{
         Backend,
-        types::{NatQuery, NatRow},
+        types::{NatPage, NatQuery, NatRow},
     },
     cli::{
         args::{Format, NatLsArgs},
         failure::Failure,
-        output::{self, Row, or_dash},
+        output::{self, Pages, Row, or_dash},
     },
 };
 
@@ -42,6 +42,15 @@ pub(crate) async fn nat(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let NatLsArgs { container, protocol, address } = args;
-    let rows = backend.nat(NatQuery { container, protocol, address }).await?;
-    Ok(output::rows(out, format, &rows)?)
+    let mut query = NatQuery { container, protocol, address, from: None };
+    let mut pages = Pages::new(format);
+    // A full table has hundreds of thousands of flows: each page is printed when it is there.
+    loop {
+        let NatPage { rows, next } = backend.nat_page(query.clone()).await?;
+        pages.print(out, &rows, next.is_none())?;
+        if next.is_none() {
+            return Ok(());
+        }
+        query.from = next;
+    }
 }

@@ -1,0 +1,285 @@
+//! What conntrack believes of a TCP segment (RFC 9293, RFC 5961).
+//!
+//! Anybody can send a segment with the addresses and ports of a flow. So a segment changes the
+//! state of the flow only if its numbers show that its sender has seen what the other side sent, or
+//! knows what its own side has sent. A segment that changes nothing is forwarded all the same: its
+//! receiver decides.
+
+use crate::abi::{Flow, kind, seen};
+use crate::wire::TcpStart;
+use crate::wire::tcp::{ACK, FIN, RST, SYN};
+
+/// Largest distance, in bytes, of a number from the last one that was believed: a gap of lost
+/// segments, or of lost acknowledgements. A sender that guesses hits it once in 4096 times.
+const WINDOW: u32 = 1 << 20;
+
+/// Largest distance, in bytes, of a FIN from the end of what its side has sent: segments that the
+/// network has delivered after it. A sender that guesses hits it once in about 60,000 times.
+const REORDERED: u32 = 1 << 16;
+
+/// Number of packets of a flow to the host's stack after which few of its acknowledgements are
+/// compared, see [`TcpSegment::is_plain`].
+const COMPARED: u64 = 16;
+
+/// What conntrack reads of a TCP segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpSegment {
+    /// Flags of the header; 0 if the packet has no TCP header.
+    pub flags: u8,
+    /// Sequence number.
+    pub seq: u32,
+    /// Sequence number after the segment: SYN, payload and FIN have one number for each byte or
+    /// flag.
+    pub end: u32,
+    /// Acknowledgement number.
+    pub ack: u32,
+}
+
+/// Bits of [`Followed::changes`]: the fields of the flow that the segment sets.
+pub mod change {
+    /// [`Flow::last_seen_ns`](crate::abi::Flow::last_seen_ns): the segment keeps the flow alive.
+    pub const TIME: u32 = 1;
+    /// [`Flow::last_ack`](crate::abi::Flow::last_ack).
+    pub const ACK: u32 = 1 << 1;
+    /// [`Flow::first_seq`](crate::abi::Flow::first_seq).
+    pub const FIRST: u32 = 1 << 2;
+    /// [`Flow::next_seq`](crate::abi::Flow::next_seq).
+    pub const NEXT: u32 = 1 << 3;
+    /// The other direction is reset, too.
+    pub const RESET: u32 = 1 << 4;
+    /// The other direction begins anew: it has sent the SYN that this segment acknowledges.
+    pub const RESTART: u32 = 1 << 5;
+}
+
+/// The effect of a segment on a flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Followed {
+    /// New [`Flow::seen`] of the segment's direction.
+    pub seen: u32,
+    /// Bits of [`change`].
+    pub changes: u32,
+}
+
+/// Distance from `from` to `to` in bytes, negative if `to` is before `from` (RFC 9293 §3.4).
+#[inline(always)]
+const fn distance(from: u32, to: u32) -> i32 {
+    to.wrapping_sub(from) as i32
+}
+
+impl TcpSegment {
+    /// The segment with this header in `upper_len` bytes of header and payload. Of a fragmented
+    /// packet only the first fragment counts.
+    #[inline(always)]
+    pub const fn new(tcp: &TcpStart, upper_len: u32) -> Self {
+        let (flags, seq) = (tcp.flags(), tcp.seq());
+        let payload = upper_len.saturating_sub(tcp.header_len());
+        let flagged = (flags & SYN != 0) as u32 + (flags & FIN != 0) as u32;
+        let end = seq.wrapping_add(payload).wrapping_add(flagged);
+        Self { flags, seq, end, ack: tcp.ack() }
+    }
+
+    /// The sequence number of the first byte of payload.
+    #[inline(always)]
+    pub const fn first(&self) -> u32 {
+        self.seq.wrapping_add((self.flags & SYN != 0) as u32)
+    }
+
+    /// [`Flow::seen`] of a direction whose first segment this is.
+    #[inline(always)]
+    pub const fn opening(&self) -> u32 {
+        let mut bits = seen::PACKET;
+        if self.flags & RST != 0 {
+            return bits | seen::RST;
+        }
+        if self.flags & SYN != 0 {
+            bits |= seen::SYN;
+        }
+        bits
+    }
+
+    /// [`Flow::seen`] of the other direction when this segment begins a flow.
+    #[inline(always)]
+    pub const fn opposite(&self) -> u32 {
+        if self.flags & RST != 0 { seen::RST } else { 0 }
+    }
+
+    /// Whether the segment of a direction `flow` can only move its numbers on: the other direction
+    /// need not be read, and [`Self::moves_seq`] and [`Self::moves_ack`] tell the changes. So it is
+    /// for nearly all segments of a connection.
+    #[inline(always)]
+    pub const fn is_plain(&self, flow: &Flow) -> bool {
+        if self.flags & (SYN | FIN | RST | ACK) != ACK || flow.seen & seen::RST != 0 {
+            return false;
+        }
+        if flow.seen & seen::ACK == 0 {
+            // The host answers most of its flows without a program, so that nothing of the other
+            // direction is known that could be acknowledged.
+            let count = flow.packets;
+            return flow.kind & kind::HOST != 0 && count > COMPARED && count & 0xff != 0;
+        }
+        distance(flow.next_seq, self.end) <= WINDOW as i32
+            && distance(flow.last_ack, self.ack) <= WINDOW as i32
+    }
+
+    /// Whether a plain segment sends more than its direction has sent.
+    #[inline(always)]
+    pub const fn moves_seq(&self, flow: &Flow) -> bool {
+        let ahead = self.end.wrapping_sub(flow.next_seq);
+        ahead != 0 && ahead <= WINDOW
+    }
+
+    /// Whether a plain segment acknowledges more than its direction has acknowledged.
+    #[inline(always)]
+    pub const fn moves_ack(&self, flow: &Flow) -> bool {
+        let ahead = self.ack.wrapping_sub(flow.last_ack);
+        ahead != 0 && ahead <= WINDOW
+    }
+
+    /// Whether the segment acknowledges what the direction `other` has sent since it began, and no
+    /// more. After a SYN this is a single number.
+    #[inline(always)]
+    const fn acknowledges(&self, other: &Flow) -> bool {
+        let sent = other.next_seq.wrapping_sub(other.first_seq);
+        let within = if sent < WINDOW { sent } else { WINDOW };
+        self.flags & ACK != 0
+            && other.seen & seen::PACKET != 0
+            && other.next_seq.wrapping_sub(self.ack) <= within
+    }
+
+    /// The effect of a segment of the direction `flow`, whose other direction is `other`.
+    #[inline(always)]
+    pub const fn follow(&self, flow: &Flow, other: &Flow) -> Followed {
+        // A connection that was reset ends when its time is over, whatever else is sent. Only a SYN
+        // begins another one, see `nat::begins_anew`.
+        if (flow.seen | other.seen) & seen::RST != 0 {
+            return Followed { seen: flow.seen, changes: 0 };
+        }
+        // Only a flow of an earlier agent can have no numbers of either direction: this segment is
+        // taken as its first one.
+        if (flow.seen | other.seen) & seen::PACKET == 0 && self.flags & (SYN | RST | ACK) != 0 {
+            let changes = change::TIME | change::ACK | change::FIRST | change::NEXT;
+            let reset = if self.flags & RST != 0 { change::RESET } else { 0 };
+            return Followed { seen: self.opening(), changes: changes | reset };
+        }
+        if self.flags & RST != 0 {
+            return self.reset(flow, other);
+        }
+        if self.flags & SYN != 0 {
+            return self.open(flow, other);
+        }
+        self.go_on(flow, other)
+    }
+
+    /// An RST. Its sequence number is exactly what the other side expects (RFC 5961 §3.2), or what
+    /// its own side sends next, or it acknowledges the SYN that it refuses (RFC 9293 §3.10.7.3).
+    #[inline(always)]
+    const fn reset(&self, flow: &Flow, other: &Flow) -> Followed {
+        let unchanged = Followed { seen: flow.seen, changes: change::TIME };
+        let begun = flow.seen & seen::PACKET != 0;
+        let next = begun && self.seq == flow.next_seq;
+        // A SYN that begins a flow acknowledges nothing: its field has any value.
+        let has_ack =
+            other.seen & seen::ACK != 0 || other.seen & (seen::PACKET | seen::SYN) == seen::PACKET;
+        let expected = has_ack && self.seq == other.last_ack;
+        let refuses = !begun && self.acknowledges(other);
+        if next || expected || refuses {
+            let seen = flow.seen | seen::PACKET | seen::RST;
+            return Followed { seen, changes: change::TIME | change::RESET };
+        }
+        unchanged
+    }
+
+    /// A SYN, alone or with ACK.
+    #[inline(always)]
+    const fn open(&self, flow: &Flow, other: &Flow) -> Followed {
+        let unchanged = Followed { seen: flow.seen, changes: change::TIME };
+        let numbers = change::TIME | change::FIRST | change::NEXT;
+        let connected = (flow.seen | other.seen) & seen::ACK != 0;
+        let again = flow.seen & seen::SYN != 0 && self.first() == flow.first_seq;
+        if self.flags & ACK != 0 {
+            let newest = other.seen & seen::SYN != 0 && self.ack == other.first_seq;
+            let acknowledges = !connected && self.acknowledges(other);
+            if !acknowledges && (!newest || again) {
+                return unchanged;
+            }
+            let before = if connected { 0 } else { flow.seen };
+            let restart = if acknowledges { 0 } else { change::RESTART };
+            return Followed {
+                seen: before | seen::PACKET | seen::SYN,
+                changes: numbers | change::ACK | restart,
+            };
+        }
+        if flow.kind & kind::ORIG == 0 {
+            // Without an acknowledgement a SYN of the other side proves nothing. It replaces no
+            // number.
+            if connected || flow.seen & seen::PACKET != 0 {
+                return unchanged;
+            }
+        } else if connected || other.seen & seen::SYN != 0 {
+            // The client may begin another connection on the same ports, after an end that was not
+            // seen. The number is kept: the answer of the server shows whether it has begun.
+            let first = if again { 0 } else { change::FIRST };
+            return Followed { seen: flow.seen, changes: change::TIME | first };
+        }
+        Followed { seen: flow.seen | seen::PACKET | seen::SYN, changes: numbers }
+    }
+
+    /// A segment without SYN and RST.
+    #[inline(always)]
+    const fn go_on(&self, flow: &Flow, other: &Flow) -> Followed {
+        let unchanged = Followed { seen: flow.seen, changes: change::TIME };
+        if self.flags & ACK == 0 {
+            return unchanged;
+        }
+        let begun = flow.seen & seen::PACKET != 0;
+        let mut changes = change::TIME;
+        let mut bits = flow.seen;
+        if flow.seen & seen::ACK == 0 {
+            if !self.acknowledges(other) {
+                // The side that began the flow may send more before it has an answer.
+                if begun && self.moves_seq(flow) {
+                    changes |= change::NEXT;
+                }
+                return Followed { seen: bits, changes };
+            }
+            bits |= seen::PACKET | seen::ACK;
+            changes |= change::ACK;
+        } else if self.moves_ack(flow) || self.follows_seq(flow, other) {
+            changes |= change::ACK;
+        }
+        if !begun {
+            changes |= change::FIRST | change::NEXT;
+        } else if self.moves_seq(flow) || self.follows_ack(flow, other) {
+            changes |= change::NEXT;
+        }
+        if self.flags & FIN != 0 && (!begun || self.ends(flow)) {
+            bits |= seen::FIN;
+        }
+        Followed { seen: bits, changes }
+    }
+
+    /// Whether the acknowledgement is further ahead than [`WINDOW`], but not of what the other side
+    /// has sent: the programs have not seen the acknowledgements in between.
+    #[inline(always)]
+    const fn follows_seq(&self, flow: &Flow, other: &Flow) -> bool {
+        distance(flow.last_ack, self.ack) > WINDOW as i32
+            && other.seen & seen::PACKET != 0
+            && distance(self.ack, other.next_seq) >= 0
+    }
+
+    /// Whether the segment is further ahead of its direction than [`WINDOW`], but not of what the
+    /// other side has acknowledged: the programs have not seen what was sent in between.
+    #[inline(always)]
+    const fn follows_ack(&self, flow: &Flow, other: &Flow) -> bool {
+        distance(flow.next_seq, self.end) > WINDOW as i32
+            && other.seen & seen::ACK != 0
+            && self.end.wrapping_sub(other.last_ack) <= WINDOW
+    }
+
+    /// Whether a segment with FIN is at the end of what its side has sent.
+    #[inline(always)]
+    const fn ends(&self, flow: &Flow) -> bool {
+        distance(flow.next_seq, self.seq) <= REORDERED as i32
+            && distance(flow.next_seq, self.end) >= 0
+    }
+}

@@ -1,0 +1,412 @@
+//! What a segment changes in a flow, as whole conversations.
+
+use proptest::prelude::*;
+
+use crate::abi::{Flow, kind, seen as bits};
+use crate::datapath::conntrack::FlowState;
+use crate::datapath::segment::{TcpSegment, change};
+use crate::wire::tcp::{ACK, FIN, RST, SYN};
+
+const TCP: u8 = 6;
+/// Sequence numbers of the SYNs.
+const CLIENT: u32 = u32::MAX - 2;
+const SERVER: u32 = 7_000_000;
+
+/// A segment with `len` bytes of payload.
+fn segment(flags: u8, seq: u32, ack: u32, len: u32) -> TcpSegment {
+    let flagged = u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+    TcpSegment { flags, seq, end: seq.wrapping_add(len).wrapping_add(flagged), ack }
+}
+
+/// A flow, as the programs keep it.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    orig: Flow,
+    reply: Flow,
+}
+
+impl Kept {
+    /// The flow that this segment begins.
+    fn begin(first: TcpSegment) -> Self {
+        let orig = Flow {
+            kind: kind::ORIG,
+            seen: first.opening(),
+            last_ack: first.ack,
+            first_seq: first.first(),
+            next_seq: first.end,
+            packets: 1,
+            ..Flow::default()
+        };
+        Self { orig, reply: Flow { seen: first.opposite(), ..Flow::default() } }
+    }
+
+    /// A segment passes, as in `refresh` and `follow` of the programs. Returns whether it keeps the
+    /// flow alive.
+    fn pass(&mut self, from_orig: bool, segment: TcpSegment) -> bool {
+        let Self { orig, reply } = self;
+        let (flow, other) = if from_orig { (orig, reply) } else { (reply, orig) };
+        flow.packets += 1;
+        if segment.is_plain(flow) {
+            if segment.moves_ack(flow) {
+                flow.last_ack = segment.ack;
+            }
+            if segment.moves_seq(flow) {
+                flow.next_seq = segment.end;
+            }
+            return true;
+        }
+        let followed = segment.follow(flow, other);
+        let has = |bit| followed.changes & bit != 0;
+        flow.seen = followed.seen;
+        if has(change::ACK) {
+            flow.last_ack = segment.ack;
+        }
+        if has(change::FIRST) {
+            flow.first_seq = segment.first();
+        }
+        if has(change::NEXT) {
+            flow.next_seq = segment.end;
+        }
+        if has(change::RESET) {
+            other.seen |= bits::RST;
+        }
+        if has(change::RESTART) {
+            (other.first_seq, other.next_seq) = (segment.ack, segment.ack);
+            other.seen = bits::PACKET | bits::SYN;
+        }
+        has(change::TIME)
+    }
+
+    fn out(&mut self, flags: u8, seq: u32, ack: u32, len: u32) -> bool {
+        self.pass(true, segment(flags, seq, ack, len))
+    }
+
+    fn back(&mut self, flags: u8, seq: u32, ack: u32, len: u32) -> bool {
+        self.pass(false, segment(flags, seq, ack, len))
+    }
+
+    fn state(&self) -> FlowState {
+        FlowState::of(TCP, self.orig.seen, self.reply.seen)
+    }
+}
+
+/// A SYN was sent.
+fn opened() -> Kept {
+    Kept::begin(segment(SYN, CLIENT, 0x5a5a_5a5a, 0))
+}
+
+/// Numbers of the first bytes of payload.
+const C1: u32 = CLIENT.wrapping_add(1);
+const S1: u32 = SERVER + 1;
+
+/// A connection after its handshake.
+fn connected() -> Kept {
+    let mut kept = opened();
+    assert_eq!(kept.state(), FlowState::TcpSynSent);
+    assert!(kept.back(SYN | ACK, SERVER, C1, 0));
+    assert_eq!(kept.state(), FlowState::TcpSynRecv);
+    assert!(kept.out(ACK, C1, S1, 0));
+    assert_eq!(kept.state(), FlowState::TcpEstablished);
+    kept
+}
+
+#[test]
+fn a_handshake_establishes_and_both_fins_end() {
+    let mut kept = connected();
+    assert!(kept.out(ACK, C1, S1, 100));
+    assert!(kept.back(ACK, S1, C1.wrapping_add(100), 60_000));
+    assert!(kept.out(FIN | ACK, C1.wrapping_add(100), S1 + 60_000, 7));
+    assert_eq!(kept.state(), FlowState::TcpFinWait);
+    assert_eq!(kept.orig.next_seq, C1.wrapping_add(108));
+    assert!(kept.back(FIN | ACK, S1 + 60_000, C1.wrapping_add(108), 0));
+    assert_eq!(kept.state(), FlowState::TcpTimeWait);
+}
+
+#[test]
+fn an_ack_that_acknowledges_nothing_sent_does_not_establish() {
+    for ack in [0, SERVER, S1 + 1, S1.wrapping_sub(1 << 20), 0xdead_beef] {
+        // After the SYN, and after the server's answer.
+        let mut kept = opened();
+        kept.out(ACK, C1, ack, 0);
+        kept.out(ACK, C1, ack, 10);
+        assert_eq!(kept.state(), FlowState::TcpSynSent, "{ack}");
+        kept.back(SYN | ACK, SERVER, C1, 0);
+        kept.out(ACK, C1, ack, 0);
+        kept.out(FIN | ACK, C1, ack, 0);
+        assert_eq!(kept.state(), FlowState::TcpSynRecv, "{ack}");
+        kept.out(ACK, C1, S1, 0);
+        assert_eq!(kept.state(), FlowState::TcpEstablished, "{ack}");
+    }
+}
+
+#[test]
+fn a_syn_ack_that_acknowledges_another_syn_changes_nothing() {
+    for ack in [0, CLIENT, C1.wrapping_add(1), 12_345] {
+        let mut kept = opened();
+        kept.back(SYN | ACK, 99, ack, 0);
+        kept.back(ACK, 100, ack, 0);
+        kept.out(ACK, C1, 100, 0);
+        assert_eq!((kept.state(), kept.reply.seen), (FlowState::TcpSynSent, 0), "{ack}");
+        // The server's own answer comes later.
+        kept.back(SYN | ACK, SERVER, C1, 0);
+        kept.out(ACK, C1, S1, 0);
+        assert_eq!(kept.state(), FlowState::TcpEstablished, "{ack}");
+    }
+}
+
+#[test]
+fn a_syn_of_the_other_side_without_ack_is_replaced_by_the_answer() {
+    let mut kept = opened();
+    kept.back(SYN, 99, 0, 0);
+    kept.back(SYN, 4_000, 0, 0);
+    kept.back(ACK, 100, 5, 0);
+    kept.back(SYN | ACK, SERVER, C1, 0);
+    assert_eq!((kept.reply.first_seq, kept.reply.next_seq), (S1, S1));
+    kept.out(ACK, C1, S1, 0);
+    assert_eq!(kept.state(), FlowState::TcpEstablished);
+}
+
+#[test]
+fn both_sides_open_at_once() {
+    let mut kept = opened();
+    kept.back(SYN, SERVER, 0, 0);
+    kept.out(SYN | ACK, CLIENT, S1, 0);
+    kept.back(SYN | ACK, SERVER, C1, 0);
+    assert_eq!(kept.state(), FlowState::TcpSynRecv);
+    kept.out(ACK, C1, S1, 5);
+    assert_eq!(kept.state(), FlowState::TcpEstablished);
+}
+
+#[test]
+fn data_in_the_syn_and_before_the_first_ack() {
+    // TCP Fast Open (RFC 7413): the server acknowledges the data or only the SYN, and sends before
+    // it has an ACK.
+    for taken in [0, 500] {
+        let mut kept = Kept::begin(segment(SYN, CLIENT, 0, 500));
+        kept.back(SYN | ACK, SERVER, C1.wrapping_add(taken), 0);
+        kept.back(ACK, S1, C1.wrapping_add(taken), 9_000);
+        kept.out(ACK, C1.wrapping_add(500), S1 + 3_000, 0);
+        assert_eq!(kept.state(), FlowState::TcpEstablished);
+    }
+}
+
+#[test]
+fn mid_stream_needs_acknowledgements_of_both_sides() {
+    let mut kept = Kept::begin(segment(ACK, 1_000, 5_000, 100));
+    assert_eq!(kept.state(), FlowState::TcpLoose);
+    // More of the same side, and an answer to nothing that was sent.
+    kept.out(ACK, 1_100, 5_000, 64_000);
+    kept.back(ACK, 5_000, 65_101, 10);
+    kept.back(ACK, 5_000, 999, 10);
+    assert_eq!((kept.state(), kept.reply.seen), (FlowState::TcpLoose, 0));
+    kept.back(ACK, 5_000, 1_100, 10);
+    kept.out(ACK, 65_100, 5_011, 0);
+    assert_eq!(kept.state(), FlowState::TcpLoose);
+    kept.out(ACK, 65_100, 5_010, 0);
+    assert_eq!(kept.state(), FlowState::TcpEstablished);
+}
+
+#[test]
+fn mid_stream_download() {
+    let mut kept = Kept::begin(segment(ACK, 1_000, 5_000_000, 0));
+    for round in 0..20 {
+        let at = 6_000_000 + round * 60_000;
+        kept.back(ACK, at, 1_000, 60_000);
+        // The client is 3 segments behind.
+        kept.out(ACK, 1_000, at - 120_000, 0);
+    }
+    assert_eq!(kept.state(), FlowState::TcpEstablished);
+}
+
+#[test]
+fn an_rst_is_believed_at_the_numbers_that_are_expected() {
+    // The client has sent 100 bytes, of which the server has acknowledged 40.
+    let sent = || {
+        let mut kept = connected();
+        kept.out(ACK, C1, S1, 100);
+        kept.back(ACK, S1, C1.wrapping_add(40), 0);
+        kept
+    };
+    for (offset, wanted) in [(39, false), (40, true), (41, false), (99, false), (100, true)] {
+        let mut kept = sent();
+        kept.out(RST, C1.wrapping_add(offset), 0, 0);
+        assert_eq!(kept.state() == FlowState::TcpClose, wanted, "{offset}");
+    }
+    for seq in [0, S1 - 1, S1 + 1, S1 + (1 << 20), C1] {
+        let mut kept = sent();
+        kept.back(RST, seq, 0, 0);
+        kept.back(RST | ACK, seq, C1, 0);
+        assert_eq!(kept.state(), FlowState::TcpEstablished, "{seq}");
+    }
+}
+
+#[test]
+fn an_rst_refuses_the_syn_that_it_acknowledges() {
+    for (flags, seq, ack, wanted) in [
+        (RST | ACK, 0, C1, true),
+        (RST | ACK, 0, C1.wrapping_add(1), false),
+        (RST | ACK, 0, CLIENT, false),
+        (RST, 0, C1, false),
+        // The number in the field of a SYN without ACK.
+        (RST, 0x5a5a_5a5a, 0, false),
+    ] {
+        let mut kept = opened();
+        kept.back(flags, seq, ack, 0);
+        let state = if wanted { FlowState::TcpClose } else { FlowState::TcpSynSent };
+        assert_eq!(kept.state(), state, "{flags:#x} {seq} {ack}");
+    }
+    // A server that knows nothing of a connection takes its number from the segment.
+    let mut kept = Kept::begin(segment(ACK, 1_000, 5_000, 100));
+    kept.back(RST, 5_001, 0, 0);
+    assert_eq!(kept.state(), FlowState::TcpLoose);
+    kept.back(RST, 5_000, 0, 0);
+    assert_eq!(kept.state(), FlowState::TcpClose);
+}
+
+#[test]
+fn nothing_revives_what_was_reset() {
+    let mut kept = connected();
+    assert!(kept.back(RST, S1, 0, 0));
+    let reset = kept;
+    for flags in [ACK, ACK | FIN, RST, SYN, SYN | ACK, 0] {
+        assert!(!kept.out(flags, C1, S1, 10), "{flags:#x}");
+        assert!(!kept.back(flags, S1, C1, 10), "{flags:#x}");
+    }
+    assert_eq!((kept.orig.seen, kept.reply.seen), (reset.orig.seen, reset.reply.seen));
+    assert_eq!(kept.state(), FlowState::TcpClose);
+}
+
+#[test]
+fn a_fin_is_believed_at_the_end_of_what_was_sent() {
+    for (distance, wanted) in [
+        (0, true),
+        (65_536, true),
+        (65_537, false),
+        (1_u32.wrapping_neg(), true),
+        (2_u32.wrapping_neg(), false),
+        (1 << 31, false),
+    ] {
+        let mut kept = connected();
+        kept.out(FIN | ACK, C1.wrapping_add(distance), S1, 0);
+        assert_eq!(kept.state() == FlowState::TcpFinWait, wanted, "{distance:#x}");
+    }
+}
+
+#[test]
+fn a_new_connection_replaces_one_whose_end_was_not_seen() {
+    let mut kept = connected();
+    kept.back(ACK, S1, C1, 0);
+    let (client, server) = (1_000_000_000, 3_000_000_000);
+    // A SYN alone changes no state, nor does an answer to another SYN.
+    kept.out(SYN, client, 0, 0);
+    kept.back(SYN | ACK, server, client, 0);
+    assert_eq!(kept.state(), FlowState::TcpEstablished);
+    kept.back(SYN | ACK, server, client + 1, 0);
+    assert_eq!(kept.state(), FlowState::TcpSynRecv);
+    kept.out(ACK, client + 1, server + 1, 0);
+    assert_eq!(kept.state(), FlowState::TcpEstablished);
+    kept.out(FIN | ACK, client + 1, server + 1, 0);
+    kept.back(FIN | ACK, server + 1, client + 2, 0);
+    assert_eq!(kept.state(), FlowState::TcpTimeWait);
+}
+
+#[test]
+fn a_handshake_whose_last_ack_was_lost() {
+    let mut kept = connected();
+    kept.back(SYN | ACK, SERVER, C1, 0);
+    kept.out(SYN, CLIENT, 0, 0);
+    assert_eq!(kept.state(), FlowState::TcpEstablished);
+}
+
+#[test]
+fn numbers_that_were_not_seen_are_taken_up_again() {
+    let mut kept = connected();
+    kept.back(ACK, S1, C1, 10);
+    // Two MB each way pass unseen.
+    let (client, server) = (C1.wrapping_add(2 << 20), S1 + (2 << 20));
+    kept.out(ACK, client, S1 + 10, 100);
+    assert_eq!(kept.orig.next_seq, C1, "nobody has acknowledged that");
+    kept.back(ACK, S1 + 10, C1, 900_000);
+    kept.back(ACK, S1 + 900_010, C1, 900_000);
+    kept.back(ACK, S1 + 1_800_010, C1, (2 << 20) - 1_800_010);
+    kept.out(ACK, client, server, 0);
+    assert_eq!(kept.orig.last_ack, server, "the server has sent it");
+    kept.reply.last_ack = client;
+    kept.out(ACK, client, server, 100);
+    assert_eq!(kept.orig.next_seq, client.wrapping_add(100));
+    kept.out(RST, client.wrapping_add(100), 0, 0);
+    assert_eq!(kept.state(), FlowState::TcpClose);
+}
+
+#[test]
+fn lost_acknowledgements_of_a_fast_connection() {
+    let mut kept = connected();
+    // 8 MB are under way, and the first ACK that arrives is for 4 MB of them.
+    for sent in 0..128 {
+        kept.back(ACK, S1 + sent * 65_536, C1, 65_536);
+    }
+    kept.out(ACK, C1, S1 + (4 << 20), 0);
+    assert_eq!(kept.orig.last_ack, S1 + (4 << 20));
+    // Nobody can acknowledge what was not sent.
+    kept.out(ACK, C1, S1 + (9 << 20), 0);
+    assert_eq!(kept.orig.last_ack, S1 + (4 << 20));
+}
+
+#[test]
+fn a_flow_without_numbers_takes_those_of_its_next_segment() {
+    let orig = Flow { kind: kind::ORIG, ..Flow::default() };
+    let mut kept = Kept { orig, reply: Flow::default() };
+    assert_eq!(kept.state(), FlowState::TcpLoose);
+    kept.back(ACK, S1, C1, 100);
+    kept.out(ACK, C1, S1 + 100, 100);
+    kept.back(ACK, S1, C1.wrapping_add(100), 100);
+    assert_eq!(kept.state(), FlowState::TcpEstablished);
+}
+
+#[test]
+fn few_packets_to_the_hosts_stack_read_the_other_direction() {
+    let mut flow = Flow { kind: kind::ORIG | kind::HOST, ..opened().orig };
+    let data = segment(ACK, C1, S1, 10);
+    let plain = (0..1024_u64).filter(|count| {
+        flow.packets = *count;
+        data.is_plain(&flow)
+    });
+    assert_eq!(plain.count(), 1024 - 17 - 3);
+}
+
+proptest! {
+    /// Segments of one side alone, with any numbers, establish no connection and end none.
+    #[test]
+    fn one_side_alone_changes_no_state(
+        from_orig: bool,
+        is_connected: bool,
+        segments in prop::collection::vec((0_u8..64, any::<u32>(), any::<u32>(), 0_u32..3000), 1..20),
+    ) {
+        // Numbers that are right by chance are not what is tested.
+        let near = |number: u32, at: u32| number.wrapping_sub(at).wrapping_add(1 << 22) < 1 << 23;
+        let mut kept = if is_connected { connected() } else { opened() };
+        let before = kept.state();
+        for (flags, seq, ack, len) in segments {
+            prop_assume!(![C1, S1].iter().any(|at| near(seq, *at) || near(ack, *at)));
+            prop_assume!(!near(seq, 0x5a5a_5a5a));
+            // A SYN of the client begins again what is not yet answered.
+            let flags = if from_orig { flags & !SYN & !RST } else { flags & !SYN };
+            kept.pass(from_orig, segment(flags, seq, ack, len));
+            prop_assert_eq!(kept.state(), before);
+        }
+    }
+
+    /// Segments of any content do not panic, and a reset flow stays reset.
+    #[test]
+    fn any_segments(
+        segments in prop::collection::vec((any::<bool>(), any::<(u8, u32, u32, u32)>()), 1..50),
+    ) {
+        let mut kept = opened();
+        for (from_orig, (flags, seq, end, ack)) in segments {
+            let was_reset = kept.state() == FlowState::TcpClose;
+            let alive = kept.pass(from_orig, TcpSegment { flags, seq, end, ack });
+            prop_assert!(!was_reset || kept.state() == FlowState::TcpClose);
+            prop_assert!(!was_reset || !alive);
+        }
+    }
+}

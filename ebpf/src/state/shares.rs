@@ -1,0 +1,50 @@
+//! Shares: how many flows of the table a container may have.
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key or a value that is passed by value is copied to the stack, which is short"
+)]
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use culvert_common::abi::FlowShare;
+
+use crate::maps::FLOW_SHARES;
+
+/// Counts a flow of the container with the incarnation `owner` that has begun. A BPF function of its
+/// own, for a stack frame of its own.
+#[inline(never)]
+pub(super) fn join(owner: u32) {
+    if owner == 0 {
+        return;
+    }
+    let Some(share) = FLOW_SHARES.get_ptr_mut(&owner) else {
+        let share = FlowShare { flows: 1, pad: 0, begun: 1, refused: 0 };
+        // Without room for an entry the container has no bound.
+        let _ = FLOW_SHARES.insert(&owner, &share, BPF_NOEXIST.into());
+        return;
+    };
+    // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
+    unsafe {
+        (*share).flows = (*share).flows.saturating_add(1);
+        (*share).begun += 1;
+    }
+}
+
+/// Counts a flow that the container with the incarnation `owner` could not begin. A BPF function of
+/// its own, for a stack frame of its own.
+#[inline(never)]
+pub(super) fn refuse(owner: u32) {
+    if let Some(share) = FLOW_SHARES.get_ptr_mut(&owner) {
+        // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
+        unsafe { (*share).refused += 1 };
+    }
+}
+
+/// Counts a flow of the container with the incarnation `owner` that was removed. A BPF function of
+/// its own, for a stack frame of its own.
+#[inline(never)]
+pub(super) fn leave(owner: u32) {
+    if let Some(share) = FLOW_SHARES.get_ptr_mut(&owner) {
+        // SAFETY: the memory of a map's value stays mapped until the program ends (RCU).
+        unsafe { (*share).flows = (*share).flows.saturating_sub(1) };
+    }
+}
