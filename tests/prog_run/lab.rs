@@ -64,6 +64,14 @@ pub(crate) fn with_trace(case: fn(&mut Lab)) {
     case(&mut lab);
 }
 
+/// Runs a case in a lab that no other case uses.
+pub(crate) fn alone(case: impl FnOnce(&mut Lab)) {
+    let _home = Home::remember();
+    let mut lab = Lab::new(false);
+    lab.begin();
+    case(&mut lab);
+}
+
 /// Runs a case in a lab of its own. Returns the indices of the counters that the case increased.
 pub(crate) fn counted_by(case: fn(&mut Lab)) -> Vec<u32> {
     let pooled = POOL.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -229,7 +237,7 @@ impl Lab {
     }
 
     /// Puts every map into its first state.
-    fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         // The kernel queues copies on the CPU that makes them. On one CPU a marker comes last.
         let mut here = CpuSet::new();
         here.set(sched_getcpu().unwrap()).unwrap();

@@ -14,6 +14,7 @@
 //! | `live_nat` | attached programs with routed packets, and the host's own sockets |
 //! | `races` | two CPUs at once against the tables that the programs write |
 //! | `random` | random bytes into every program |
+//! | `fuzz` | mutated frames into every program, 10 million in a long test |
 //! | `coverage` | every drop reason and note has a case |
 //! | the others | the cases |
 
@@ -64,6 +65,8 @@ mod fragments;
 mod from_host;
 #[cfg(test)]
 mod from_loopback;
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod icmp_errors;
 #[cfg(test)]
