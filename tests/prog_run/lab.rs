@@ -384,10 +384,15 @@ impl Lab {
 
     /// Another socket on the far end of `interface`.
     pub(crate) fn far_socket(&self, interface: Interface) -> PacketSocket {
+        self.in_far_namespace(|| PacketSocket::receiving(interface.far_ifindex()))
+    }
+
+    /// Does something in the namespace of the far ends.
+    pub(crate) fn in_far_namespace<T>(&self, work: impl FnOnce() -> T) -> T {
         setns(&self.far_namespace, CloneFlags::CLONE_NEWNET).unwrap();
-        let socket = PacketSocket::receiving(interface.far_ifindex());
+        let done = work();
         setns(&self.namespace, CloneFlags::CLONE_NEWNET).unwrap();
-        socket
+        done
     }
 
     pub(crate) fn wire(&self, interface: Interface) -> &Wire {

@@ -12,6 +12,7 @@
 //! | `interfaces` | packet sockets on the far ends |
 //! | `live` | programs attached to the interfaces: where redirects go, GSO frames |
 //! | `live_nat` | attached programs with routed packets, and the host's own sockets |
+//! | `kernel_vxlan` | frames between attached programs and a vxlan device of the kernel |
 //! | `races` | two CPUs at once against the tables that the programs write |
 //! | `random` | random bytes into every program |
 //! | `fuzz` | mutated frames into every program, 10 million in a long test |
@@ -73,6 +74,8 @@ mod icmp_errors;
 mod inner;
 #[cfg(test)]
 mod interfaces;
+#[cfg(test)]
+mod kernel_vxlan;
 #[cfg(test)]
 mod lab;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use bytemuck::pod_read_unaligned as read;
 use proptest::prelude::*;
 
-use super::{endpoint, free_endpoint};
+use super::{cases, endpoint, free_endpoint};
 use crate::datapath::{arp, decap, ecn, encap, learn, nd, pmtu, source};
 use crate::wire::checksum::Sum;
 use crate::wire::{
@@ -12,7 +12,7 @@ use crate::wire::{
 };
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(cases(2000))]
     #[test]
     fn nothing_panics(
         bytes in prop::array::uniform32(any::<[u8; 4]>()).prop_map(|rows| {
