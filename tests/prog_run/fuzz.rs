@@ -2,9 +2,9 @@
 //!
 //! The frames begin as legal ones of each kind, and some of their bytes, lengths and headers are
 //! changed. For each frame the test checks that it reaches no other network than that of its
-//! sender, except through a published port, and that it is counted once: sent = forwarded + dropped,
-//! in frames and in bytes. At the end it prints how often each action, drop reason and note was
-//! counted, and demands those of [`FLOOR`].
+//! sender, except through a published port, and that it is counted once: sent = forwarded +
+//! dropped, in frames and in bytes. At the end it prints how often each action, drop reason and
+//! note was counted, and demands those of [`FLOOR`].
 //!
 //! A test run shows where copies go, but not where a redirected frame goes. So the networks have
 //! different MACs here, and the last frames of each round are sent to the attached programs.

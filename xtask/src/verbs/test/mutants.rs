@@ -1,8 +1,8 @@
 //! Removes each check of the data plane in turn, and runs the tests of the programs without it. A
 //! check that no test misses is not tested.
 //!
-//! Only the BPF programs are compiled again, from a copy of the sources. The test program takes them
-//! from the file that `CULVERT_TEST_OBJECT` names.
+//! Only the BPF programs are compiled again, from a copy of the sources. The test program takes
+//! them from the file that `CULVERT_TEST_OBJECT` names.
 
 mod find;
 

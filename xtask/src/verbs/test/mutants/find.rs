@@ -1,9 +1,9 @@
 //! The checks of the data plane, found in its sources.
 //!
-//! A check is a condition that refuses a packet: of an `if` whose branch ends in an error, in a pass
-//! to the kernel, or in nothing (`None`, `false`, `0`); of an arm of a `match` with such a result;
-//! of an `if` that returns a value just before a function ends in an error; of a `filter`. Each part
-//! of a condition that refuses by itself is a check of its own.
+//! A check is a condition that refuses a packet: of an `if` whose branch ends in an error, in a
+//! pass to the kernel, or in nothing (`None`, `false`, `0`); of an arm of a `match` with such a
+//! result; of an `if` that returns a value just before a function ends in an error; of a `filter`.
+//! Each part of a condition that refuses by itself is a check of its own.
 
 use std::ops::Range;
 
