@@ -177,7 +177,7 @@ impl Fuzz {
         let mut source = &self.sources[0];
         let mut batch = Batch::default();
         for number in 0..RUNS {
-            if number % BATCH == 0 {
+            if number.is_multiple_of(BATCH) {
                 source = &self.sources[random.below(self.sources.len() as u64) as usize];
             }
             self.next(source, random, &mut frame);
@@ -232,7 +232,7 @@ impl Fuzz {
         let mut source = attached[0];
         let mut batch = Batch::default();
         for number in 0..SENT {
-            if number % BATCH == 0 {
+            if number.is_multiple_of(BATCH) {
                 source = attached[random.below(attached.len() as u64) as usize];
             }
             self.next(source, random, &mut frame);
@@ -331,7 +331,7 @@ impl<'a> Batch<'a> {
 
     /// Whether the frame `number` belongs to the batch.
     fn goes_on(&self, number: u64, reach: Reach) -> bool {
-        number % BATCH != 0 && reach == self.reach
+        !number.is_multiple_of(BATCH) && reach == self.reach
     }
 
     /// Judges the frames that have come out of the interfaces.
