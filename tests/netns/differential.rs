@@ -1,5 +1,6 @@
 //! The same connections through Culvert, and through a Linux bridge and iptables as Docker uses
 //! them. Each connection has the same outcome on both sides, and its peers see the same addresses.
+//! With `CULVERT_TEST_FULL` there are ten times as many connections.
 
 #![expect(clippy::expect_used, reason = "a step that fails ends the test with the error")]
 
@@ -14,6 +15,7 @@ use std::{
 };
 
 use culvert_tests::{
+    chaos,
     cluster::{SOON, unique_name},
     docker::{self, Docker},
     external::External,
@@ -135,7 +137,9 @@ impl Side<'_> {
         let parts: Vec<Vec<(usize, String)>> = thread::scope(|scope| {
             let work = |worker: usize| {
                 let mine = plan.iter().enumerate().skip(worker).step_by(WORKERS);
-                mine.map(|(index, connection)| (index, self.make(connection))).collect()
+                let progress = chaos::each("connections of a worker", mine.len() as u32);
+                let made = mine.map(|(index, connection)| (index, self.make(connection)));
+                made.zip(progress).map(|(made, _)| made).collect()
             };
             let workers: Vec<_> =
                 (0..WORKERS).map(|worker| scope.spawn(move || work(worker))).collect();

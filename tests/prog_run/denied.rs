@@ -40,7 +40,8 @@ cases!(
 
 const PUBLISHED: u16 = 8080;
 
-fn deny(lab: &Lab, prefix: &str) {
+/// Refuses clients of published ports whose address is in `prefix`.
+pub(crate) fn deny(lab: &Lab, prefix: &str) {
     lab.tables.denied.insert(&Prefix::of_v4(prefix.parse().unwrap()), &0).unwrap();
 }
 

@@ -109,6 +109,12 @@ impl PacketSocket {
             .unwrap_or_else(|error| panic!("packet socket option {option}: {error}"));
     }
 
+    /// Lets frames of `bytes` in all wait to be received, whatever the system's limit is.
+    pub(crate) fn receives_up_to(&self, bytes: i32) {
+        set_int(&self.0, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
+            .unwrap_or_else(|error| panic!("receive buffer of {bytes} bytes: {error}"));
+    }
+
     /// Turns on or off a `virtio_net_hdr` before every frame. The header says how the frame is to
     /// be cut into segments.
     pub(crate) fn segmentation_headers(&self, on: bool) {

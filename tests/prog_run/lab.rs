@@ -18,7 +18,8 @@ use aya::{
 use bytemuck::Pod;
 use culvert::datapath::entry::{FdbEntry, LearnedEntry, PathMtu};
 use culvert::datapath::{
-    KernelTable, KernelTables, Options, Table, layout::MapLayout, load_object,
+    DatapathError, KernelTable, KernelTables, Options, Table, layout::MapLayout, load_object,
+    load_other_object,
 };
 use culvert_common::{
     abi::{
@@ -60,6 +61,14 @@ pub(crate) fn with(case: fn(&mut Lab)) {
 pub(crate) fn with_trace(case: fn(&mut Lab)) {
     let _home = Home::remember();
     let mut lab = Lab::new(true);
+    lab.begin();
+    case(&mut lab);
+}
+
+/// Runs a case in a lab that no other case uses.
+pub(crate) fn alone(case: impl FnOnce(&mut Lab)) {
+    let _home = Home::remember();
+    let mut lab = Lab::new(false);
     lab.begin();
     case(&mut lab);
 }
@@ -202,7 +211,9 @@ impl Lab {
             denied: Vec::new(),
             trace,
         };
-        let mut ebpf = load_object(&options, None).unwrap();
+        // `cargo xtask test --full mutants` looks for this message.
+        let mut ebpf = object(&options)
+            .unwrap_or_else(|error| panic!("the kernel refuses the programs: {error}"));
         let mut lab = Self {
             namespace: own_namespace(),
             far_namespace,
@@ -230,7 +241,7 @@ impl Lab {
     }
 
     /// Puts every map into its first state.
-    fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         // The kernel queues copies on the CPU that makes them. On one CPU a marker comes last.
         let mut here = CpuSet::new();
         here.set(sched_getcpu().unwrap()).unwrap();
@@ -367,14 +378,28 @@ impl Lab {
 
     /// Another socket on the far end of `interface`.
     pub(crate) fn far_socket(&self, interface: Interface) -> PacketSocket {
+        self.in_far_namespace(|| PacketSocket::receiving(interface.far_ifindex()))
+    }
+
+    /// Does something in the namespace of the far ends.
+    pub(crate) fn in_far_namespace<T>(&self, work: impl FnOnce() -> T) -> T {
         setns(&self.far_namespace, CloneFlags::CLONE_NEWNET).unwrap();
-        let socket = PacketSocket::receiving(interface.far_ifindex());
+        let done = work();
         setns(&self.namespace, CloneFlags::CLONE_NEWNET).unwrap();
-        socket
+        done
     }
 
     pub(crate) fn wire(&self, interface: Interface) -> &Wire {
         self.wires.iter().find(|(at, _)| *at == interface).map(|(_, wire)| wire).unwrap()
+    }
+}
+
+/// Loads the programs: those of the `culvert` library, or those in the file that
+/// `CULVERT_TEST_OBJECT` names.
+fn object(options: &Options) -> Result<Ebpf, DatapathError> {
+    match std::env::var_os("CULVERT_TEST_OBJECT") {
+        Some(path) => load_other_object(&std::fs::read(path).unwrap(), options),
+        None => load_object(options, None),
     }
 }
 

@@ -12,8 +12,10 @@
 //! | `interfaces` | packet sockets on the far ends |
 //! | `live` | programs attached to the interfaces: where redirects go, GSO frames |
 //! | `live_nat` | attached programs with routed packets, and the host's own sockets |
+//! | `kernel_vxlan` | frames between attached programs and a vxlan device of the kernel |
 //! | `races` | two CPUs at once against the tables that the programs write |
 //! | `random` | random bytes into every program |
+//! | `fuzz` | mutated frames into every program, 10 million in a long test |
 //! | `coverage` | every drop reason and note has a case |
 //! | the others | the cases |
 
@@ -67,11 +69,15 @@ mod from_host;
 #[cfg(test)]
 mod from_loopback;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod icmp_errors;
 #[cfg(test)]
 mod inner;
 #[cfg(test)]
 mod interfaces;
+#[cfg(test)]
+mod kernel_vxlan;
 #[cfg(test)]
 mod lab;
 #[cfg(test)]

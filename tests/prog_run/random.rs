@@ -90,7 +90,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
 }
 
 /// Whether a test run accepts the frame.
-fn testable(program: Program, frame: &[u8]) -> bool {
+pub(crate) fn testable(program: Program, frame: &[u8]) -> bool {
     let least = match frame[12..14] {
         _ if program == Program::UnderlayXdp => 14,
         [0x08, 0x00] => SHORTEST_V4,

@@ -163,7 +163,7 @@ impl Program {
     }
 
     /// Ifindex of the interface that the program's frames are on.
-    const fn ifindex(self) -> u32 {
+    pub(crate) const fn ifindex(self) -> u32 {
         match self {
             Self::Container => Interface::A1.ifindex(),
             Self::Underlay | Self::UnderlayXdp | Self::Out => Interface::Uplink.ifindex(),
@@ -307,7 +307,24 @@ pub(crate) fn test_run(
     repeat: u32,
     flags: u32,
 ) -> (i32, Vec<u8>) {
-    let mut left = vec![0; 2 * 4096];
+    let mut left = vec![0; LONGEST_LEFT];
+    let (verdict, len) = test_run_into(program, frame, context, (repeat, flags), &mut left);
+    left.truncate(len);
+    (verdict, left)
+}
+
+/// Length in bytes of the longest frame that a program may leave behind.
+pub(crate) const LONGEST_LEFT: usize = 2 * 4096;
+
+/// Like [`test_run`], with the times and the flags in a tuple. Writes the frame that is left behind
+/// to the beginning of `left`, and returns the verdict and the length of that frame.
+pub(crate) fn test_run_into(
+    program: &ProgramFd,
+    frame: &[u8],
+    context: Option<&[u8]>,
+    (repeat, flags): (u32, u32),
+    left: &mut [u8],
+) -> (i32, usize) {
     // SAFETY: a union of structures of integers, for which all bytes 0 is a value.
     let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
     attr.test.prog_fd = program.as_fd().as_raw_fd().try_into().unwrap();
@@ -330,8 +347,7 @@ pub(crate) fn test_run(
     assert_eq!(result, 0, "test run: {error}");
     // SAFETY: the kernel has succeeded with `BPF_PROG_TEST_RUN`, whose member is `test`.
     let test = unsafe { attr.test };
-    left.truncate(test.data_size_out as usize);
-    (test.retval.cast_signed(), left)
+    (test.retval.cast_signed(), test.data_size_out as usize)
 }
 
 /// The last note that every case asserts, present or not. A note that is added later is

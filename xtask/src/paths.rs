@@ -35,6 +35,11 @@ pub(crate) fn vm() -> PathBuf {
     target().join("vm")
 }
 
+/// Directory of the sources and objects of `cargo xtask test --full mutants`.
+pub(crate) fn mutants() -> PathBuf {
+    target().join("mutants")
+}
+
 /// Directory in which `cargo xtask setup --full` unpacks its kernel.
 pub(crate) fn vm_kernel() -> PathBuf {
     vm().join("kernel")

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
+use std::ops::ControlFlow;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -68,6 +69,20 @@ pub(crate) fn lines_watched(
     silence: Option<Duration>,
     mut each: impl FnMut(&str),
 ) -> Result<ExitStatus> {
+    let status = lines_until(command, silence, |line| {
+        each(line);
+        ControlFlow::Continue(())
+    })?;
+    status.with_context(|| format!("{}: was stopped", name(command)))
+}
+
+/// Runs `command` like [`lines_watched`], until `each` breaks. The program is then killed, and has
+/// no status.
+pub(crate) fn lines_until(
+    command: &mut Command,
+    silence: Option<Duration>,
+    mut each: impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<Option<ExitStatus>> {
     signals::check()?;
     let name = name(command);
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
@@ -81,6 +96,7 @@ pub(crate) fn lines_watched(
     let watchdog = silence.map(|silence| Watchdog::start(group, silence));
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
+    let mut stopped = false;
     loop {
         line.clear();
         let read = reader.read_until(b'\n', &mut line);
@@ -90,17 +106,25 @@ pub(crate) fn lines_watched(
         if let Some(watchdog) = &watchdog {
             watchdog.feed();
         }
-        each(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']));
+        let text = String::from_utf8_lossy(&line);
+        if each(text.trim_end_matches(['\n', '\r'])).is_break() {
+            stopped = true;
+            let _ = killpg(group, Signal::SIGKILL);
+            break;
+        }
     }
     // Before `wait`: after it, another process can get this id, and the watchdog would kill that
     // process.
     let bitten = watchdog.is_some_and(Watchdog::stop);
     let status = child.wait().with_context(|| format!("{name}: cannot be waited for"))?;
     signals::check()?;
-    if let (true, Some(silence)) = (bitten, silence) {
-        bail!("{name}: killed: no line of output for {} s", silence.as_secs());
+    match silence {
+        _ if stopped => Ok(None),
+        Some(silence) if bitten => {
+            bail!("{name}: killed: no line of output for {} s", silence.as_secs())
+        }
+        _ => Ok(Some(status)),
     }
-    Ok(status)
 }
 
 /// Kills a process group that is silent for too long.
@@ -380,6 +404,21 @@ mod tests {
             |_| {},
         );
         assert!(talk.expect("it ends by itself").success());
+    }
+
+    #[test]
+    fn a_program_ends_at_the_line_that_was_waited_for() {
+        let mut seen = Vec::new();
+        let status = lines_until(
+            Command::new("sh").args(["-c", "echo a; echo b; sleep 1000 & wait"]),
+            Some(Duration::from_secs(60)),
+            |line| {
+                seen.push(line.to_owned());
+                if line == "b" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            },
+        );
+        assert_eq!(status.expect("sh runs"), None);
+        assert_eq!(seen, ["a", "b"]);
     }
 
     #[test]

@@ -5,12 +5,14 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
 };
 
-use culvert_tests::{docker::Published, external::External, sock::Use};
+use culvert_tests::{chaos, docker::Published, external::External, sock::Use};
 
 /// Number of containers on each side.
 pub(super) const CONTAINERS: u8 = 4;
-/// Number of connections in a plan.
-pub(super) const CONNECTIONS: usize = 1000;
+/// Number of connections in a plan, and in a plan of the long tests. A connection has two packets,
+/// hundreds, or a thousand.
+const CONNECTIONS: usize = 1000;
+const MANY_CONNECTIONS: usize = 10_000;
 /// The host's address on the underlay, and its address as the containers' gateway.
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
@@ -108,12 +110,13 @@ impl Random {
 
 /// Draws a plan.
 pub(super) fn draw(seed: u64) -> Vec<Connection> {
+    let connections = if chaos::is_full() { MANY_CONNECTIONS } else { CONNECTIONS };
     let mut plan = Planner { random: Random(seed), next_port: 10_000, made: Vec::new() };
     plan.few();
-    while plan.made.len() < CONNECTIONS {
+    while plan.made.len() < connections {
         plan.more();
     }
-    plan.made.truncate(CONNECTIONS);
+    plan.made.truncate(connections);
     // Shuffles the plan (Fisher and Yates).
     for i in (1..plan.made.len()).rev() {
         let other = plan.random.below(i + 1);

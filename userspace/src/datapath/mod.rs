@@ -312,6 +312,21 @@ impl Datapath {
 ///
 /// If the kernel refuses a map or a program.
 pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, DatapathError> {
+    load(PROGRAMS, options, maps)
+}
+
+/// Loads `object` instead of the object of this binary, without pins: for tests of changed
+/// programs.
+///
+/// # Errors
+///
+/// If `object` is no object with these programs, or the kernel refuses a map or a program.
+pub fn load_other_object(object: &[u8], options: &Options) -> Result<Ebpf, DatapathError> {
+    load(object, options, None)
+}
+
+/// [`load_object`] with the bytes of the object.
+fn load(object: &[u8], options: &Options, maps: Option<&Path>) -> Result<Ebpf, DatapathError> {
     let vtep_ip = u32::from_ne_bytes(options.vtep_ip.octets());
     let ageing_ns = u64::try_from(options.ageing.as_nanos()).unwrap_or(u64::MAX);
     let log_level = if options.trace { LOG_LEVEL_TRACE } else { 0 };
@@ -347,7 +362,7 @@ pub fn load_object(options: &Options, maps: Option<&Path>) -> Result<Ebpf, Datap
         tracing::debug!(error = ?source, "{what}");
         DatapathError::Load { what: what.to_owned(), source }
     };
-    let mut ebpf = loader.load(PROGRAMS).map_err(|error| refused("load", Box::new(error)))?;
+    let mut ebpf = loader.load(object).map_err(|error| refused("load", Box::new(error)))?;
     prefixes::write(&mut ebpf, &options.services, &options.denied)?;
     for name in [
         programs::FROM_CONTAINER,

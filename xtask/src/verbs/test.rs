@@ -3,6 +3,7 @@
 mod command;
 mod emulated;
 mod leftovers;
+mod mutants;
 mod tally;
 
 use std::{fmt::Write as _, time::Duration};
@@ -33,7 +34,8 @@ pub(crate) struct Args {
     /// Also run the tests that take long, and run the kernel tests on another, emulated kernel
     #[arg(long)]
     full: bool,
-    /// Only run tests whose name contains this ('demo' is the demo)
+    /// Only run tests whose name contains this ('demo' is the demo; with --full, 'mutants' removes
+    /// each check of the data plane in turn, and demands that a test fails)
     filter: Option<String>,
 }
 
@@ -62,6 +64,10 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         tally.stage("tests", |tally| cargo_test(tally, filter, args.full));
         if args.full {
             tally.stage("tests, emulated kernel", |tally| emulated::main(tally, filter));
+            // Only on demand, because it takes an hour or more.
+            if filter == Some(mutants::NAME) {
+                tally.stage(mutants::NAME, mutants::main);
+            }
         }
         // The tests have replaced the product's binary by one that is built with their profile.
         let ready = tally.stage("build again", |_| build::build());

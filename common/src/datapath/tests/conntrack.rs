@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
+use super::cases;
 use crate::{
     abi::seen,
     datapath::conntrack::FlowState,
@@ -106,6 +107,7 @@ fn every_state_is_reached_and_numbered_in_order() {
 }
 
 proptest! {
+    #![proptest_config(cases(2000))]
     /// With any flags, a flow has a state of its own protocol, and only a connection with packets
     /// in both directions is never evicted.
     #[test]

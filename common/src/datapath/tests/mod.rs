@@ -15,7 +15,17 @@ mod tunnel_source;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use proptest::prelude::ProptestConfig;
+
 use crate::abi::EndpointInfo;
+
+/// Settings of a property that is tried `cases` times, or 100 times as often in the long tests
+/// (`CULVERT_TEST_FULL`).
+fn cases(cases: u32) -> ProptestConfig {
+    let is_full = std::env::var_os("CULVERT_TEST_FULL").is_some();
+    let cases = if is_full { cases * 100 } else { cases };
+    ProptestConfig { cases, max_global_rejects: cases, ..ProptestConfig::default() }
+}
 
 /// MAC of the endpoint under test.
 const MAC: [u8; 6] = [0x02, 0x42, 10, 0, 0, 2];

@@ -3,7 +3,7 @@
 use etherparse::{Icmpv4Header, Icmpv4Type, IpNumber, Ipv4Header, TcpHeader, UdpHeader};
 use proptest::prelude::*;
 
-use super::v4;
+use super::{cases, v4};
 use crate::abi::{
     Flow, FlowKey, RESERVED_ENTRIES, RESERVED_WORDS, Tuple, reserved_bit, seen as bits,
 };
@@ -106,7 +106,7 @@ fn echo_tuple(tuple: Tuple, request: bool) -> Tuple {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(cases(4000))]
     /// The update by differences gives exactly the checksum of the whole packet.
     #[test]
     fn translated_is_as_if_sent_so(

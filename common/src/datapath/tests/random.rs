@@ -3,7 +3,7 @@
 use bytemuck::pod_read_unaligned as read;
 use proptest::prelude::*;
 
-use super::{endpoint, free_endpoint};
+use super::{cases, endpoint, free_endpoint};
 use crate::abi::{NetworkInfo, VtepId};
 use crate::datapath::{arp, decap, ecn, encap, learn, nd, pmtu, source, tunnel_source};
 use crate::wire::checksum::Sum;
@@ -13,7 +13,7 @@ use crate::wire::{
 };
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(cases(2000))]
     #[test]
     fn nothing_panics(
         bytes in prop::array::uniform32(any::<[u8; 4]>()).prop_map(|rows| {

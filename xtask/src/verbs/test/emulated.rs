@@ -8,9 +8,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::sysinfo::sysinfo;
-use serde_json::Value;
 
-use super::command::command;
+use super::command::programs;
 use super::tally::Tally;
 use crate::vm::{self, Clock};
 use crate::{paths, ui};
@@ -21,13 +20,15 @@ const PROGRAMS: [&str; 3] = ["host", "prog_run", "netns"];
 /// Tests that are not run on the emulated machines. The tests of refusals, of names and files, of
 /// hung processes and of records of hosts do not depend on the kernel, and take many minutes under
 /// emulation. The test that compares NAT with the kernel's in thousands of steps is as slow, and
-/// does not depend on the device. The test of how much GRO merges depends on the rate of frames.
-/// The tests of races need two processors at once, which take turns under emulation. The test of
-/// systemd-networkd needs a program that may be missing.
-const SKIPPED: [&str; 9] = [
+/// does not depend on the device. The same is true of the test of mutated frames. The test of how
+/// much GRO merges depends on the rate of frames. The tests of races need two processors at once,
+/// which take turns under emulation. The test of systemd-networkd needs a program that may be
+/// missing.
+const SKIPPED: [&str; 10] = [
     "bad_input::",
     "bad_modes::",
     "differential::",
+    "fuzz::no_mutated_frame",
     "hung::",
     "names::",
     "nodes::",
@@ -44,7 +45,7 @@ const MACHINES: usize = 4;
 
 /// Runs the tests on the emulated machines and counts them.
 pub(super) fn main(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
-    let lists: Vec<_> = programs()?
+    let lists: Vec<_> = programs(&PROGRAMS)?
         .into_iter()
         .map(|program| Ok((tests(&program, filter)?, program)))
         .collect::<Result<_>>()?;
@@ -127,44 +128,9 @@ fn word(path: &Path) -> String {
     vm::quoted(&path.display().to_string())
 }
 
-/// Paths of the test programs, from cargo's messages.
-fn programs() -> Result<Vec<PathBuf>> {
-    let mut command = command(true);
-    command.args(["--no-run", "--message-format", "json"]).stderr(Stdio::null());
-    let said = command.output().context("cargo: cannot be started")?;
-    let text = String::from_utf8_lossy(&said.stdout);
-    let messages: Vec<Value> =
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    PROGRAMS.iter().map(|name| program(&messages, name)).collect()
-}
-
-fn program(messages: &[Value], name: &str) -> Result<PathBuf> {
-    let is_it = |message: &&Value| {
-        let text = |path: &str| message.pointer(path).and_then(Value::as_str);
-        text("/target/name") == Some(name)
-            && text("/target/kind/0") == Some("test")
-            && text("/executable").is_some()
-    };
-    match messages.iter().find(is_it).and_then(|message| message.get("executable")?.as_str()) {
-        Some(file) => Ok(PathBuf::from(file)),
-        None => bail!("test program {name}: cargo has not built it"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn programs_are_found_in_cargos_messages() {
-        let messages = [
-            serde_json::json!({"target": {"name": "netns", "kind": ["lib"]}, "executable": "/t/no"}),
-            serde_json::json!({"target": {"name": "netns", "kind": ["test"]}, "executable": null}),
-            serde_json::json!({"target": {"name": "netns", "kind": ["test"]}, "executable": "/t/n"}),
-        ];
-        assert_eq!(program(&messages, "netns").ok(), Some("/t/n".into()));
-        assert!(program(&messages, "host").is_err());
-    }
 
     #[test]
     fn each_test_is_run_on_one_machine() {

@@ -1,0 +1,377 @@
+//! Removes each check of the data plane in turn, and runs the tests of the programs without it. A
+//! check that no test misses is not tested.
+//!
+//! Only the BPF programs are compiled again, from a copy of the sources. The test program takes
+//! them from the file that `CULVERT_TEST_OBJECT` names.
+
+mod find;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use culvert_bpf_build::{BuildError, build_programs};
+
+use self::find::{Mutant, mutants, one_line};
+use super::command::programs;
+use super::tally::Tally;
+use crate::{paths, process, ui};
+
+/// Name of the stage.
+pub(super) const NAME: &str = "mutants";
+
+/// Folders of the sources of the data plane, from the root of the repository.
+const SOURCES: [&str; 2] = ["ebpf/src", "common/src/datapath"];
+
+/// Checks that no test can miss, with reasons.
+const EXCEPTIONS: &str = "tests/mutants.txt";
+
+/// Variable with the path of the object that the tests load.
+const OBJECT: &str = "CULVERT_TEST_OBJECT";
+
+/// What the tests print if the kernel does not load the object.
+const REFUSED: &str = "the kernel refuses the programs";
+
+/// The tests that find a removed check: those of the programs.
+const PROGRAM: &str = "prog_run";
+
+/// The least share of removed checks that a test misses, in per cent.
+const LEAST: usize = 95;
+
+/// A test program without output for this time hangs.
+const SILENCE: Duration = Duration::from_secs(300);
+
+/// The result of a run without a check.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Trial {
+    /// All tests passed.
+    Unnoticed,
+    /// A test failed: its line.
+    Noticed(String),
+    /// The verifier refuses the programs: the check keeps them within their memory.
+    Refused,
+    /// The compiler or the linker refuses the programs.
+    NotBuilt,
+    /// The check is one of the exceptions.
+    Excepted,
+}
+
+impl Trial {
+    fn text(&self) -> String {
+        match self {
+            Self::Unnoticed => ui::red("NO TEST FAILS"),
+            Self::Noticed(line) => line.clone(),
+            Self::Refused => "the verifier refuses the programs".to_owned(),
+            Self::NotBuilt => "cannot be built".to_owned(),
+            Self::Excepted => format!("an exception of {EXCEPTIONS}"),
+        }
+    }
+}
+
+/// Removes each check in turn.
+///
+/// # Errors
+///
+/// Too many removed checks make no test fail; the tests fail with every check; a source cannot be
+/// read, copied or compiled.
+pub(super) fn main(tally: &mut Tally) -> Result<()> {
+    let root = paths::root();
+    let mutants = all(&root)?;
+    let exceptions = read_exceptions(&root, &mutants)?;
+    let program = programs(&[PROGRAM])?.into_iter().next().context("no test program")?;
+    let copy = Sources::make(&root)?;
+    match trial(&program, &copy.build()?)? {
+        Trial::Unnoticed => {}
+        other => bail!("{}: although every check is there", other.text()),
+    }
+    let mut trials = Vec::new();
+    for (number, mutant) in mutants.iter().enumerate() {
+        crate::signals::check()?;
+        let trial = if exceptions.contains_key(&key(mutant)) {
+            Trial::Excepted
+        } else {
+            let object = copy.without(mutant)?;
+            object.map_or(Ok(Trial::NotBuilt), |object| trial(&program, &object))?
+        };
+        let Mutant { file, line, function, condition, .. } = mutant;
+        ui::line(&format!(
+            "{}/{} {file}:{line} {function}: {condition}: {}",
+            number + 1,
+            mutants.len(),
+            trial.text()
+        ));
+        trials.push(trial);
+    }
+    let judged = judge(&mutants, &trials);
+    tally.passed += u64::from(judged.is_ok());
+    tally.failed += u64::from(judged.is_err());
+    judged
+}
+
+/// Prints the sums, and fails if the share of noticed mutants is too small.
+fn judge(mutants: &[Mutant], trials: &[Trial]) -> Result<()> {
+    let count = |wanted: fn(&Trial) -> bool| trials.iter().filter(|trial| wanted(trial)).count();
+    let noticed = count(|trial| matches!(trial, Trial::Noticed(_)));
+    let refused = count(|trial| *trial == Trial::Refused);
+    let unnoticed = count(|trial| *trial == Trial::Unnoticed);
+    let not_built = count(|trial| *trial == Trial::NotBuilt);
+    let excepted = count(|trial| *trial == Trial::Excepted);
+    ui::line(&format!(
+        "{noticed} removed checks made a test fail, {refused} the verifier; {unnoticed} made no \
+         test fail; {not_built} could not be built, {excepted} are exceptions"
+    ));
+    for (mutant, _) in mutants.iter().zip(trials).filter(|(_, trial)| **trial == Trial::Unnoticed) {
+        ui::line(&format!("not tested: {}:{} {}", mutant.file, mutant.line, mutant.condition));
+    }
+    let caught = noticed + refused;
+    let all = caught + unnoticed;
+    if all == 0 || caught * 100 < all * LEAST {
+        bail!("{caught} of {all} removed checks make a test fail: at least {LEAST} % must");
+    }
+    Ok(())
+}
+
+/// All checks, in the order of files and lines.
+fn all(root: &Path) -> Result<Vec<Mutant>> {
+    let mut files = Vec::new();
+    for folder in SOURCES {
+        collect(root, folder, &mut files)?;
+    }
+    let mut all = Vec::new();
+    for file in files {
+        all.extend(mutants(&file, &read(&root.join(&file))?)?);
+    }
+    Ok(all)
+}
+
+/// Adds the sources in `folder`, without those of tests, in the order of their names.
+fn collect(root: &Path, folder: &str, files: &mut Vec<String>) -> Result<()> {
+    let path = root.join(folder);
+    let entries = fs::read_dir(&path).with_context(|| path.display().to_string())?;
+    let mut names = Vec::new();
+    for entry in entries {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    for name in names {
+        let file = format!("{folder}/{name}");
+        if name == "tests" || name == "tests.rs" {
+            continue;
+        }
+        if root.join(&file).is_dir() {
+            collect(root, &file, files)?;
+        } else if name.ends_with(".rs") {
+            files.push(file);
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))
+}
+
+/// What an exception names: file and condition.
+type Key = (String, String);
+
+fn key(mutant: &Mutant) -> Key {
+    (mutant.file.clone(), mutant.condition.clone())
+}
+
+/// Reads the exceptions, and checks that each names a check.
+fn read_exceptions(root: &Path, mutants: &[Mutant]) -> Result<BTreeMap<Key, String>> {
+    let exceptions = parse_exceptions(&read(&root.join(EXCEPTIONS))?)?;
+    for (file, condition) in exceptions.keys() {
+        if !mutants.iter().any(|it| it.file == *file && it.condition == *condition) {
+            bail!("{EXCEPTIONS}: {file} has no check '{condition}': remove the exception");
+        }
+    }
+    Ok(exceptions)
+}
+
+/// Reads exceptions: a line `FILE: CONDITION`, and below it indented lines with the reason. Empty
+/// lines and lines that begin with `#` mean nothing.
+fn parse_exceptions(text: &str) -> Result<BTreeMap<Key, String>> {
+    let mut all: BTreeMap<Key, String> = BTreeMap::new();
+    let mut last = None;
+    for (number, line) in text.lines().enumerate() {
+        if line.trim().is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if line.starts_with(' ') {
+            let reason = last.as_ref().and_then(|key| all.get_mut(key));
+            let reason =
+                reason.with_context(|| format!("{EXCEPTIONS}:{}: of what?", number + 1))?;
+            if !reason.is_empty() {
+                reason.push(' ');
+            }
+            reason.push_str(line.trim());
+            continue;
+        }
+        let (file, condition) = line
+            .split_once(": ")
+            .with_context(|| format!("{EXCEPTIONS}:{}: not 'FILE: CONDITION'", number + 1))?;
+        let key = (file.to_owned(), one_line(condition));
+        all.insert(key.clone(), String::new());
+        last = Some(key);
+    }
+    if let Some(((file, condition), _)) = all.iter().find(|(_, reason)| reason.is_empty()) {
+        bail!("{EXCEPTIONS}: {file}: {condition}: has no reason: indent it below the line");
+    }
+    Ok(all)
+}
+
+/// A copy of the repository, in which checks are removed.
+#[derive(Debug)]
+struct Sources {
+    root: PathBuf,
+    target: PathBuf,
+}
+
+impl Sources {
+    /// Copies the repository without its build output and history.
+    fn make(root: &Path) -> Result<Self> {
+        let copy =
+            Self { root: paths::mutants().join("source"), target: paths::mutants().join("bpf") };
+        if copy.root.exists() {
+            fs::remove_dir_all(&copy.root)
+                .with_context(|| format!("{}: cannot be removed", copy.root.display()))?;
+        }
+        copy_tree(root, &copy.root)?;
+        Ok(copy)
+    }
+
+    /// Builds the object.
+    fn build(&self) -> Result<PathBuf> {
+        Ok(build_programs(&self.root, &self.target)?)
+    }
+
+    /// Builds the object without a check. `None`: the compiler or the linker refuses it.
+    fn without(&self, mutant: &Mutant) -> Result<Option<PathBuf>> {
+        let path = self.root.join(&mutant.file);
+        let text = read(&path)?;
+        let write = |text: &str| {
+            fs::write(&path, text).with_context(|| format!("{}: cannot be written", path.display()))
+        };
+        write(&mutant.apply(&text))?;
+        let built = build_programs(&self.root, &self.target);
+        write(&text)?;
+        crate::signals::check()?;
+        match built {
+            Ok(object) => Ok(Some(object)),
+            Err(BuildError::Failed(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Copies a directory without build output and without files whose names begin with a dot, except
+/// for cargo's settings.
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("{}: cannot be made", to.display()))?;
+    let entries =
+        fs::read_dir(from).with_context(|| format!("{}: cannot be read", from.display()))?;
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name == "target" || (name.starts_with('.') && name != ".cargo") {
+            continue;
+        }
+        let (source, target) = (entry.path(), to.join(&*name));
+        if entry.file_type()?.is_dir() {
+            copy_tree(&source, &target)?;
+        } else {
+            fs::copy(&source, &target)
+                .with_context(|| format!("{}: cannot be copied", source.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs the tests of the programs with `object`, until one fails.
+fn trial(program: &Path, object: &Path) -> Result<Trial> {
+    let mut command = Command::new(program);
+    command
+        .current_dir(paths::root().join("tests"))
+        .env(OBJECT, object)
+        // Messages of panics are shown when they happen, so that a refusal of the verifier is seen.
+        .args(["--include-ignored", "--nocapture", "--color", "never"]);
+    let mut seen = Trial::Unnoticed;
+    let status = process::lines_until(&mut command, Some(SILENCE), |line| {
+        match outcome(line) {
+            Some(trial) => seen = trial,
+            None => return ControlFlow::Continue(()),
+        }
+        ControlFlow::Break(())
+    });
+    crate::signals::check()?;
+    Ok(match status {
+        Ok(Some(status)) if !status.success() => Trial::Noticed(format!("{PROGRAM}: {status}")),
+        Ok(_) => seen,
+        // The tests wait for a packet that does not come.
+        Err(error) => Trial::Noticed(format!("{error:#}")),
+    })
+}
+
+/// What a line of the tests' output says about the removed check.
+fn outcome(line: &str) -> Option<Trial> {
+    if line.contains(REFUSED) {
+        return Some(Trial::Refused);
+    }
+    let failed = line.trim().strip_suffix("FAILED")?;
+    // `test result: FAILED. …` has another end.
+    Some(Trial::Noticed(failed.trim_end_matches([' ', '.']).to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_data_plane_has_checks_and_the_exceptions_are_of_them() {
+        let root = paths::root();
+        let mutants = all(&root).expect("the sources are readable");
+        assert!(mutants.len() > 100, "{} checks", mutants.len());
+        for folder in SOURCES {
+            assert!(mutants.iter().any(|it| it.file.starts_with(folder)), "no check in {folder}");
+        }
+        read_exceptions(&root, &mutants).expect("each names a check");
+    }
+
+    #[test]
+    fn exceptions_have_reasons() {
+        let text = "# about\n\na/b.rs: x == 0 || y\n    One line,\n    and another.\n";
+        let all = parse_exceptions(text).expect("it is right");
+        let key = ("a/b.rs".to_owned(), "x == 0 || y".to_owned());
+        assert_eq!(all.get(&key).map(String::as_str), Some("One line, and another."));
+        for wrong in ["a/b.rs: x\n", "  why\n", "a/b.rs\n  why\n"] {
+            assert!(parse_exceptions(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn failures_and_refusals_are_seen() {
+        assert_eq!(
+            outcome("test arp::case::a ... FAILED"),
+            Some(Trial::Noticed("test arp::case::a".to_owned()))
+        );
+        assert_eq!(outcome("test arp::case::a ... ok"), None);
+        assert_eq!(outcome("test result: FAILED. 1 passed; 1 failed"), None);
+        assert_eq!(outcome(&format!("{REFUSED}: program from_host")), Some(Trial::Refused));
+    }
+
+    #[test]
+    fn too_many_untested_checks_are_a_failure() {
+        let noticed = |number: usize| vec![Trial::Noticed(String::new()); number];
+        assert!(judge(&[], &noticed(20)).is_ok());
+        assert!(judge(&[], &[noticed(19), vec![Trial::Unnoticed]].concat()).is_ok());
+        assert!(judge(&[], &[noticed(18), vec![Trial::Unnoticed]].concat()).is_err());
+        assert!(judge(&[], &[noticed(19), vec![Trial::Excepted; 9]].concat()).is_ok());
+        assert!(judge(&[], &[]).is_err());
+    }
+}
