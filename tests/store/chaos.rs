@@ -81,7 +81,7 @@ async fn addresses_have_one_owner() {
     let mut random = Random::seeded();
     // A store of its own for each part: etcd needs more time for each change, the longer its history
     // is.
-    for _ in 0..rounds(1, 10) {
+    for _ in each("parts of the addresses", rounds(1, 10)) {
         churn_of_all_hosts(&mut random, rounds(150, 2_500)).await;
     }
 }
