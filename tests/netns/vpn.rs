@@ -1,8 +1,6 @@
 //! A VPN whose device has no Ethernet header, as those of WireGuard and OpenVPN. It is no uplink.
 //! Its members are clients of published ports.
 
-#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
-
 use std::net::Ipv4Addr;
 
 use culvert_tests::{

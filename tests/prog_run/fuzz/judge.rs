@@ -44,7 +44,9 @@ impl Reach {
             Program::Container | Program::Host => Self { local: vni, remote: vni },
             // A frame from the tunnel is never sent back into the tunnel.
             Program::Underlay => Self { local: to_us(frame).map(|(_, vni)| vni), remote: None },
-            Program::UnderlayXdp | Program::Loopback | Program::Client => Self::default(),
+            Program::UnderlayXdp | Program::Loopback | Program::Client | Program::Out => {
+                Self::default()
+            }
         }
     }
 }

@@ -117,7 +117,7 @@ mod tests {
         assert!(lines.iter().any(|line| line.contains("address of store.invalid")), "{lines:?}");
         // Addresses that were found once stay.
         known.insert(absent.clone(), vec!["192.0.2.9:2379".parse().unwrap()]);
-        assert_eq!(resolve(&[absent.clone()], &mut known).await, BTreeMap::new());
+        assert_eq!(resolve(std::slice::from_ref(&absent), &mut known).await, BTreeMap::new());
         assert_eq!(known[&absent].len(), 1);
     }
 }

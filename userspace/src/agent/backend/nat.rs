@@ -239,7 +239,7 @@ impl Agent {
                 refused: of.refused,
             })
             .collect();
-        rows.sort_by(|a, b| (b.refused, b.flows).cmp(&(a.refused, a.flows)));
+        rows.sort_by_key(|row| std::cmp::Reverse((row.refused, row.flows)));
         rows
     }
 }
