@@ -121,6 +121,7 @@ fn a_removed_endpoint_is_gone_at_once(lab: &mut Lab) {
     warm_out(lab);
     lab.tables.fdb.remove(&FdbKey::new(A, FAR.mac)).unwrap();
     assert!(!is_encapsulated(lab));
+    lab.tables.fdb.insert(&FdbKey::new(A, FAR.mac), &remote(PEER)).unwrap();
     warm_in(lab);
     lab.tables.fdb.remove(&FdbKey::new(A, ONE.mac)).unwrap();
     lab.at_underlay(&from_peer().wrap(&back())).drops(DropReason::UnknownDestination);

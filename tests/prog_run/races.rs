@@ -253,9 +253,9 @@ fn begin_on_two_cpus(lab: &mut Lab, most: u16) -> (u16, usize) {
     (flows, changed)
 }
 
-/// Two CPUs begin one flow. The flow is counted once.
+/// Two CPUs begin one flow. The flow is counted once. All flows are within the container's share.
 fn one_flow_begins_on_two_cpus(lab: &mut Lab) {
-    let (flows, changed) = begin_on_two_cpus(lab, 3000);
+    let (flows, changed) = begin_on_two_cpus(lab, 1900);
     assert_eq!(lab.flows.keys().len(), 2 * usize::from(flows));
     let counts = lab.new_counts();
     let noted = |note| packets(&counts, Direction::FromContainer, Code::Note(note));

@@ -199,8 +199,10 @@ pub const fn has_halves(min: u16, max: u16) -> bool {
 #[inline(always)]
 pub const fn is_in_half(port: u16, owner: u32) -> bool {
     let mixed = (port as u32).wrapping_mul(0x9e37_79b1) ^ owner.wrapping_mul(0x85eb_ca6b);
-    let mixed = (mixed ^ (mixed >> 15)).wrapping_mul(0xc2b2_ae35);
-    (mixed ^ (mixed >> 13)) & 1 == 0
+    // A weaker mix leaves two containers with nearly the same half.
+    let mixed = (mixed ^ (mixed >> 16)).wrapping_mul(0x85eb_ca6b);
+    let mixed = (mixed ^ (mixed >> 13)).wrapping_mul(0xc2b2_ae35);
+    (mixed >> 16) & 1 == 0
 }
 
 /// A port beside `port` in the range that is in the container's half. `None`: none of the next ones

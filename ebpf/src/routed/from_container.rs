@@ -523,12 +523,12 @@ fn is_vxlan(work: &Work) -> bool {
 }
 
 /// Whether the packet is VXLAN for a VTEP: it would leave with the address of this host's VTEP as
-/// its source.
+/// its source. While there is no path to the VTEP, its port is unknown, and every port may be it.
 #[inline(always)]
 fn is_to_vtep(work: &Work) -> bool {
     let tuple = &work.routed.key.tuple;
     let vtep = vtep_id(tuple.dst);
-    vtep.is_some() && vxlan_port(vtep).is_some_and(|port| port.to_be_bytes() == tuple.dst_port)
+    vtep.is_some() && vxlan_port(vtep).is_none_or(|port| port.to_be_bytes() == tuple.dst_port)
 }
 
 /// The step for a packet that leaves the host by the route in `work.route`.

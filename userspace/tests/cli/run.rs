@@ -390,7 +390,7 @@ fn a_command_of_another_user_does_not_have_the_terminal() {
     // Linux from 6.2 on may have forbidden it to all programs.
     let setting = std::fs::read_to_string("/proc/sys/dev/tty/legacy_tiocsti");
     let is_forbidden = setting.is_ok_and(|setting| setting.trim() == "0");
-    for (number, options) in ["--user 4711", "--cap-drop ALL", ""].into_iter().enumerate() {
+    for (number, options) in ["--user 4711:4711", "--cap-drop ALL", ""].into_iter().enumerate() {
         let name = format!("c{number}");
         let mut line = vec!["run", "--name", &name, "--network", "host"];
         line.extend(options.split_whitespace());
