@@ -3,11 +3,10 @@
 //!
 //! The result for a frame depends on its endpoint, on its MAC and IP addresses, and on maps that
 //! seldom change. The key of an entry holds the addresses, and the interface or VTEP that the frame
-//! comes from; of a frame from the underlay, the destination IP address is not needed. A frame that
-//! differs in one of them is a miss. An entry is valid for one epoch of
-//! the maps ([`EPOCH`](culvert_common::abi::names::EPOCH)). A new epoch begins whenever a map
-//! changes that the result depends on. Lengths, ECN, fragments and the outer header are checked for
-//! every packet.
+//! comes from. For a frame from the underlay, the key does not need the destination IP address. A
+//! frame that differs in one of them is a miss. An entry is valid for one epoch of the maps
+//! ([`EPOCH`](culvert_common::abi::names::EPOCH)). A new epoch begins whenever a map changes that
+//! the result depends on. Lengths, ECN, fragments and the outer header are checked for every packet.
 //!
 //! Each CPU has a cache of its own: no memory is shared, and there is no lock. A slot holds the
 //! last pair that was written to it.

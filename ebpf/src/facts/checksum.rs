@@ -1,4 +1,4 @@
-//! Whether a packet has arrived as it was sent.
+//! Whether the checksum of a packet's upper layer is right.
 
 use core::ffi::c_void;
 
@@ -17,7 +17,7 @@ use crate::kernel::{
     skb::{ETH_LEN, gso_size, is_verified, load, load_to, sum},
 };
 
-/// Bytes that are summed in one step while there are so many.
+/// Bytes that one step sums while at least as many are left.
 const STEP: usize = 64;
 /// Greatest number of steps: those for the bytes of [`MAX`], and those for a rest of 63 bytes.
 const STEPS: u32 = (MAX / STEP) as u32 + 15 + 2;
@@ -64,7 +64,8 @@ pub(crate) fn is_damaged(skb: *mut __sk_buff, routed: &Routed) -> u32 {
         PROTO_ICMP => None,
         _ => Some(Sum::new().add_pseudo_ipv4(tuple.src, tuple.dst, protocol, len as u16)),
     };
-    // The sender is on this host, and its network card would add the rest of the sum.
+    // The field has the sum of the pseudo header alone: the sender is on this host, and leaves the
+    // rest of the sum to the network card.
     if pseudo.is_some_and(|pseudo| pseudo.fold() == field) {
         return 0;
     }
@@ -72,7 +73,7 @@ pub(crate) fn is_damaged(skb: *mut __sk_buff, routed: &Routed) -> u32 {
     (summed.at, summed.left, summed.sum) = (routed.l4, len, pseudo.unwrap_or_default());
     let mut skb = skb;
     repeat(STEPS, add_step, &mut skb);
-    // What could not be read is no reason to drop the packet.
+    // A packet that could not be read to its end is not dropped.
     (summed.left == 0 && !is_whole(summed.sum)).into()
 }
 

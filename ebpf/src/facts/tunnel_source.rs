@@ -1,4 +1,4 @@
-//! The sender of a frame from the tunnel, and the checks of what the frame says about it.
+//! The sender of a frame from the tunnel, and the checks of the addresses in the frame.
 
 use aya_ebpf::{bindings::__sk_buff, macros::map, maps::PerCpuArray, programs::TcContext};
 use bytemuck::Pod;
@@ -202,8 +202,7 @@ fn try_check_ipv6(ctx: &TcContext) -> Result<(), DropReason> {
     let ep = &*ep;
     let ip = fill(ctx, INNER_L3, ip6).ok_or(DropReason::Malformed)?;
     source::check_ipv6_source(ep, ip, |ip| has_ipv6(ep, ip))?;
-    let mut l4 =
-        UpperLayer { protocol: ip.next_header(), is_later: false, offset: V6_UPPER };
+    let mut l4 = UpperLayer { protocol: ip.next_header(), is_later: false, offset: V6_UPPER };
     skip_extensions(ctx, &mut l4)?;
     if l4.protocol != NEXT_ICMPV6 {
         return Ok(());

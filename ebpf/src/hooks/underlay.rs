@@ -62,7 +62,7 @@ fn handle(ctx: &TcContext) -> Outcome {
         Ok(Outer::Other) => from_external::receive(ctx, DIRECTION, zone::EXTERNAL, Hook::Ingress),
         Ok(Outer::Icmp) => {
             linearise(ctx);
-            path_mtu::hear(ctx.skb.skb);
+            path_mtu::note_report(ctx.skb.skb);
             from_external::receive(ctx, DIRECTION, zone::EXTERNAL, Hook::Ingress)
         }
         Ok(Outer::Vxlan(tunnelled)) => decapsulate(ctx, &tunnelled),

@@ -1,8 +1,8 @@
 //! `to_underlay`: tcx egress on an uplink.
 //!
-//! Other hosts know this host by the source address of its VXLAN alone. So no one but Culvert and root
-//! may send VXLAN from this host's VTEP address to another host: neither another user with a UDP
-//! socket, nor a container of another engine whose packets the host masquerades.
+//! Other hosts know this host by the source address of its VXLAN alone. So no one but Culvert and
+//! root may send VXLAN from this host's VTEP address to another host: neither another user with a
+//! UDP socket, nor a container of another engine whose packets the host masquerades.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use culvert_common::{
@@ -61,8 +61,8 @@ fn is_believed(ctx: &TcContext) -> bool {
 }
 
 /// Whether the frame, which is not marked, comes from neither root nor the kernel. `flags` are those
-/// of the uplink. Where they do not have `GUARDED`, the frame may be Culvert's: programs of an earlier
-/// version do not mark it.
+/// of the uplink. Where they do not have `GUARDED`, the frame may be Culvert's: programs of an
+/// earlier version do not mark it.
 ///
 /// A vxlan device of another system keeps the socket of whoever sent the inner packet. The frames of
 /// such a device cannot be told from those of a user. They are on the uplink only where the port is

@@ -309,8 +309,8 @@ fn may_reach(net: &NetworkInfo, routed: &Routed) -> Result<(), DropReason> {
         blocked::GATEWAY if dst != net.gateway_ip => return Err(DropReason::Isolated),
         _ => {}
     }
-    // etcd has no other protocol. A segment that opens no connection is checked, too: it would begin
-    // a masqueraded flow, with which later segments pass.
+    // Clients reach etcd over TCP alone. A segment that opens no connection is checked, too: it would
+    // begin a masqueraded flow, with which later segments pass.
     if routed.key.protocol == PROTO_TCP {
         (key.port, key.protocol) = (dst_port, PROTO_TCP);
         if why_blocked(&key) != 0 {
@@ -523,7 +523,7 @@ fn is_vxlan(work: &Work) -> bool {
 }
 
 /// Whether the packet is VXLAN for a VTEP: it would leave with the address of this host's VTEP as
-/// its source. While there is no path to the VTEP, its port is unknown, and every port may be it.
+/// its source. While there is no path to the VTEP, its VXLAN port is not known: every port counts.
 #[inline(always)]
 fn is_to_vtep(work: &Work) -> bool {
     let tuple = &work.routed.key.tuple;

@@ -561,7 +561,7 @@ fn port_at(index: u32, new: &mut NewFlow) -> u32 {
     } else if index > 0 {
         let Some(port) = nat::in_half(port, owner, min, max) else { return 0 };
         port
-    } else if nat::is_in_half(port, owner) || crowded(new) == 0 {
+    } else if nat::is_in_half(port, owner) || some_taken(new) == 0 {
         port
     } else {
         return 0;
@@ -569,11 +569,11 @@ fn port_at(index: u32, new: &mut NewFlow) -> u32 {
     u32::from(port) + 1
 }
 
-/// Whether some of the ports towards the destination of a new flow are taken. A container then takes
-/// no port outside of its half, see [`nat::is_in_half`]. Returns 1 or 0. A BPF function of its own,
-/// for a stack frame of its own.
+/// Whether one of [`nat::PROBES`] random ports towards the destination of a new flow is taken. A
+/// container then takes no port outside of its half, see [`nat::is_in_half`]. Returns 1 or 0. A BPF
+/// function of its own, for a stack frame of its own.
 #[inline(never)]
-fn crowded(new: &mut NewFlow) -> u32 {
+fn some_taken(new: &mut NewFlow) -> u32 {
     let (min, max) = (NAT_PORT_MIN.load(), NAT_PORT_MAX.load());
     for index in 1..=nat::PROBES {
         let Some(port) = nat::candidate(index, 0, new.random, min, max) else { return 0 };

@@ -53,68 +53,68 @@ pub(crate) fn for_packet(len: u32, vtep: VtepId, path: &UnderlayPath) -> u32 {
 /// of its own, for a stack frame of its own; it counts the note itself, so that its caller needs
 /// no more of the stack.
 #[inline(never)]
-pub(crate) fn hear(skb: *mut __sk_buff) -> u32 {
+pub(crate) fn note_report(skb: *mut __sk_buff) -> u32 {
     // Without `black_box` the compiler would pass the packet's bounds instead of the context.
     let ctx = TcContext::new(core::hint::black_box(skb));
-    let heard = match try_hear(&ctx) {
-        Heard::Hint => Note::PathMtuHint,
-        Heard::Refused => Note::PathMtuRefused,
-        Heard::Nothing => return 0,
+    let event = match read_report(&ctx) {
+        Report::Hint => Note::PathMtuHint,
+        Report::Refused => Note::PathMtuRefused,
+        Report::Nothing => return 0,
     };
-    note(DIRECTION, heard, ctx.len());
+    note(DIRECTION, event, ctx.len());
     1
 }
 
-/// What an ICMP packet is.
-enum Heard {
-    /// A hint that was noted.
+/// What an ICMP packet reports about the tunnel.
+enum Report {
+    /// A smaller MTU, which was noted as a hint.
     Hint,
     /// An error about a datagram of the tunnel that is not believed.
     Refused,
-    /// Nothing about the tunnel, or what the agent has yet to verify.
+    /// Nothing, or no more than a hint that the agent has not read yet.
     Nothing,
 }
 
 #[inline(always)]
-fn try_hear(ctx: &TcContext) -> Heard {
+fn read_report(ctx: &TcContext) -> Report {
     // The headers are read one by one. In one read the compiler would copy headers that may not be
     // in the packet.
-    let Some(ip) = ctx.read::<Ipv4Hdr>(ETH_LEN) else { return Heard::Nothing };
-    let Some(icmp) = ctx.read::<Icmpv4Hdr>(ETH_LEN + Ipv4Hdr::LEN) else { return Heard::Nothing };
-    let Some(quoted) = ctx.read::<Ipv4Hdr>(QUOTED) else { return Heard::Nothing };
-    let Some(udp) = ctx.read::<UdpHdr>(QUOTED + Ipv4Hdr::LEN) else { return Heard::Nothing };
+    let Some(ip) = ctx.read::<Ipv4Hdr>(ETH_LEN) else { return Report::Nothing };
+    let Some(icmp) = ctx.read::<Icmpv4Hdr>(ETH_LEN + Ipv4Hdr::LEN) else { return Report::Nothing };
+    let Some(quoted) = ctx.read::<Ipv4Hdr>(QUOTED) else { return Report::Nothing };
+    let Some(udp) = ctx.read::<UdpHdr>(QUOTED + Ipv4Hdr::LEN) else { return Report::Nothing };
     let is_error =
         ip.header_len() == Ipv4Hdr::LEN as u32 && !ip.is_fragment() && icmp.is_frag_needed();
     let own = VTEP_IP.load().to_ne_bytes();
     if !is_error || !pmtu::is_of_tunnel(&own, &quoted, &udp) {
-        return Heard::Nothing;
+        return Report::Nothing;
     }
     let vtep = vtep_id(quoted.dst);
     let Some(path) = underlay(vtep) else {
         let is_vxlan = udp.dst_port() == VXLAN_PORT.load();
-        return if is_vxlan { Heard::Refused } else { Heard::Nothing };
+        return if is_vxlan { Report::Refused } else { Report::Nothing };
     };
     if udp.dst_port() != path.port {
-        return Heard::Nothing;
+        return Report::Nothing;
     }
     let mtu = icmp.next_hop_mtu();
     // The quote ends with the packet: padding of the link may follow.
     let has_vxlan = u32::from(ip.tot_len()) >= (QUOTED_VXLAN + VxlanHdr::LEN - ETH_LEN) as u32;
     if !pmtu::could_be_sent(&quoted, &udp, mtu) || (has_vxlan && !is_vni_known(ctx)) {
-        return Heard::Refused;
+        return Report::Refused;
     }
     let (route, overhead) = (path.inner_mtu.into(), path.overhead());
     let Some(inner_mtu) = pmtu::path_mtu_from_icmp(mtu, route, overhead) else {
-        return Heard::Refused;
+        return Report::Refused;
     };
-    // One hint is enough for a probe. So errors cost no write until the agent has read it.
+    // One hint is enough for a probe. Further errors cost no write until the agent has read the hint.
     if has(&PATH_HINTS, &vtep) {
-        return Heard::Nothing;
+        return Report::Nothing;
     }
     let hint = SealedU32::new(&vtep, inner_mtu);
     match PATH_HINTS.insert(vtep, hint, BPF_NOEXIST.into()) {
-        Ok(()) => Heard::Hint,
-        Err(_) => Heard::Nothing,
+        Ok(()) => Report::Hint,
+        Err(_) => Report::Nothing,
     }
 }
 

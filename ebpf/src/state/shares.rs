@@ -18,7 +18,7 @@ pub(super) fn join(owner: u32) {
     }
     let Some(share) = FLOW_SHARES.get_ptr_mut(&owner) else {
         let share = FlowShare { flows: 1, pad: 0, begun: 1, refused: 0 };
-        // Without room for an entry the container has no bound.
+        // If the map is full, the number of the container's flows is not limited.
         let _ = FLOW_SHARES.insert(&owner, &share, BPF_NOEXIST.into());
         return;
     };

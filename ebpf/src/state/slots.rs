@@ -141,7 +141,7 @@ pub(super) mod admitted {
 const TOLERANCE: u32 = 8;
 
 /// Whether the container with the incarnation `owner` may begin a flow. If it has its share, one of
-/// its own flows that may be evicted goes first. Returns a value of [`admitted`]. A BPF function of
+/// its own flows is evicted first, if one may be. Returns a value of [`admitted`]. A BPF function of
 /// its own, for a stack frame of its own.
 #[inline(never)]
 pub(super) fn admit(owner: u32, now: u64) -> u32 {
