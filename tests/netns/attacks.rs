@@ -175,9 +175,9 @@ fn through_the_tunnel(from: &Host, to: &Host, vni: u32, inner: &[u8]) -> Vec<u8>
     Tunnel { src_port: 50_000, ..tunnel }.wrap(inner).split_off(14)
 }
 
-/// A member host whose root has gone bad speaks only in the name of its own containers and of
-/// itself: not of containers of other hosts or of the receiver, of external hosts, or of the
-/// gateway.
+/// A member host with a hostile root reaches containers only with the sources of its own containers
+/// and of itself: not with those of containers of other hosts or of the receiver, of external
+/// hosts, or of the gateway.
 #[test]
 #[ignore = "needs root"]
 fn a_member_speaks_for_its_own_containers_only() {

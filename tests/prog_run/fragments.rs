@@ -290,8 +290,8 @@ fn of_the_host_from_an_external_host_out_of_order(lab: &mut Lab) {
     lab.at_underlay(&all[1].frame()).passes(&[]);
 }
 
-/// Strays of many sources, as of one that forges its address, evict no copy of another source: they
-/// have a share together.
+/// Early fragments without a first fragment (strays), from many sources or from one that forges its
+/// address, evict no copy of another source: external hosts have one share together.
 fn strays_cost_the_host_nothing(lab: &mut Lab) {
     let host = fragments(&V4::udp(&SERVER, &US, (1, 2), &payload(2500)), &SIZES);
     for fragment in host[1..].iter().rev() {

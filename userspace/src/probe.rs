@@ -6,7 +6,7 @@
 //! it on the error queue of the socket (`IP_RECVERR` in ip(7)) if it quotes the socket's addresses
 //! and ports.
 //!
-//! Anybody can forge such an error who does not see the probes, so the quote must show something
+//! Anybody can forge such an error, also without seeing the probes. So the quote must show something
 //! that a forger cannot know. Each probe has a random number behind its VXLAN header. Most routers
 //! quote it (RFC 1812 §4.3.2.3: as much as fits into 576 bytes). A router that quotes only the eight
 //! bytes that RFC 792 demands shows nothing but the source port, and somebody can send an error for
@@ -49,7 +49,7 @@ const BATCH: usize = 64;
 /// Most attempts to find a free port for a socket.
 const ATTEMPTS: usize = 16;
 
-/// A datagram to be sent.
+/// A probe to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathProbe {
     /// VTEP address and VXLAN port.

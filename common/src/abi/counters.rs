@@ -286,12 +286,13 @@ coded! {
         /// smaller path MTU, which the agent is to verify.
         PathMtuHint = 220 => "path_mtu_hint",
         /// An ICMP fragmentation-needed about a datagram of the tunnel that the programs cannot
-        /// have sent, or with an MTU that no path to the VTEP has.
+        /// have sent, or with an MTU that is too small or no smaller than that of the path.
         PathMtuRefused = 221 => "path_mtu_refused",
         /// A fragment from an external host, passed to the host's stack before the first fragment of
         /// its datagram came. A copy is held, because the datagram may belong to a flow.
         FragmentCopied = 222 => "fragment_copied",
-        /// The same without a copy: it is too long, or its source has used its share of the memory.
+        /// As [`Self::FragmentCopied`], but without a copy: its source has its share of the memory, or
+        /// no slot is free.
         FragmentLimited = 223 => "fragment_limited",
     }
 }

@@ -56,8 +56,8 @@ pub const FLOW_SHARES: &str = "FLOW_SHARES";
 /// [`PublishedKey`](super::PublishedKey) → [`PublishedEntry`](super::PublishedEntry).
 pub const PUBLISHED: &str = "PUBLISHED";
 /// [`PublishedKey`](super::PublishedKey) → [`SealedU32`](super::SealedU32), one of the constants of
-/// [`blocked`](super::blocked): destinations to which containers begin no flow. Protocol and port 0
-/// stand for all of them.
+/// [`blocked`](super::blocked): destinations to which containers begin no flow. Protocol 0 stands
+/// for every protocol, and port 0 for every port.
 pub const BLOCKED: &str = "BLOCKED";
 /// Set of the host's own addresses, as [`MappedAddr`](super::MappedAddr) (value: `u32`, zero).
 pub const HOST_ADDRS: &str = "HOST_ADDRS";
@@ -86,9 +86,9 @@ pub const HELD_FRAGMENTS: &str = "HELD_FRAGMENTS";
 /// [`stats_index`](super::stats_index).
 pub const STATS: &str = "STATS";
 /// One `u64`, the epoch: an entry of the flow cache or of the route cache is valid while the epoch
-/// is the one in which the entry was made. The agent that changes `ENDPOINTS`,
-/// `NETWORKS`, `FDB`, `NEIGHBOURS`, `VTEPS`, `VTEP_IDS`, `UNDERLAY`, `PATH_MTU`, `GATEWAYS`,
-/// `HOST_ADDRS`, `UPLINKS` or `CLIENT_LINKS` advances the epoch afterwards.
+/// is the one in which the entry was made. The agent advances the epoch after it has changed
+/// `ENDPOINTS`, `NETWORKS`, `FDB`, `NEIGHBOURS`, `VTEPS`, `VTEP_IDS`, `UNDERLAY`, `PATH_MTU`,
+/// `GATEWAYS`, `HOST_ADDRS`, `UPLINKS` or `CLIENT_LINKS`.
 pub const EPOCH: &str = "EPOCH";
 /// One [`Scratch`](super::Scratch) per CPU: headers too large for the BPF stack of 512 bytes.
 pub const SCRATCH: &str = "SCRATCH";

@@ -180,11 +180,11 @@ pub const fn candidate(index: u32, own: u16, random: u32, min: u16, max: u16) ->
 /// Least number of ports in a range of which each container has a half, see [`is_in_half`].
 const LEAST_SHARED: u32 = 4096;
 
-/// Ports that [`in_half`] compares with the one that it is given: one of `2^HALVES` numbers of
-/// ports has none in a half.
+/// Number of ports that [`in_half`] examines. For one port in `2^HALVES`, none of them is in the
+/// container's half.
 const HALVES: u16 = 8;
 
-/// Number of ports that are probed to tell whether those of a destination are crowded.
+/// Number of random ports that are examined to tell whether ports towards a destination are taken.
 pub const PROBES: u32 = 4;
 
 /// Whether the range is large enough for halves of its ports.
@@ -194,8 +194,9 @@ pub const fn has_halves(min: u16, max: u16) -> bool {
 }
 
 /// Whether the port is in the half of the ports that the container with the incarnation `owner` may
-/// always take. Two containers have half of their halves in common. So whatever ports one of them
-/// takes, a quarter of all is left to the other one alone, and no count of ports is needed.
+/// always take. The halves of two containers have about half of their ports in common. So whatever
+/// ports of its half one container takes, a quarter of all ports is left to the other one alone, and
+/// no count of ports is needed.
 #[inline(always)]
 pub const fn is_in_half(port: u16, owner: u32) -> bool {
     let mixed = (port as u32).wrapping_mul(0x9e37_79b1) ^ owner.wrapping_mul(0x85eb_ca6b);
@@ -205,8 +206,8 @@ pub const fn is_in_half(port: u16, owner: u32) -> bool {
     (mixed >> 16) & 1 == 0
 }
 
-/// A port beside `port` in the range that is in the container's half. `None`: none of the next ones
-/// is.
+/// `port`, or a port near it that is in the range, in the container's half. `None`: none of the
+/// [`HALVES`] ports that were examined is in the half.
 #[inline(always)]
 pub const fn in_half(port: u16, owner: u32, min: u16, max: u16) -> Option<u16> {
     let mut at = 0;

@@ -7,17 +7,18 @@ use crate::wire::{Ipv4Hdr, ipv4::PROTO_ICMP};
 /// What a packet to an address of the host may have to do with published ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Concern {
-    /// It is for this port, in network order: it concerns a published port if that one is.
+    /// The packet is for this port, in network order. It concerns a published port if this port is
+    /// published.
     Port([u8; 2]),
-    /// Its headers do not name the port: it is an ICMP error.
+    /// The packet is an ICMP error, whose headers do not have the port.
     Unknown,
-    /// Nothing.
+    /// The packet concerns no published port.
     Nothing,
 }
 
 /// Whether the packet is a fragment that may concern a published port. Only the first fragment has
 /// ports, and the programs must see it even if it is the host's: they hold the other fragments until
-/// they know.
+/// they have seen it.
 #[inline(always)]
 pub const fn is_concerned_fragment(ip: &Ipv4Hdr) -> bool {
     ip.is_fragment() && has_ports(ip.protocol())

@@ -28,9 +28,9 @@ pub const fn gcra(tat: u64, now: u64, interval_ns: u64, burst: u32) -> Option<u6
     Some(start.saturating_add(interval_ns))
 }
 
-/// The theoretical arrival time after one frame is given back that [`gcra`] has admitted: the limit
-/// then is one of frames that are there at the same time, and those that never go are given back at
-/// the rate of the limit. A time in the past means the same as now.
+/// The theoretical arrival time after one frame that [`gcra`] has admitted is given back. With this,
+/// the limit is a number of frames that are held at the same time. Frames that are never given back
+/// leave the count at the rate of the limit. A time in the past means the same as now.
 #[inline(always)]
 pub const fn give_back(tat: u64, interval_ns: u64) -> u64 {
     tat.saturating_sub(interval_ns)

@@ -104,8 +104,8 @@ impl TcpSegment {
     }
 
     /// Whether the segment of a direction `flow` can only move its numbers on: the other direction
-    /// need not be read, and [`Self::moves_seq`] and [`Self::moves_ack`] tell the changes. So it is
-    /// for nearly all segments of a connection.
+    /// need not be read, and [`Self::moves_seq`] and [`Self::moves_ack`] tell the changes. This is
+    /// true of nearly all segments of a connection.
     #[inline(always)]
     pub const fn is_plain(&self, flow: &Flow) -> bool {
         if self.flags & (SYN | FIN | RST | ACK) != ACK || flow.seen & seen::RST != 0 {

@@ -1,5 +1,5 @@
-//! Source checks of frames from the tunnel: a host speaks only for its own endpoints and for
-//! itself.
+//! Source checks of frames from the tunnel: a host may send only from its own endpoints and from
+//! its own address.
 //!
 //! The outer header says which host has sent a frame. The agent's FDB has the host of each
 //! endpoint, and the neighbour map has the endpoint's addresses. So the receiver makes the checks of
@@ -118,8 +118,8 @@ pub fn check_ipv4(
 }
 
 /// Checks the sender of an ARP packet whose frame does not have the gateway's MAC; `ep` and
-/// `others` are as in [`check_ipv4`]. Fails with [`DropReason::GatewaySource`], and in a network that does
-/// not learn, as [`arp_query`] does.
+/// `others` are as in [`check_ipv4`]. Fails with [`DropReason::GatewaySource`], and in a network
+/// that does not learn, as [`arp_query`] does.
 #[inline(always)]
 pub fn check_arp(
     net: &NetworkInfo,

@@ -28,13 +28,14 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(1);
 /// Interval at which a smaller path MTU is probed again (RFC 1191 §6.3: ten minutes).
 const AGAIN: Duration = Duration::from_secs(600);
-/// Time after which a probe is repeated that could not tell.
+/// Time after which the path is probed again if the probe has shown nothing.
 const RETRY: Duration = Duration::from_secs(60);
 /// Time in ns for which the programs use a path MTU that no agent has probed again.
 const KEPT_NS: u64 = 86_400_000_000_000;
-/// Most VTEPs that are probed at once. The others follow, those first that have waited longest.
+/// Most VTEPs that are probed at once. The others follow; the VTEP that has waited longest comes
+/// first.
 const MOST: usize = 128;
-/// Time after the last hint that was not confirmed for which it is a problem.
+/// Time for which a hint that was not confirmed is a problem in `status`.
 const DOUBTED: Duration = Duration::from_secs(600);
 /// First part of the keys of the problems.
 const PROBLEM: &str = "path-mtu/";
@@ -98,7 +99,7 @@ impl PathMtuKeeper {
         let line = |error: DatapathError| error.to_string();
         self.forget_doubts(shown, now);
         if self.smaller.is_none() {
-            // Those of an earlier version were not probed: all are due.
+            // An earlier version wrote entries without a probe, so all paths are due.
             let entry =
                 |(vtep, PathMtu { inner_mtu, .. })| (vtep, Smaller { inner_mtu, due: None });
             self.smaller =
@@ -181,8 +182,8 @@ impl PathMtuKeeper {
         self.smaller().keys().filter(|vtep| !paths.contains_key(*vtep)).copied().collect()
     }
 
-    /// The probes of this round: those for hints first, and of them those that have waited longest.
-    /// Hints that tell nothing new are forgotten.
+    /// The probes of this round: first the probes for hints, and of these first the one that has
+    /// waited longest. Forgets hints of an MTU that is no smaller than the one that is used.
     fn questions(
         &mut self,
         paths: &BTreeMap<[u8; 4], UnderlayPath>,
@@ -240,7 +241,7 @@ impl PathMtuKeeper {
         self.doubted.insert(vtep, now);
         let line = match answer {
             Answer::Unsent(why) => format!(
-                "VTEP {ip}: an ICMP error says that packets on the path must be smaller, and this host cannot verify it: the probe was not sent ({why}): let UDP from port 49152 on to the VXLAN port pass"
+                "VTEP {ip}: an ICMP error says that packets on the path must be smaller, and this host cannot verify it: the probe was not sent ({why}): let UDP from ports 49152 to 65535 to the VXLAN port pass"
             ),
             _ => format!(
                 "VTEP {ip}: ICMP errors that are not confirmed by a probe say that packets on the path must be smaller, and are ignored: somebody forges them, or the host's firewall drops ICMP 'fragmentation needed', which must pass"
@@ -249,7 +250,7 @@ impl PathMtuKeeper {
         shown.problems.set(&key, Some(line));
     }
 
-    /// Ends the problems of hints long ago.
+    /// Removes the problems of hints that are older than [`DOUBTED`].
     fn forget_doubts(&mut self, shown: &Shown, now: Instant) {
         self.doubted.retain(|vtep, at| {
             let is_recent = now.saturating_duration_since(*at) < DOUBTED;

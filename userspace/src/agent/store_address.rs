@@ -1,9 +1,9 @@
 //! The addresses of a store without authentication, which are closed to containers.
 //!
-//! What containers send to other hosts leaves with the address of their host. So a rule that lets
-//! hosts reach etcd by their addresses lets containers reach it, too. An etcd that asks neither for a
-//! certificate nor for a user would then obey them. The programs drop such packets, unless the agent
-//! has `--store-for-containers`.
+//! Packets from containers to other hosts leave with the address of their host. So a rule that lets
+//! hosts reach etcd by their addresses lets containers reach it, too. An etcd that asks neither for
+//! a certificate nor for a user then accepts the containers' requests. The programs drop such
+//! packets, unless the agent has `--store-for-containers`.
 
 use std::{
     collections::BTreeMap,
@@ -49,7 +49,7 @@ pub(super) async fn keep(shared: Arc<Shared>, host: Arc<Host>) {
         let problems = resolve(&closed, &mut known).await;
         let addresses = known.values().flatten().copied().collect();
         if let Err(error) = host.close_store(addresses).await {
-            // The engine writes the map again, and says what is wrong with the host.
+            // The engine writes the map again, and reports why it failed.
             tracing::debug!("store: {}", error.message);
         }
         let pause = if problems.is_empty() { EVERY } else { AGAIN };

@@ -58,15 +58,15 @@ const SOCKETS: [(Transport, u8); 3] =
 pub(crate) const REFUSALS: [(DropReason, &str); 3] = [
     (
         DropReason::ConntrackFull,
-        "conntrack: new flows were refused, the table is full: shorten --conntrack-timeout or raise --conntrack-max",
+        "conntrack: new flows were refused because the table is full: shorten --conntrack-timeout or raise --conntrack-max",
     ),
     (
         DropReason::NatPortsExhausted,
-        "conntrack: new flows were refused, no port is free for them: widen --nat-ports or shorten --conntrack-timeout",
+        "conntrack: new flows were refused because no port is free for them: widen --nat-ports or shorten --conntrack-timeout",
     ),
     (
         DropReason::ShareExceeded,
-        "conntrack: new flows of a container were refused, it has its share of the table: 'culvert status --format json' names the container; raise --conntrack-share or --conntrack-max",
+        "conntrack: new flows of a container were refused because it has its share of the table: 'culvert status --format json' names the container; raise --conntrack-share or --conntrack-max",
     ),
 ];
 

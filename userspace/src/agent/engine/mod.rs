@@ -107,7 +107,7 @@ pub(crate) struct Engine {
     local: BTreeMap<String, Name>,
     /// Ports of this host that these endpoints publish, with the name of the container.
     published: BTreeMap<(String, PublishedPort), Name>,
-    /// Those of them that this agent does not hold: the programs do not publish them.
+    /// Published ports that this agent does not hold: the programs do not publish them.
     unclaimed: BTreeSet<(String, PublishedPort)>,
     /// VNI that each network had when its maps were last written.
     vnis: BTreeMap<Name, u32>,
@@ -142,8 +142,8 @@ pub(crate) struct Engine {
     /// Name of the network, and address of the gateway with the prefix length of the subnet, by VNI
     /// of the networks that have, or are to have, a gateway device here.
     subnets: BTreeMap<u32, (Name, IpNetwork)>,
-    /// Those VNIs whose gateway devices have no address, because the host needs addresses of the
-    /// subnet itself.
+    /// VNIs of the networks whose gateway devices have no address here, because the host itself
+    /// needs addresses of the subnet.
     yielding: BTreeSet<u32>,
     /// Addresses of the store.
     store: Vec<IpAddr>,

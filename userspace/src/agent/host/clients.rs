@@ -13,9 +13,9 @@ use crate::{
 /// Interfaces with an IPv4 address that are neither uplinks nor Culvert's.
 #[derive(Default)]
 struct AddressedLinks {
-    /// Those that published ports can serve: interface index, name, and what packets begin with.
+    /// Interfaces that published ports can serve: index, name, and what packets begin with.
     servable: Vec<(u32, String, Framing)>,
-    /// Names of the others. `run`, `ps` and `culvert doctor` report them.
+    /// Names of the other interfaces. `run`, `ps` and `culvert doctor` report them.
     unserved: Vec<String>,
 }
 

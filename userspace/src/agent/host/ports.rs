@@ -130,7 +130,7 @@ fn hold(ip: Ipv4Addr, port: u16, protocol: Protocol) -> Result<PortHold, PortErr
     })
 }
 
-/// Those of the ports at which a socket of the calling thread's network namespace serves clients.
+/// The ports of `ports` at which a socket of the calling thread's network namespace serves clients.
 fn served(ports: &[PublishedPort]) -> BTreeSet<PublishedPort> {
     let mut all: HashMap<(Protocol, u16), Vec<LocalSocket>> = HashMap::new();
     if ports.len() > MOST_LOOKUPS {

@@ -95,8 +95,8 @@ impl Host {
         if self.xdp { self.datapath.attach_uplink_xdp(ifindex) } else { Ok(()) }
     }
 
-    /// From now on `to_underlay` is attached to the uplinks, too: no program of an earlier agent sends
-    /// VXLAN any more. Those of earlier versions do not mark it.
+    /// Attaches `to_underlay` to the uplinks, now and later: no program of an earlier agent sends
+    /// VXLAN any more. Programs of earlier versions do not mark what they send.
     pub(crate) async fn guard_uplinks(&self) {
         self.are_all_ours.store(true, Ordering::Relaxed);
         for error in self.attach_uplinks().await {

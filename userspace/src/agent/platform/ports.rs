@@ -21,15 +21,15 @@ pub(crate) trait Ports: Send + Sync + 'static {
     /// Finds the holder of a port of the host. [`Holder::Unseen`]: the agent cannot see a holder.
     fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder;
 
-    /// Those of these single ports at which a socket of the host serves clients: it listens, or it
+    /// The single ports of `ports` at which a socket of the host serves clients: it listens, or it
     /// is a UDP socket without a remote port.
     fn served(&self, ports: &[PublishedPort]) -> BTreeSet<PublishedPort>;
 
-    /// The open files that ports may take.
+    /// How many files the agent may open for ports.
     fn files(&self) -> Files;
 
-    /// The ports that the host chooses for its own connections, first and last. `None`: they cannot
-    /// be read.
+    /// The first and the last port of the range from which the kernel chooses ports for the host's
+    /// own connections. `None`: the range cannot be read.
     fn own_ports(&self) -> Option<(u16, u16)>;
 
     /// Whether the host's netfilter tracks connections. It then may masquerade, too, with ports

@@ -228,10 +228,10 @@ impl UplinkFault {
 /// The interfaces of the host that have an IPv4 address, and are neither uplinks nor Culvert's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ClientLinks {
-    /// Names of those that published ports serve.
+    /// Names of the interfaces that published ports serve.
     pub(crate) served: Vec<String>,
-    /// Names of those that published ports do not serve, because it is not certain what their
-    /// packets begin with (`Link::framing`). Empty while no port is published.
+    /// Names of the interfaces that published ports do not serve, because it is not certain what
+    /// their packets begin with (`Link::framing`). Empty while no port is published.
     pub(crate) unserved: Vec<String>,
 }
 

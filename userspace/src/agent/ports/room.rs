@@ -1,5 +1,5 @@
-//! What published ports must leave to the host and to the agent: ports for the host's own
-//! connections, and open files. Each published port takes one of both.
+//! Limits of published ports: some ports are left for the host's own connections, and some open
+//! files for the agent. Each published port takes one port and one open file.
 
 use crate::{
     agent::platform::Ports,
@@ -11,16 +11,16 @@ use crate::{
 /// protocol. Of a range with fewer than twice as many ports, half must stay free.
 const FREE_FOR_HOST: usize = 1024;
 
-/// Number of ports from which on the open files are counted before the ports are taken.
+/// Least number of ports in a request for which the open files are counted first.
 pub(super) const MANY: usize = 1024;
 
-/// Refuses ports that would leave too little. `taken`: the ports that containers publish or are
-/// about to publish. `fixed`: the ports that are asked for by number. `free`: those that the agent
-/// will choose.
+/// Refuses ports that would leave the host too few ports, or the agent too few open files. `taken`:
+/// the ports that containers publish or are about to publish. `fixed`: the ports that are asked for
+/// by number. `free`: the requests whose ports the agent will choose.
 ///
 /// # Errors
 ///
-/// The host or the agent would be left with too little.
+/// The host would have too few ports left, or the agent too few open files.
 pub(super) fn check(
     platform: &dyn Ports,
     container: &Name,
