@@ -59,6 +59,8 @@ const KEYS: [(&str, &[&str]); 6] = [
             "Service/SystemCallFilter",
             "Service/SystemCallErrorNumber",
             "Service/LockPersonality",
+            "Service/MemoryDenyWriteExecute",
+            "Service/RestrictAddressFamilies",
             "Service/RestrictRealtime",
             "Service/RestrictSUIDSGID",
             "Service/LimitCORE",

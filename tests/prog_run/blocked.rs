@@ -49,8 +49,11 @@ fn close(lab: &Lab, host: &Host, port: Option<u16>, why: u32) {
     lab.tables.blocked.insert(&key, &why).unwrap();
 }
 
-/// Closes network A towards hosts.
+/// Closes network A towards hosts, of which the agent knows two others.
 fn close_hosts(lab: &Lab) {
+    for peer in [PEER, PEER2] {
+        close(lab, &vtep(peer), None, blocked::HOST);
+    }
     change_network(&lab.tables, A, |network| network.flags |= NetworkInfo::BLOCK_HOSTS);
 }
 

@@ -44,8 +44,8 @@ pub const MAX_PUBLISHED: u32 = 131_072;
 /// Capacity of [`HOST_ADDRS`](super::names::HOST_ADDRS).
 pub const MAX_HOST_ADDRS: u32 = 65_536;
 /// Capacity of [`BLOCKED`](super::names::BLOCKED): an address of the host, its broadcast address, and
-/// the ports of two members of the store at it.
-pub const MAX_BLOCKED: u32 = 4 * MAX_HOST_ADDRS;
+/// the ports of two members of the store at it; and the other hosts.
+pub const MAX_BLOCKED: u32 = 4 * MAX_HOST_ADDRS + MAX_VTEPS;
 /// Capacity of [`UPLINKS`](super::names::UPLINKS).
 pub const MAX_UPLINKS: u32 = 256;
 /// Capacity of [`CLIENT_LINKS`](super::names::CLIENT_LINKS).

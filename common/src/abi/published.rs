@@ -14,6 +14,9 @@ pub mod blocked {
     pub const GATEWAY: u32 = 2;
     /// The broadcast address of a subnet to which the host is connected.
     pub const BROADCAST: u32 = 3;
+    /// The VTEP address of another host. Only containers of networks with
+    /// [`NetworkInfo::BLOCK_HOSTS`](super::NetworkInfo::BLOCK_HOSTS) are kept from it.
+    pub const HOST: u32 = 4;
 }
 
 /// Key of [`names::PUBLISHED`](super::names::PUBLISHED), where the address is one of the host, and of

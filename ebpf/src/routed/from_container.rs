@@ -34,7 +34,7 @@ use crate::{
     facts::{
         inner::Inner,
         routed::{Kind, Routed},
-        sender::{Sender, is_vtep},
+        sender::Sender,
     },
     globals::VXLAN_PORT,
     kernel::{
@@ -307,6 +307,9 @@ fn may_reach(net: &NetworkInfo, routed: &Routed) -> Result<(), DropReason> {
     match why_blocked(&key) {
         blocked::BROADCAST => return Err(DropReason::Unroutable),
         blocked::GATEWAY if dst != net.gateway_ip => return Err(DropReason::Isolated),
+        blocked::HOST if net.flags & NetworkInfo::BLOCK_HOSTS != 0 => {
+            return Err(DropReason::Blocked);
+        }
         _ => {}
     }
     // Clients reach etcd over TCP alone. A segment that opens no connection is checked, too: it would
@@ -320,13 +323,12 @@ fn may_reach(net: &NetworkInfo, routed: &Routed) -> Result<(), DropReason> {
     if net.flags & NetworkInfo::BLOCK_HOSTS == 0 {
         return Ok(());
     }
-    let closed = if dst == net.gateway_ip || has(&HOST_ADDRS, &key.addr) {
-        // The host itself connects to containers. Their answers belong to no flow.
-        opens(&routed.key, routed.tcp.flags)
-    } else {
-        is_vtep(&key.addr)
-    };
-    if closed { Err(DropReason::Blocked) } else { Ok(()) }
+    // The host itself connects to containers. Their answers belong to no flow.
+    let is_here = dst == net.gateway_ip || has(&HOST_ADDRS, &key.addr);
+    if is_here && opens(&routed.key, routed.tcp.flags) {
+        return Err(DropReason::Blocked);
+    }
+    Ok(())
 }
 
 /// The entry of `BLOCKED` under `key`; 0 if there is none.

@@ -54,6 +54,8 @@ pub(crate) struct Host {
     vtep_ip: Ipv4Addr,
     /// Members of the store that containers must not reach.
     closed_store: std::sync::Mutex<Vec<SocketAddrV4>>,
+    /// VTEP addresses of the other hosts.
+    peers: std::sync::Mutex<Vec<Ipv4Addr>>,
     assistants: assist::Assistants,
     kept: kept::KeptMaps,
     /// Facts about the uplinks, as they were last read.
@@ -99,6 +101,7 @@ impl Host {
             vxlan_port: options.vxlan_port,
             vtep_ip: options.vtep_ip,
             closed_store: std::sync::Mutex::default(),
+            peers: std::sync::Mutex::default(),
             assistants: assist::Assistants::default(),
             kept: kept::KeptMaps::new(options),
             known: std::sync::Mutex::default(),
@@ -123,6 +126,10 @@ impl Host {
 
     fn closed_store(&self) -> MutexGuard<'_, Vec<SocketAddrV4>> {
         self.closed_store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn peers(&self) -> MutexGuard<'_, Vec<Ipv4Addr>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forwards the programs' trace lines to the log.

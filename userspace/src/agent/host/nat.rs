@@ -40,7 +40,7 @@ impl Host {
         let written =
             self.kept.host_addrs.replace(&tables.host_addrs, &own.iter().map(key).collect());
         written.map_err(broken)?;
-        let closed = closed(&own, is_gateway, &self.closed_store());
+        let closed = closed(&own, is_gateway, &self.closed_store(), &self.peers());
         self.kept.blocked.replace(&tables.blocked, &closed).map_err(broken)
     }
 
@@ -54,15 +54,17 @@ impl Host {
 }
 
 /// The destinations that are closed to containers: of the host's addresses `own`, those of gateways
-/// and the broadcast addresses; and `store`. A store on a loopback address is closed at every address
-/// of the host.
+/// and the broadcast addresses; `store`; and the VTEP addresses `peers` of other hosts. A store on a
+/// loopback address is closed at every address of the host.
 fn closed(
     own: &[(u32, Ipv4Network)],
     is_gateway: impl Fn(u32) -> bool,
     store: &[SocketAddrV4],
+    peers: &[Ipv4Addr],
 ) -> BTreeMap<PublishedKey, u32> {
     let address = |ip: Ipv4Addr| MappedAddr::v4(ip.octets());
-    let mut closed = BTreeMap::new();
+    let hosts = peers.iter().map(|ip| (PublishedKey::whole(address(*ip)), blocked::HOST));
+    let mut closed: BTreeMap<_, _> = hosts.collect();
     for (_, net) in own.iter().filter(|(_, net)| net.prefix() < NO_BROADCAST) {
         closed.insert(PublishedKey::whole(address(net.broadcast())), blocked::BROADCAST);
     }
@@ -100,7 +102,7 @@ mod tests {
         let own: Vec<(u32, Ipv4Network)> =
             own.iter().map(|(ifindex, net)| (*ifindex, net.parse().unwrap())).collect();
         let store: Vec<SocketAddrV4> = store.iter().map(|at| at.parse().unwrap()).collect();
-        let closed = closed(&own, |ifindex| ifindex == GATEWAY, &store);
+        let closed = closed(&own, |ifindex| ifindex == GATEWAY, &store, &[]);
         let spell = |key: PublishedKey| {
             let [a, b, c, d] = key.addr.low();
             format!("{a}.{b}.{c}.{d}:{}/{}", u16::from_be_bytes(key.port), key.protocol)
@@ -123,6 +125,13 @@ mod tests {
         // An address of the host is not closed because another subnet ends there.
         let nested = [(2, "10.0.0.1/25"), (3, "10.0.0.127/24")];
         assert_eq!(of(&nested, &[]), [is("10.0.0.255:0/0", blocked::BROADCAST)]);
+    }
+
+    #[test]
+    fn other_hosts_are_known() {
+        let peer = Ipv4Addr::new(198, 51, 100, 4);
+        let key = PublishedKey::whole(MappedAddr::v4(peer.octets()));
+        assert_eq!(closed(&[], |_| false, &[], &[peer]), [(key, blocked::HOST)].into());
     }
 
     #[test]
