@@ -187,7 +187,7 @@ impl Fuzz {
             let reach = Reach::of(source, &frame);
             if !batch.goes_on(number, reach) {
                 batch.settle(lab, name, |_, reach, interface, copy| {
-                    Judge::copy(reach, interface, copy)
+                    judge.copy(reach, interface, copy)
                 });
                 batch = Batch::new(number, reach);
             }
@@ -209,7 +209,7 @@ impl Fuzz {
                 add(&mut sums, (source.program.direction(), fate), 1, frame.len() as u64);
             }
         }
-        batch.settle(lab, name, |_, reach, interface, copy| Judge::copy(reach, interface, copy));
+        batch.settle(lab, name, |_, reach, interface, copy| judge.copy(reach, interface, copy));
         let counted = self.counted(&lab.new_counts(), coverage);
         assert_eq!(counted, sums, "{name}: counted instead of sent");
         judge
@@ -356,7 +356,7 @@ impl<'a> Batch<'a> {
         for _ in 0..3 {
             self.settle(lab, name, |source, reach, interface, frame| match source {
                 Some(source) => judge.came_out(source, reach, interface, frame),
-                None => Judge::copy(reach, interface, frame),
+                None => judge.copy(reach, interface, frame),
             });
         }
     }

@@ -21,7 +21,10 @@ use crate::{
         outbound, publish, to_gateway, unsummed, with_routes,
     },
     run::{Left, note},
-    world::{GATEWAY, ONE, PEER2, SECOND, SERVER, SERVER2, TO_PEER2, TWO, UPLINK, US, any_source},
+    world::{
+        GATEWAY, ONE, PEER2, SECOND, SERVER, SERVER2, TO_PEER2, TWO, UPLINK, US, VXLAN_PORT,
+        any_source,
+    },
 };
 
 cases!(
@@ -40,6 +43,7 @@ cases!(
     checksum_already_wrong_stays_wrong,
     checksums_of_all_lengths,
     checksum_left_to_the_card,
+    checksum_of_an_inner_packet_left_to_the_card,
     reserved_port,
     reserved_identifier,
     reserved_for_another_protocol,
@@ -162,6 +166,15 @@ fn vxlan_to_the_port_of_any_vtep(lab: &mut Lab) {
     let datagram = to_gateway(&V4::udp(&ONE, &vtep, (PORT, port), &payload(64)));
     lab.at_container(Interface::A1, &datagram.frame()).drops(DropReason::VxlanFromContainer);
     assert_eq!(entries(lab), 0);
+
+    // Without a path, the port of the VTEP is taken to be this host's. The VTEP may have left the
+    // cluster, so other ports are open.
+    lab.tables.underlay.remove(&PEER2).unwrap();
+    let datagram = to_gateway(&V4::udp(&ONE, &vtep, (PORT, VXLAN_PORT), &payload(64)));
+    lab.at_container(Interface::A1, &datagram.frame()).drops(DropReason::VxlanFromContainer);
+    let datagram = to_gateway(&V4::udp(&ONE, &vtep, (PORT, 53), &payload(64)));
+    let run = lab.at_container(Interface::A1, &datagram.frame());
+    run.redirects(Action::NatOut, Left::Spent, &CREATED);
 }
 
 /// A packet from `A1` to the server, and a function from the source port to the packet that leaves.
@@ -343,9 +356,11 @@ fn checksum_already_wrong_stays_wrong(lab: &mut Lab) {
         packet
     };
     for (packet, left) in kinds() {
-        // A packet with a wrong checksum begins no flow.
         let damaged = to_gateway(&wrong(packet.clone()));
-        lab.at_container(Interface::A1, &damaged.frame()).drops(DropReason::BadChecksum);
+        // A packet with a wrong checksum begins no flow. UDP is not checked.
+        if packet.protocol != 17 {
+            lab.at_container(Interface::A1, &damaged.frame()).drops(DropReason::BadChecksum);
+        }
         let packet = to_gateway(&packet);
         let run = lab.at_container(Interface::A1, &packet.frame());
         run.leaves_as(&outbound(&left(PORT)), &CREATED);
@@ -354,36 +369,45 @@ fn checksum_already_wrong_stays_wrong(lab: &mut Lab) {
     }
 }
 
-/// Packets of every length up to that of an MTU of 1500, with a right checksum and with one wrong
+/// Segments of every length up to that of an MTU of 1500, with a right checksum and with one wrong
 /// bit.
 fn checksums_of_all_lengths(lab: &mut Lab) {
-    for len in (0..140).chain([191, 192, 193, 1000, 1471, 1472]) {
-        let port = 2000 + u16::try_from(len).unwrap();
-        let right = V4::udp(&ONE, &SERVER, (port, 53), &payload(len));
+    for len in (1..140).chain([191, 192, 193, 1000, 1459, 1460]) {
+        let ports = (2000 + u16::try_from(len).unwrap(), 80);
+        let right = V4::segment(&ONE, &SERVER, ports, SYN, &payload(len));
         let mut damaged = to_gateway(&right);
         damaged.l4.iter_mut().last().into_iter().for_each(|byte| *byte ^= 0x10);
         let damaged = damaged.frame();
         lab.at_container(Interface::A1, &damaged).drops(DropReason::BadChecksum);
         // The kernel has the sum of the frame, but has not compared it.
         lab.at_container(Interface::A1, &damaged).summed().drops(DropReason::BadChecksum);
-        let left = outbound(&V4::udp(&US, &SERVER, (port, 53), &payload(len)));
+        let left = outbound(&V4::segment(&US, &SERVER, ports, SYN, &payload(len)));
         lab.at_container(Interface::A1, &to_gateway(&right).frame()).leaves_as(&left, &CREATED);
     }
     // A longer one is not summed.
-    let mut long = to_gateway(&V4::udp(&ONE, &SERVER, (1999, 53), &payload(1600)));
+    let mut long = to_gateway(&V4::segment(&ONE, &SERVER, (1999, 80), SYN, &payload(1600)));
     long.l4[100] ^= 1;
     let run = lab.at_container(Interface::A1, &long.frame()).outcome();
     assert_eq!(run.count(Direction::FromContainer, Code::Drop(DropReason::BadChecksum)), 0);
 }
 
+/// A vxlan device in the container leaves the checksum of the inner packet to the network card. So
+/// the sum over the bytes of the datagram is wrong, although its UDP checksum is right.
+fn checksum_of_an_inner_packet_left_to_the_card(lab: &mut Lab) {
+    let mut packet = V4::udp(&ONE, &SERVER, (PORT, 4790), &payload(100));
+    packet.l4[60] ^= 1;
+    let run = lab.at_container(Interface::A1, &to_gateway(&packet).frame());
+    run.redirects(Action::NatOut, Left::Spent, &CREATED);
+}
+
 /// The sender's network card was to add the sum of the payload: the field has that of the pseudo
 /// header.
 fn checksum_left_to_the_card(lab: &mut Lab) {
-    let mut packet = to_gateway(&V4::udp(&ONE, &SERVER, (PORT, 53), b"abcd"));
-    let words = [[10, 0], [0, packet.src[3]], [203, 0], [113, 7], [0, 17], [0, 12]];
+    let mut packet = to_gateway(&V4::segment(&ONE, &SERVER, (PORT, 80), SYN, b"abcd"));
+    let words = [[10, 0], [0, packet.src[3]], [203, 0], [113, 7], [0, 6], [0, 24]];
     let sum: u32 = words.map(u16::from_be_bytes).map(u32::from).iter().sum();
     let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
-    packet.l4[6..8].copy_from_slice(&folded.to_be_bytes());
+    packet.l4[16..18].copy_from_slice(&folded.to_be_bytes());
     let run = lab.at_container(Interface::A1, &packet.frame());
     run.redirects(Action::NatOut, Left::Spent, &CREATED);
 }

@@ -25,7 +25,6 @@ cases!(
     any_source_of_no_host,
     vxlan_to_our_vtep,
     vxlan_to_another_vtep,
-    vxlan_to_a_vtep_without_a_path,
     vxlan_with_ip_options,
     vxlan_in_a_first_fragment,
     vxlan_where_any_source_may_send,
@@ -135,13 +134,6 @@ fn vxlan_to_another_vtep(lab: &mut Lab) {
     for dst in [PEER, PEER2] {
         is_refused(lab, &forged(dst).frame(), DropReason::VxlanFromContainer);
     }
-}
-
-/// The port of a VTEP is a part of its path.
-fn vxlan_to_a_vtep_without_a_path(lab: &mut Lab) {
-    let frame = forged(PEER2).frame();
-    lab.tables.underlay.remove(&PEER2).unwrap();
-    is_refused(lab, &frame, DropReason::VxlanFromContainer);
 }
 
 fn vxlan_with_ip_options(lab: &mut Lab) {

@@ -38,17 +38,22 @@ struct Summed {
 #[map]
 static SUMMED: PerCpuArray<Summed> = PerCpuArray::with_max_entries(1, 0);
 
-/// Whether the checksum of the upper layer of `routed` is wrong. Returns 1 if so. Returns 0 if the
-/// network card or the kernel has verified it, if the packet has none, or if it is longer than
-/// [`MAX`], a fragment, or merged of several packets (GRO verifies those). A BPF function of its
-/// own, for a stack frame of its own.
+/// Whether the TCP or ICMP checksum of `routed` is wrong. Returns 1 if so. Returns 0 if the network
+/// card or the kernel has verified it, or if the packet is longer than [`MAX`], a fragment, or
+/// merged of several packets (GRO verifies those). A BPF function of its own, for a stack frame of
+/// its own.
+///
+/// UDP is not summed. In a datagram of a tunnel the UDP checksum may be right, and the one of the
+/// inner packet be left to the network card (local checksum offload). The sum over the bytes is then
+/// wrong, and nothing in the packet tells so.
 #[inline(never)]
 pub(crate) fn is_damaged(skb: *mut __sk_buff, routed: &Routed) -> u32 {
     let ctx = TcContext::new(skb);
     let (protocol, tuple) = (routed.key.protocol, &routed.key.tuple);
     let header_len = routed.l4.wrapping_sub(ETH_LEN as u32);
     let len = u32::from(routed.ip.tot_len()).wrapping_sub(header_len);
-    if !routed.has_header
+    if protocol == PROTO_UDP
+        || !routed.has_header
         || routed.ip.more_fragments()
         || len > MAX as u32
         || gso_size(&ctx) != 0
@@ -60,7 +65,6 @@ pub(crate) fn is_damaged(skb: *mut __sk_buff, routed: &Routed) -> u32 {
     let Ok(field) = load::<[u8; 2]>(&ctx, at as usize) else { return 0 };
     let field = u16::from_be_bytes(field);
     let pseudo = match protocol {
-        PROTO_UDP if field == 0 => return 0,
         PROTO_ICMP => None,
         _ => Some(Sum::new().add_pseudo_ipv4(tuple.src, tuple.dst, protocol, len as u16)),
     };

@@ -525,12 +525,12 @@ fn is_vxlan(work: &Work) -> bool {
 }
 
 /// Whether the packet is VXLAN for a VTEP: it would leave with the address of this host's VTEP as
-/// its source. While there is no path to the VTEP, its VXLAN port is not known: every port counts.
+/// its source.
 #[inline(always)]
 fn is_to_vtep(work: &Work) -> bool {
     let tuple = &work.routed.key.tuple;
     let vtep = vtep_id(tuple.dst);
-    vtep.is_some() && vxlan_port(vtep).is_none_or(|port| port.to_be_bytes() == tuple.dst_port)
+    vtep.is_some() && vxlan_port(vtep).to_be_bytes() == tuple.dst_port
 }
 
 /// The step for a packet that leaves the host by the route in `work.route`.

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     interfaces::Interface,
     run::{Program, REDIRECT, SHOT, UNSPEC, XDP_DROP, XDP_PASS},
-    world::{OUR_VTEP, PEER, PEER2, TO_PEER, TO_PEER2, VXLAN_PORT},
+    world::{OUR_VTEP, PEER, PEER2, TO_PEER, VXLAN_PORT},
 };
 
 /// Bytes of the outer headers.
@@ -57,10 +57,10 @@ fn to_us(frame: &[u8]) -> Option<([u8; 4], u32)> {
     (dst == OUR_VTEP && port == VXLAN_PORT).then_some((src, vni))
 }
 
-/// The receiver and the VNI of VXLAN that this host sends.
-fn of_us(frame: &[u8]) -> Option<([u8; 4], u32)> {
+/// The receiver and the VNI of VXLAN that this host sends in a state of the maps.
+fn of_us(state: &State, frame: &[u8]) -> Option<([u8; 4], u32)> {
     let (src, dst, port, vni) = vxlan(frame)?;
-    let to_a_vtep = [(PEER, TO_PEER.port), (PEER2, TO_PEER2.port)].contains(&(dst, port));
+    let to_a_vtep = [(PEER, TO_PEER.port), (PEER2, state.far_port)].contains(&(dst, port));
     (src == OUR_VTEP && to_a_vtep).then_some((dst, vni))
 }
 
@@ -143,7 +143,7 @@ impl Judge {
     /// A frame that a container or the host sent into the network `net`.
     fn sent(&self, source: &Source, net: &Net, frame: &[u8], left: &[u8]) -> Result<(), String> {
         if left.len() == frame.len() + OUTER {
-            return encapsulated(net, left);
+            return encapsulated(self.state, net, left);
         }
         let (dst, src) = (mac(left, 0), mac(left, 6));
         if (dst, src) == ([0; 6], [0; 6]) {
@@ -222,11 +222,16 @@ impl Judge {
     }
 
     /// Judges a copy that left through an interface while test runs went on.
-    pub(super) fn copy(reach: Reach, interface: Interface, copy: &[u8]) -> Result<(), String> {
+    pub(super) fn copy(
+        &self,
+        reach: Reach,
+        interface: Interface,
+        copy: &[u8],
+    ) -> Result<(), String> {
         match Net::of(interface) {
             Some(net) if reach.local == Some(net.vni) => Ok(()),
             Some(net) => Err(format!("copied to {interface:?} of VNI {:#x}", net.vni)),
-            None => left_the_host(reach, copy),
+            None => left_the_host(self.state, reach, copy),
         }
     }
 
@@ -238,7 +243,7 @@ impl Judge {
         interface: Interface,
         frame: &[u8],
     ) -> Result<(), String> {
-        let Some(net) = Net::of(interface) else { return left_the_host(reach, frame) };
+        let Some(net) = Net::of(interface) else { return left_the_host(self.state, reach, frame) };
         if reach.local == Some(net.vni) {
             return Ok(());
         }
@@ -259,8 +264,8 @@ impl Judge {
 
 /// VXLAN leaves in the VNI of its sender, and to a VTEP of that VNI. Other frames leave by NAT, or
 /// are the kernel's own.
-fn left_the_host(reach: Reach, frame: &[u8]) -> Result<(), String> {
-    let Some((vtep, vni)) = of_us(frame) else { return Ok(()) };
+fn left_the_host(state: &State, reach: Reach, frame: &[u8]) -> Result<(), String> {
+    let Some((vtep, vni)) = of_us(state, frame) else { return Ok(()) };
     let is_member = Net::of_vni(vni).is_some_and(|net| net.vteps.contains(&vtep));
     if reach.remote == Some(vni) && is_member {
         return Ok(());
@@ -268,8 +273,8 @@ fn left_the_host(reach: Reach, frame: &[u8]) -> Result<(), String> {
     Err(format!("sent to {vtep:?} in VNI {vni:#x}"))
 }
 
-fn encapsulated(net: &Net, left: &[u8]) -> Result<(), String> {
-    let (vtep, vni) = of_us(left).ok_or("longer, but not VXLAN to a VTEP")?;
+fn encapsulated(state: &State, net: &Net, left: &[u8]) -> Result<(), String> {
+    let (vtep, vni) = of_us(state, left).ok_or("longer, but not VXLAN to a VTEP")?;
     if vni != net.vni || !net.vteps.contains(&vtep) {
         return Err(format!("sent to {vtep:?} in VNI {vni:#x} instead of {:#x}", net.vni));
     }

@@ -11,8 +11,8 @@ use crate::{
     lab::Lab,
     routed,
     world::{
-        A, B, FAR, GATEWAY, GATEWAY_OF_B, ONE, PEER, PEER2, TO_PEER, TWO, any_source,
-        change_endpoint, change_network, learning, local, neighbour, remote,
+        A, B, FAR, GATEWAY, GATEWAY_OF_B, ONE, PEER, PEER2, TO_PEER, TO_PEER2, TWO, VXLAN_PORT,
+        any_source, change_endpoint, change_network, learning, local, neighbour, remote,
     },
 };
 
@@ -98,22 +98,68 @@ pub(super) struct State {
     pub(super) strict: bool,
     /// Ports of `A1` are published: the only way from one network to the other.
     pub(super) published: bool,
+    /// The VXLAN port of [`PEER2`]. Without a path it is taken to be this host's.
+    pub(super) far_port: u16,
 }
 
 /// The port of the host that is published in some states, as port 80 of `A1`.
 pub(super) const PUBLISHED: u16 = 8080;
 
+const FAR_PORT: u16 = TO_PEER2.port;
+
 /// The states. Each reaches drop reasons that the others do not.
 pub(super) static STATES: [State; 9] = [
-    State { name: "plain", set: |_| {}, strict: true, published: false },
-    State { name: "published ports", set: publish, strict: true, published: true },
-    State { name: "denied clients", set: deny_clients, strict: true, published: true },
-    State { name: "networks that learn", set: learn, strict: false, published: true },
-    State { name: "an internal network", set: make_internal, strict: true, published: false },
-    State { name: "limited rates", set: limit, strict: true, published: false },
-    State { name: "removed entries", set: remove, strict: true, published: false },
-    State { name: "unknown paths", set: lose_paths, strict: true, published: false },
-    State { name: "no free port", set: Lab::reserve_all, strict: true, published: false },
+    State { name: "plain", set: |_| {}, strict: true, published: false, far_port: FAR_PORT },
+    State {
+        name: "published ports",
+        set: publish,
+        strict: true,
+        published: true,
+        far_port: FAR_PORT,
+    },
+    State {
+        name: "denied clients",
+        set: deny_clients,
+        strict: true,
+        published: true,
+        far_port: FAR_PORT,
+    },
+    State {
+        name: "networks that learn",
+        set: learn,
+        strict: false,
+        published: true,
+        far_port: FAR_PORT,
+    },
+    State {
+        name: "an internal network",
+        set: make_internal,
+        strict: true,
+        published: false,
+        far_port: FAR_PORT,
+    },
+    State { name: "limited rates", set: limit, strict: true, published: false, far_port: FAR_PORT },
+    State {
+        name: "removed entries",
+        set: remove,
+        strict: true,
+        published: false,
+        far_port: FAR_PORT,
+    },
+    State {
+        name: "unknown paths",
+        set: lose_paths,
+        strict: true,
+        published: false,
+        far_port: VXLAN_PORT,
+    },
+    State {
+        name: "no free port",
+        set: Lab::reserve_all,
+        strict: true,
+        published: false,
+        far_port: FAR_PORT,
+    },
 ];
 
 /// Puts the maps into a state, without flows and fragments.

@@ -372,8 +372,10 @@ impl Reservations {
 
     /// Whether the last [`Self::sync`] has left ports to the next one.
     pub(crate) fn is_unfinished(&self) -> bool {
+        // A request that closes ports finishes this itself, and nothing can be done meanwhile.
+        let is_closing = matches!(self.closing.try_lock(), Err(TryLockError::WouldBlock));
         let state = self.state();
-        state.unfinished || !state.released.is_empty()
+        !is_closing && (state.unfinished || !state.released.is_empty())
     }
 
     /// Whether ports are not held because no open file was left.

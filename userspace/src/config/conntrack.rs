@@ -12,8 +12,8 @@ use culvert_common::{
 pub struct ConntrackOptions {
     /// `--conntrack-max`: capacity of the flow table, [`MIN_CONNTRACK`] to [`MAX_CONNTRACK`] flows.
     pub max_flows: u32,
-    /// `--conntrack-share`: the part of the table that one container may take, in percent, 1 to
-    /// 100.
+    /// `--conntrack-share`: the part of the table that one container may take, in percent, 20
+    /// to 100.
     pub share: u32,
     /// `--nat-ports`: the least and the greatest source port of masquerading. The least is not 0
     /// and not above the greatest.

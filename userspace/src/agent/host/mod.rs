@@ -53,7 +53,9 @@ pub(crate) struct Host {
     vxlan_port: u16,
     vtep_ip: Ipv4Addr,
     /// Members of the store that containers must not reach.
-    closed_store: std::sync::Mutex<Vec<SocketAddrV4>>,
+    closed_store: std::sync::Mutex<Option<Vec<SocketAddrV4>>>,
+    /// Held while the host's addresses are read and written to the maps.
+    noting: Mutex<()>,
     /// VTEP addresses of the other hosts.
     peers: std::sync::Mutex<Vec<Ipv4Addr>>,
     assistants: assist::Assistants,
@@ -101,6 +103,7 @@ impl Host {
             vxlan_port: options.vxlan_port,
             vtep_ip: options.vtep_ip,
             closed_store: std::sync::Mutex::default(),
+            noting: Mutex::default(),
             peers: std::sync::Mutex::default(),
             assistants: assist::Assistants::default(),
             kept: kept::KeptMaps::new(options),
@@ -120,11 +123,11 @@ impl Host {
     ///
     /// The addresses of the host cannot be read, or the map cannot be written.
     pub(crate) async fn close_store(&self, members: Vec<SocketAddrV4>) -> Result<(), ApiError> {
-        *self.closed_store() = members;
+        *self.closed_store() = Some(members);
         self.note_addresses().await
     }
 
-    fn closed_store(&self) -> MutexGuard<'_, Vec<SocketAddrV4>> {
+    fn closed_store(&self) -> MutexGuard<'_, Option<Vec<SocketAddrV4>>> {
         self.closed_store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

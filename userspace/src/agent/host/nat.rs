@@ -27,6 +27,7 @@ impl Host {
     /// `BLOCKED`. Loopback addresses (127.0.0.0/8) are left out: no packet from another host has
     /// such a destination.
     pub(super) async fn note_addresses(&self) -> Result<(), ApiError> {
+        let _noting = self.noting.lock().await;
         let addresses = self.netlink.all_addresses().await.map_err(refused)?;
         let own: Vec<(u32, Ipv4Network)> = addresses
             .iter()
@@ -40,7 +41,11 @@ impl Host {
         let written =
             self.kept.host_addrs.replace(&tables.host_addrs, &own.iter().map(key).collect());
         written.map_err(broken)?;
-        let closed = closed(&own, is_gateway, &self.closed_store(), &self.peers());
+        let closed = match &*self.closed_store() {
+            Some(store) => closed(&own, is_gateway, store, &self.peers()),
+            // The addresses of the store are not known yet: the entries of the last agent stay.
+            None => return Ok(()),
+        };
         self.kept.blocked.replace(&tables.blocked, &closed).map_err(broken)
     }
 
@@ -54,8 +59,8 @@ impl Host {
 }
 
 /// The destinations that are closed to containers: of the host's addresses `own`, those of gateways
-/// and the broadcast addresses; `store`; and the VTEP addresses `peers` of other hosts. A store on a
-/// loopback address is closed at every address of the host.
+/// and the broadcast addresses; `store`; and the VTEP addresses `peers` of other hosts. A store on
+/// this host is closed at every address of the host: it may listen at all of them.
 fn closed(
     own: &[(u32, Ipv4Network)],
     is_gateway: impl Fn(u32) -> bool,
@@ -79,7 +84,9 @@ fn closed(
     }
     for member in store {
         let ips: Vec<Ipv4Addr> = match member.ip() {
-            ip if ip.is_loopback() => own.iter().map(|(_, net)| net.ip()).collect(),
+            ip if ip.is_loopback() || own.iter().any(|(_, net)| net.ip() == *ip) => {
+                own.iter().map(|(_, net)| net.ip()).collect()
+            }
             ip => vec![*ip],
         };
         for ip in ips {
@@ -147,6 +154,10 @@ mod tests {
             is("192.0.2.1:2379/6", blocked::STORE),
         ];
         let mut found = of(&own, &["127.0.0.1:2379"]);
+        found.sort();
+        assert_eq!(found, expected);
+        // So may one on another address of the host.
+        let mut found = of(&own, &["192.0.2.1:2379"]);
         found.sort();
         assert_eq!(found, expected);
     }
