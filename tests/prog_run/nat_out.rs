@@ -373,7 +373,7 @@ fn checksum_already_wrong_stays_wrong(lab: &mut Lab) {
 /// bit.
 fn checksums_of_all_lengths(lab: &mut Lab) {
     for len in (1..140).chain([191, 192, 193, 1000, 1459, 1460]) {
-        let ports = (2000 + u16::try_from(len).unwrap(), 80);
+        let ports = (PORT, 2000 + u16::try_from(len).unwrap());
         let right = V4::segment(&ONE, &SERVER, ports, SYN, &payload(len));
         let mut damaged = to_gateway(&right);
         damaged.l4.iter_mut().last().into_iter().for_each(|byte| *byte ^= 0x10);
@@ -404,7 +404,7 @@ fn checksum_of_an_inner_packet_left_to_the_card(lab: &mut Lab) {
 /// header.
 fn checksum_left_to_the_card(lab: &mut Lab) {
     let mut packet = to_gateway(&V4::segment(&ONE, &SERVER, (PORT, 80), SYN, b"abcd"));
-    let words = [[10, 0], [0, packet.src[3]], [203, 0], [113, 7], [0, 6], [0, 24]];
+    let words = [[10, 0], [0, packet.src[3]], [203, 0], [113, 7], [0, 6], [0, 36]];
     let sum: u32 = words.map(u16::from_be_bytes).map(u32::from).iter().sum();
     let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
     packet.l4[16..18].copy_from_slice(&folded.to_be_bytes());

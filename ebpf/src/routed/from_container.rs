@@ -36,7 +36,7 @@ use crate::{
         routed::{Kind, Routed},
         sender::Sender,
     },
-    globals::VXLAN_PORT,
+    globals::{VTEP_IP, VXLAN_PORT},
     kernel::{
         fib::{self, Route},
         redirect,
@@ -324,7 +324,9 @@ fn may_reach(net: &NetworkInfo, routed: &Routed) -> Result<(), DropReason> {
         return Ok(());
     }
     // The host itself connects to containers. Their answers belong to no flow.
-    let is_here = dst == net.gateway_ip || has(&HOST_ADDRS, &key.addr);
+    let is_here = dst == net.gateway_ip
+        || u32::from_ne_bytes(dst) == VTEP_IP.load()
+        || has(&HOST_ADDRS, &key.addr);
     if is_here && opens(&routed.key, routed.tcp.flags) {
         return Err(DropReason::Blocked);
     }
