@@ -20,7 +20,7 @@ use culvert_common::abi::{
     UnderlayPath, UplinkInfo, V4, VtepId, VtepKey,
 };
 
-use crate::{globals::VXLAN_PORT, kernel::memory::own};
+use crate::kernel::memory::own;
 
 #[map]
 pub(crate) static ENDPOINTS: HashMap<u32, EndpointInfo> =
@@ -258,14 +258,14 @@ fn read_underlay(vtep: VtepId, to: &mut UnderlayPath) -> u32 {
     read_updated(&UNDERLAY, &vtep, to).into()
 }
 
-/// The VXLAN port of a VTEP. Without a path to the VTEP, that is this host's own.
+/// The VXLAN port of a VTEP to which there is a path.
 #[inline(always)]
-pub(crate) fn vxlan_port(vtep: VtepId) -> u16 {
-    let Some(path) = UNDERLAY.get_ptr(vtep) else { return VXLAN_PORT.load() };
+pub(crate) fn vxlan_port(vtep: VtepId) -> Option<u16> {
+    let path = UNDERLAY.get_ptr(vtep)?;
     // SAFETY: the memory of a map's value stays mapped until the program ends (RCU). If the entry
     // is removed now, the memory may have the port of another VTEP: one packet is then compared
     // with that port.
-    unsafe { (&raw const (*path).port).read_volatile() }
+    Some(unsafe { (&raw const (*path).port).read_volatile() })
 }
 
 /// Whether `ip` is an address of the host.

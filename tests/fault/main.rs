@@ -53,6 +53,8 @@ fn an_outage_of_the_store_stops_nothing() {
 #[ignore = "needs root"]
 fn a_command_waits_for_a_new_leader() {
     let mut cluster = Cluster::with_members(1, 1500, &[]);
+    cluster.hosts[0].start_agent(&[]);
+    cluster.hosts[0].wait_ready();
     cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "net"]);
     for number in 0..cluster.servers().len() {
         cluster.servers().remove(number).stop();

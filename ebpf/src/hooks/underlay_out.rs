@@ -57,7 +57,7 @@ fn is_believed(ctx: &TcContext) -> bool {
         return false;
     }
     let vtep = vtep_id(ip.dst);
-    vtep.is_some() && vxlan_port(vtep) == udp.dst_port()
+    vtep.is_some() && vxlan_port(vtep) == Some(udp.dst_port())
 }
 
 /// Whether the frame, which is not marked, comes from neither root nor the kernel. `flags` are those

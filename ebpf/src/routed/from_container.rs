@@ -527,12 +527,13 @@ fn is_vxlan(work: &Work) -> bool {
 }
 
 /// Whether the packet is VXLAN for a VTEP: it would leave with the address of this host's VTEP as
-/// its source.
+/// its source. Without a path to the VTEP, its port is taken to be this host's.
 #[inline(always)]
 fn is_to_vtep(work: &Work) -> bool {
     let tuple = &work.routed.key.tuple;
     let vtep = vtep_id(tuple.dst);
-    vtep.is_some() && vxlan_port(vtep).to_be_bytes() == tuple.dst_port
+    let port = || vxlan_port(vtep).unwrap_or(VXLAN_PORT.load());
+    vtep.is_some() && port().to_be_bytes() == tuple.dst_port
 }
 
 /// The step for a packet that leaves the host by the route in `work.route`.
