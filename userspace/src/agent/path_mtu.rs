@@ -53,8 +53,8 @@ const SENDING: &str = "path-mtu/probes";
 /// Key of the problem that path MTUs cannot be written.
 const WRITING: &str = "path-mtu/map";
 
-/// The probes of a call, and how it has ended.
-type Call = (Vec<PathProbe>, Result<(), ApiError>);
+/// Number of a call, and how it has ended.
+type Ended = (u64, Result<(), ApiError>);
 
 /// Verifies hints and probes again, until the agent stops.
 pub(super) async fn keep(shared: Arc<Shared>) {
@@ -64,7 +64,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         shown.problems.set(key, fault.map(|fault| format!("path MTU: {fault}")));
     };
     let (answers, mut answered) = mpsc::unbounded_channel();
-    let mut calls: FuturesUnordered<BoxFuture<'_, Call>> = FuturesUnordered::new();
+    let mut calls: FuturesUnordered<BoxFuture<'_, Ended>> = FuturesUnordered::new();
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -75,7 +75,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
                 let done = keeper.take(platform, shown, Instant::now(), &batch);
                 problem(WRITING, done.err());
             }
-            Some((probes, done)) = calls.next(), if !calls.is_empty() => {
+            Some((number, done)) = calls.next(), if !calls.is_empty() => {
                 while let Ok(answer) = answered.try_recv() {
                     batch.push(answer);
                 }
@@ -83,20 +83,17 @@ pub(super) async fn keep(shared: Arc<Shared>) {
                     let taken = keeper.take(platform, shown, Instant::now(), &batch);
                     problem(WRITING, taken.err());
                 }
-                keeper.ended(&probes);
+                keeper.ended(number);
                 problem(SENDING, done.err().map(|error| error.message));
             }
             _ = ticks.tick() => {
                 let most = if calls.len() < CALLS { MOST } else { 0 };
                 let asked = keeper.ask(platform, shown, Instant::now(), most);
                 problem(TASK, asked.as_ref().err().cloned());
-                let probes = asked.unwrap_or_default();
+                let Call { number, probes } = asked.unwrap_or_default();
                 if !probes.is_empty() {
                     let answers = answers.clone();
-                    let call = async move {
-                        let done = platform.probe(probes.clone(), answers).await;
-                        (probes, done)
-                    };
+                    let call = async move { (number, platform.probe(probes, answers).await) };
                     calls.push(call.boxed());
                 } else if calls.is_empty() {
                     problem(SENDING, None);
@@ -116,6 +113,8 @@ pub(super) struct PathMtuKeeper {
     hints: BTreeMap<[u8; 4], u32>,
     /// The probes that have no answer yet.
     asked: BTreeMap<[u8; 4], Question>,
+    /// Number of the last call.
+    call: u64,
     /// When a VTEP was last probed because of a hint.
     probed: BTreeMap<[u8; 4], Instant>,
     /// When a hint was last not confirmed.
@@ -130,6 +129,13 @@ struct Smaller {
     due: Option<Instant>,
 }
 
+/// Probes that are sent together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Call {
+    pub(super) number: u64,
+    pub(super) probes: Vec<PathProbe>,
+}
+
 /// A probe, and its reason.
 #[derive(Clone, Copy, Debug)]
 struct Question {
@@ -139,6 +145,8 @@ struct Question {
     inner_mtu: u32,
     /// There is a hint. Otherwise the path MTU is due.
     is_hinted: bool,
+    /// Number of the call.
+    call: u64,
 }
 
 impl PathMtuKeeper {
@@ -150,12 +158,12 @@ impl PathMtuKeeper {
         shown: &Shown,
         now: Instant,
         most: usize,
-    ) -> Result<Vec<PathProbe>, String> {
+    ) -> Result<Call, String> {
         self.forget_doubts(shown, now);
         self.read(platform)?;
         self.hints.extend(platform.take_path_hints().map_err(line)?);
         if self.hints.is_empty() && !self.smaller().values().any(|smaller| smaller.is_due(now)) {
-            return Ok(Vec::new());
+            return Ok(Call::default());
         }
         let paths = platform.underlay().map_err(line)?;
         for vtep in self.lost(&paths) {
@@ -163,10 +171,13 @@ impl PathMtuKeeper {
             self.smaller_mut().remove(&vtep);
         }
         shown.path_mtus.set_smaller(self.smaller().len());
+        // An answer about a path that is lost does not count.
+        self.asked.retain(|vtep, _| paths.contains_key(vtep));
+        self.call += 1;
         let questions = self.questions(&paths, now, most);
         let probes = questions.iter().map(|question| question.probe).collect();
         self.asked.extend(questions.into_iter().map(|question| (question.vtep, question)));
-        Ok(probes)
+        Ok(Call { number: self.call, probes })
     }
 
     /// Writes what answers tell. Returns the first error. The other answers count nevertheless.
@@ -181,7 +192,11 @@ impl PathMtuKeeper {
         let (mut written, mut done) = (Vec::new(), Ok(()));
         for (probe, answer) in answers {
             let vtep = probe.to.ip().octets();
-            let Some(question) = self.asked.remove(&vtep) else { continue };
+            let Some(question) = self.asked.get(&vtep).copied() else { continue };
+            if question.probe != *probe {
+                continue;
+            }
+            self.asked.remove(&vtep);
             let known = self.smaller().get(&vtep).copied();
             let inner_mtu = match answer {
                 Answer::TooBig(mtu) => {
@@ -235,11 +250,9 @@ impl PathMtuKeeper {
         done.and(stored)
     }
 
-    /// The call with these probes has ended. Those without an answer may be asked again.
-    pub(super) fn ended(&mut self, probes: &[PathProbe]) {
-        for probe in probes {
-            self.asked.remove(&probe.to.ip().octets());
-        }
+    /// The call with this number has ended. Its probes without an answer may be sent again.
+    pub(super) fn ended(&mut self, number: u64) {
+        self.asked.retain(|_, question| question.call != number);
     }
 
     /// Reads the entries of `PATH_MTU` if they are not known.
@@ -269,7 +282,8 @@ impl PathMtuKeeper {
     }
 
     /// The probes of this round: first the probes for hints, and of these first the one that has
-    /// waited longest. A VTEP whose answer is awaited is not among them. Forgets hints of an MTU that is no smaller than the one that is used.
+    /// waited longest. A VTEP whose answer is awaited is not among them. Forgets hints of an MTU
+    /// that is no smaller than the one that is used.
     fn questions(
         &mut self,
         paths: &BTreeMap<[u8; 4], UnderlayPath>,
@@ -302,7 +316,7 @@ impl PathMtuKeeper {
                 to: SocketAddrV4::new(vtep.into(), path.port),
                 len: u16::try_from(len).unwrap_or(u16::MAX),
             };
-            questions.push(Question { vtep, probe, inner_mtu, is_hinted });
+            questions.push(Question { vtep, probe, inner_mtu, is_hinted, call: self.call });
             if is_hinted {
                 self.probed.insert(vtep, now);
             }

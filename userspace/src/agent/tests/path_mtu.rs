@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::fake::Paper;
 use crate::{
     agent::{
-        path_mtu::{MOST, PathMtuKeeper},
+        path_mtu::{Call, MOST, PathMtuKeeper},
         platform::Platform,
         state::Shown,
     },
@@ -46,20 +46,20 @@ impl Bench {
     }
 
     async fn try_round(&mut self) -> Result<(), String> {
-        let probes = self.ask()?;
+        let Call { number, probes } = self.ask()?;
         let (answers, mut answered) = mpsc::unbounded_channel();
         let platform: &dyn Platform = self.paper.as_ref();
-        platform.probe(probes.clone(), answers).await.map_err(|error| error.message)?;
+        platform.probe(probes, answers).await.map_err(|error| error.message)?;
         let mut batch = Vec::new();
         while let Ok(answer) = answered.try_recv() {
             batch.push(answer);
         }
         let done = self.keeper.take(platform, &self.shown, self.now, &batch);
-        self.keeper.ended(&probes);
+        self.keeper.ended(number);
         done
     }
 
-    fn ask(&mut self) -> Result<Vec<PathProbe>, String> {
+    fn ask(&mut self) -> Result<Call, String> {
         self.keeper.ask(self.paper.as_ref(), &self.shown, self.now, MOST)
     }
 
@@ -219,10 +219,10 @@ async fn those_that_have_waited_longest_come_first() {
 fn other_vteps_are_probed_while_an_answer_is_awaited() {
     let mut bench = Bench::new();
     bench.hint(PEER, 1350);
-    let first = bench.ask().unwrap();
+    let first = bench.ask().unwrap().probes;
     bench.hint(PEER, 1350);
     bench.hint(OTHER, 1350);
-    let second = bench.ask().unwrap();
+    let second = bench.ask().unwrap().probes;
     let ips = |probes: &[PathProbe]| -> Vec<[u8; 4]> {
         probes.iter().map(|probe| probe.to.ip().octets()).collect()
     };
@@ -238,13 +238,17 @@ fn other_vteps_are_probed_while_an_answer_is_awaited() {
 fn a_probe_without_an_answer_is_sent_again() {
     let mut bench = Bench::new();
     bench.hint(PEER, 1350);
-    let probes = bench.ask().unwrap();
-    assert_eq!((probes.len(), bench.ask().unwrap().len()), (1, 0));
-    bench.keeper.ended(&probes);
-    assert_eq!(bench.ask().unwrap(), probes);
+    let first = bench.ask().unwrap();
+    assert_eq!((first.probes.len(), bench.ask().unwrap().probes.len()), (1, 0));
+    bench.keeper.ended(first.number);
     // No call is free.
-    bench.keeper.ended(&probes);
-    let most = 0;
-    let asked = bench.keeper.ask(bench.paper.as_ref(), &bench.shown, bench.now, most);
-    assert_eq!(asked, Ok(Vec::new()));
+    let asked = bench.keeper.ask(bench.paper.as_ref(), &bench.shown, bench.now, 0);
+    assert!(asked.unwrap().probes.is_empty());
+    let second = bench.ask().unwrap();
+    assert_eq!(second.probes, first.probes);
+    // The end of another call changes nothing.
+    bench.keeper.ended(first.number);
+    assert!(bench.ask().unwrap().probes.is_empty());
+    bench.take((second.probes[0], Answer::TooBig(1400)));
+    assert_eq!(bench.inner_mtu(), Some(1350));
 }
