@@ -128,7 +128,8 @@ fn forged_errors_do_not_limit_packets() {
     let pair = Pair::new();
     let (one, forger) = (pair.one(), pair.cluster.plain_host(9));
     forge(&forger, "[1, 551, 552, 601, 1329, 1400]", 50, 17, TUNNELLED);
-    wait_until(SOON, "a hint that is not verified", || pair.count("unverified") >= 1);
+    // The agent sends probes for about ten seconds before it gives up.
+    wait_until(SOON * 2, "a hint that is not verified", || pair.count("unverified") >= 1);
     // The whole MTU of the network passes.
     let (passes, text) = pair.ping(1422);
     assert!(passes, "{text}");

@@ -8,11 +8,19 @@
 //!
 //! Anybody can forge such an error, also without seeing the probes. So the quote must show something
 //! that a forger cannot know. Each probe has a random number behind its VXLAN header. Most routers
-//! quote it (RFC 1812 §4.3.2.3: as much as fits into 576 bytes). A router that quotes only the eight
-//! bytes that RFC 792 demands shows nothing but the source port, and somebody can send an error for
-//! each port. So such an error counts only if errors come for each of [`SENDERS`] random ports, none
-//! comes for any of [`DECOYS`] other ports from which nothing was sent, and the same happens again
-//! with other ports.
+//! quote it (RFC 1812 §4.3.2.3: as much as fits into 576 bytes). Such an error decides at once.
+//!
+//! A router that quotes only the eight bytes that RFC 792 demands shows nothing but the source port,
+//! and somebody can send an error for each port. Many such routers also limit their errors, some to
+//! one in 500 ms or in a second, and there may be several paths of which one is small. So the probe
+//! is first sent from [`FIRST`] ports at once, whose errors count only with the random number, and
+//! then from one new random port in each step, for [`STEPS`] steps. An error that quotes too little
+//! counts only if it comes in the step of its port. [`NEEDED`] of them decide, if no error comes for
+//! any of [`DECOYS`] ports from which nothing is sent.
+//!
+//! Let a forger hit each port with some probability in each step, which he may choose anew for each
+//! step. For the best choice he succeeds with a probability of less than 2 in 10⁸ (the test
+//! `a_blind_forger_does_not_succeed` computes it).
 
 use std::{
     io,
@@ -31,11 +39,18 @@ use nix::{
     },
 };
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
+use tokio::sync::mpsc::UnboundedSender;
 
-/// Number of sockets from which each probe is sent: paths may differ by the source port.
-const SENDERS: usize = 4;
+/// Number of sockets from which each probe is sent at first: paths may differ by the source port.
+const FIRST: usize = 4;
+/// Number of steps after that. In each the probe is sent from one new socket.
+const STEPS: usize = 12;
+/// Number of steps with an error that decide if the errors do not quote the random number.
+const NEEDED: usize = 4;
 /// Number of sockets from which nothing is sent.
-const DECOYS: usize = 12;
+const DECOYS: usize = 64;
+/// Longest time until it is noticed that nobody wants the answers any more.
+const LOOK: Duration = Duration::from_millis(100);
 /// Bytes of the IPv4 and UDP headers.
 const HEADERS: u16 = 28;
 /// Bytes of the VXLAN header, all zero.
@@ -71,47 +86,59 @@ pub enum Answer {
     Unsent(String),
 }
 
-/// Sends probes from the VTEP address `from`, each a few times, and waits up to `wait` for errors,
-/// or up to twice that if a router quotes only eight bytes of a probe. Returns the answers in the
-/// order of the probes. Blocks.
+/// Where answers go: each with its probe, as soon as it is known.
+pub type Answers = UnboundedSender<(PathProbe, Answer)>;
+
+/// Sends probes from the VTEP address `from`, and answers each. The first step and the others take
+/// `step` each. An error that quotes the random number is answered at once, and other answers take
+/// several steps. Blocks, and returns early if the receiver of `answers` is closed.
 ///
 /// # Errors
 ///
-/// No socket can be opened: the host has lost the address, or no open file is left.
-pub fn ask(from: Ipv4Addr, probes: &[PathProbe], wait: Duration) -> io::Result<Vec<Answer>> {
-    let first = round(from, probes, wait)?;
-    let unsure: Vec<PathProbe> = probes
-        .iter()
-        .zip(&first)
-        .filter(|(_, verdict)| matches!(verdict, Verdict::Unsure(_)))
-        .map(|(probe, _)| *probe)
-        .collect();
-    let again = if unsure.is_empty() { Vec::new() } else { round(from, &unsure, wait)? };
-    let mut again = again.into_iter();
-    let answer = |verdict| match verdict {
-        Verdict::Sure(answer) => answer,
-        Verdict::Unsure(mtu) => match again.next() {
-            Some(Verdict::Sure(answer)) => answer,
-            Some(Verdict::Unsure(second)) => Answer::TooBig(mtu.min(second)),
-            None => Answer::Silent,
-        },
-    };
-    Ok(first.into_iter().map(answer).collect())
-}
-
-/// What a round of probes has shown.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Verdict {
-    Sure(Answer),
-    /// An MTU of errors that quote too little of the probe.
-    Unsure(u16),
+/// No socket can be opened: the host has lost the address, or no open file is left. The probes that
+/// have no answer yet get none.
+pub fn ask(
+    from: Ipv4Addr,
+    probes: &[PathProbe],
+    step: Duration,
+    answers: &Answers,
+) -> io::Result<()> {
+    let mut sockets = Vec::new();
+    for _ in 0..DECOYS {
+        // `INTERFACE`: an error for such a socket changes no route of the kernel.
+        sockets.push((SocketUse::Decoy, open(from, Ipv4PathMtuDiscovery::INTERFACE)?));
+    }
+    let mut trials: Vec<Trial> =
+        probes.iter().map(|probe| Trial::new(*probe, rand::random())).collect();
+    for number in 0..=STEPS {
+        let (kind, senders) = match number.checked_sub(1) {
+            None => (SocketUse::First, FIRST),
+            Some(number) => (SocketUse::Step(number), 1),
+        };
+        let before = sockets.len();
+        for _ in 0..senders {
+            sockets.push((kind, open(from, Ipv4PathMtuDiscovery::PROBE)?));
+        }
+        for trial in &mut trials {
+            trial.step = kind;
+            send(sockets.iter().skip(before).map(|(_, socket)| socket), trial);
+        }
+        gather(&sockets, &mut trials, Instant::now() + step, answers)?;
+        tell(&mut trials, answers, |trial| trial.verdict(STEPS - number));
+        if trials.is_empty() || answers.is_closed() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// What a socket is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SocketUse {
-    /// Sends each probe. The number is less than [`SENDERS`].
-    Sender(usize),
+    /// Sends each probe at first.
+    First,
+    /// Sends each probe in the step with this number. The number is less than [`STEPS`].
+    Step(usize),
     /// Sends nothing.
     Decoy,
 }
@@ -133,13 +160,13 @@ struct Trial {
     head: [u8; VXLAN + NONCE],
     /// Smallest MTU of the errors that quote the random number.
     proven: Option<u16>,
-    /// Smallest MTU of the errors that do not quote it.
-    claimed: Option<u16>,
-    /// The senders with such an error.
-    claims: [bool; SENDERS],
+    /// MTUs of the errors that do not quote it, by step.
+    claims: [Option<u16>; STEPS],
+    /// Sockets from which the probe was sent last.
+    step: SocketUse,
     /// An error came that no router has sent.
     forged: bool,
-    /// Why the last attempt to send the probe failed, if none succeeded.
+    /// Why the probe could not be sent at first.
     unsent: Option<String>,
 }
 
@@ -153,8 +180,8 @@ impl Trial {
             probe,
             head,
             proven: None,
-            claimed: None,
-            claims: [false; SENDERS],
+            claims: [None; STEPS],
+            step: SocketUse::First,
             forged: false,
             unsent: None,
         }
@@ -165,10 +192,10 @@ impl Trial {
         if report.to != self.probe.to {
             return;
         }
-        let SocketUse::Sender(sender) = socket else {
+        if socket == SocketUse::Decoy {
             self.forged = true;
             return;
-        };
+        }
         // A router refuses no datagram that its next link takes.
         let sensible = MIN_PATH_MTU..u32::from(self.probe.len);
         let mtu = u16::try_from(report.mtu).ok().filter(|_| sensible.contains(&report.mtu));
@@ -177,58 +204,62 @@ impl Trial {
             self.forged |= !begins;
             return;
         };
-        let least = |before: Option<u16>| Some(before.map_or(mtu, |before| before.min(mtu)));
         if report.quote.len() >= VXLAN + SHOWN {
-            self.proven = least(self.proven);
-        } else if let Some(claim) = self.claims.get_mut(sender) {
-            *claim = true;
-            self.claimed = least(self.claimed);
+            self.proven = Some(self.proven.map_or(mtu, |before| before.min(mtu)));
+            return;
+        }
+        // An error that comes later shows nothing: a forger may hit the ports of all steps at once.
+        if let SocketUse::Step(number) = socket
+            && socket == self.step
+            && let Some(claim) = self.claims.get_mut(number)
+        {
+            // The probe was sent once from this port, and one router refuses it.
+            self.forged |= *claim.get_or_insert(mtu) != mtu;
         }
     }
 
-    fn verdict(&self) -> Verdict {
-        if let Some(mtu) = self.proven {
-            return Verdict::Sure(Answer::TooBig(mtu));
+    fn proof(&self) -> Option<Answer> {
+        self.proven.map(Answer::TooBig)
+    }
+
+    /// The answer at the end of a step before `left` other steps. `None`: the others decide.
+    fn verdict(&self, left: usize) -> Option<Answer> {
+        if self.proven.is_some() {
+            return self.proof();
         }
         if self.forged {
-            return Verdict::Sure(Answer::Forged);
+            return Some(Answer::Forged);
         }
-        match (self.claimed, &self.unsent) {
-            (Some(mtu), _) if self.claims.iter().all(|claim| *claim) => Verdict::Unsure(mtu),
-            (_, Some(why)) => Verdict::Sure(Answer::Unsent(why.clone())),
-            _ => Verdict::Sure(Answer::Silent),
+        if let Some(why) = &self.unsent {
+            return Some(Answer::Unsent(why.clone()));
         }
+        let mut claims: Vec<u16> = self.claims.iter().copied().flatten().collect();
+        claims.sort_unstable();
+        // At least `NEEDED` errors tell this MTU or a smaller one, so a few forged ones among true
+        // ones do not lower it.
+        let decided = claims.get(NEEDED - 1).map(|mtu| Answer::TooBig(*mtu));
+        decided.or_else(|| (claims.len() + left < NEEDED).then_some(Answer::Silent))
     }
 }
 
-/// Sends the probes from new ports, and gathers errors until each probe has a proven answer, or for
-/// `wait`.
-fn round(from: Ipv4Addr, probes: &[PathProbe], wait: Duration) -> io::Result<Vec<Verdict>> {
-    let mut sockets = Vec::new();
-    for number in 0..SENDERS {
-        sockets.push((SocketUse::Sender(number), open(from, Ipv4PathMtuDiscovery::PROBE)?));
-    }
-    for _ in 0..DECOYS {
-        // `INTERFACE`: an error for such a socket changes no route of the kernel.
-        sockets.push((SocketUse::Decoy, open(from, Ipv4PathMtuDiscovery::INTERFACE)?));
-    }
-    let mut trials: Vec<Trial> =
-        probes.iter().map(|probe| Trial::new(*probe, rand::random())).collect();
-    for trial in &mut trials {
-        send(&sockets, trial);
-    }
-    let end = Instant::now() + wait;
+/// Reads errors until `end`, and answers trials with a proof at once.
+fn gather(
+    sockets: &[(SocketUse, UdpSocket)],
+    trials: &mut Vec<Trial>,
+    end: Instant,
+    answers: &Answers,
+) -> io::Result<()> {
     loop {
         let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() || trials.iter().all(|trial| trial.proven.is_some()) {
-            return Ok(trials.iter().map(Trial::verdict).collect());
+        if left.is_zero() || trials.is_empty() || answers.is_closed() {
+            return Ok(());
         }
         let mut ready: Vec<PollFd<'_>> = sockets
             .iter()
             // Errors are reported in any case.
             .map(|(_, socket)| PollFd::new(socket.as_fd(), PollFlags::empty()))
             .collect();
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        let timeout = PollTimeout::try_from(left.min(LOOK)).unwrap_or(PollTimeout::ZERO);
         match poll(&mut ready, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -240,7 +271,20 @@ fn round(from: Ipv4Addr, probes: &[PathProbe], wait: Duration) -> io::Result<Vec
                 });
             }
         }
+        tell(trials, answers, Trial::proof);
     }
+}
+
+/// Sends the answers that are known, and removes their trials.
+fn tell(trials: &mut Vec<Trial>, answers: &Answers, known: impl Fn(&Trial) -> Option<Answer>) {
+    trials.retain(|trial| match known(trial) {
+        Some(answer) => {
+            // `ask` looks whether the receiver is closed.
+            let _ = answers.send((trial.probe, answer));
+            false
+        }
+        None => true,
+    });
 }
 
 /// A socket with a random port of the range of VXLAN's source ports, as a firewall on the path may
@@ -263,15 +307,12 @@ fn open(from: Ipv4Addr, discovery: Ipv4PathMtuDiscovery) -> io::Result<UdpSocket
     Err(failed)
 }
 
-/// Sends a probe from each sender.
-fn send(sockets: &[(SocketUse, UdpSocket)], trial: &mut Trial) {
+/// Sends a probe from each of the sockets.
+fn send<'a>(senders: impl Iterator<Item = &'a UdpSocket>, trial: &mut Trial) {
     let mut payload = trial.head.to_vec();
     payload.resize(usize::from(trial.probe.len.saturating_sub(HEADERS)).max(payload.len()), 0);
     let (mut sent, mut failed) = (false, None);
-    for (kind, socket) in sockets {
-        if *kind == SocketUse::Decoy {
-            continue;
-        }
+    for socket in senders {
         let attempt = || socket.send_to(&payload, trial.probe.to);
         // The first attempt may return the error about a probe to another VTEP.
         match attempt().or_else(|_| attempt()) {
@@ -279,7 +320,9 @@ fn send(sockets: &[(SocketUse, UdpSocket)], trial: &mut Trial) {
             Err(error) => failed = Some(error.to_string()),
         }
     }
-    trial.unsent = failed.filter(|_| !sent);
+    if trial.step == SocketUse::First {
+        trial.unsent = failed.filter(|_| !sent);
+    }
 }
 
 /// Reads the error queue of a socket.
@@ -317,6 +360,8 @@ const FRAG_NEEDED: (u8, u8) = (3, 4);
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc;
+
     use super::*;
 
     const TO: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 2), 4789);
@@ -330,16 +375,34 @@ mod tests {
         TooBigReport { to: TO, mtu, quote }
     }
 
+    /// The answer after the steps for which `error` says what MTU an error of eight quoted bytes
+    /// tells, and the number of these steps.
+    fn steps(trial: &mut Trial, error: impl Fn(usize) -> Option<u32>) -> (Option<Answer>, usize) {
+        assert_eq!(trial.verdict(STEPS), None);
+        for number in 0..STEPS {
+            trial.step = SocketUse::Step(number);
+            if let Some(mtu) = error(number) {
+                trial.note(trial.step, &report(mtu, &[]));
+            }
+            let answer = trial.verdict(STEPS - 1 - number);
+            if answer.is_some() {
+                return (answer, number + 1);
+            }
+        }
+        (None, STEPS)
+    }
+
     #[test]
     fn an_error_that_quotes_the_random_number_is_proof() {
         for shown in [VXLAN + SHOWN, VXLAN + NONCE] {
             let mut trial = trial();
             let head = trial.head;
-            trial.note(SocketUse::Sender(2), &report(1400, &head[..shown]));
-            trial.note(SocketUse::Sender(0), &report(1450, &head[..shown]));
+            trial.note(SocketUse::First, &report(1400, &head[..shown]));
+            trial.note(SocketUse::Step(0), &report(1450, &head[..shown]));
             // A forger who tries all ports does not refute it.
             trial.note(SocketUse::Decoy, &report(600, &[]));
-            assert_eq!(trial.verdict(), Verdict::Sure(Answer::TooBig(1400)));
+            assert_eq!(trial.proof(), Some(Answer::TooBig(1400)));
+            assert_eq!(trial.verdict(STEPS), Some(Answer::TooBig(1400)));
         }
     }
 
@@ -348,43 +411,98 @@ mod tests {
         let mut wrong = trial();
         let mut head = wrong.head;
         head[VXLAN] ^= 1;
-        wrong.note(SocketUse::Sender(0), &report(1400, &head));
-        assert_eq!(wrong.verdict(), Verdict::Sure(Answer::Forged));
+        wrong.note(SocketUse::First, &report(1400, &head));
+        assert_eq!(wrong.verdict(STEPS), Some(Answer::Forged));
 
         for mtu in [0, 1, 551, 1500, 1501, 65_535, 65_536, u32::MAX] {
             let mut trial = trial();
             let head = trial.head;
-            trial.note(SocketUse::Sender(0), &report(mtu, &head));
-            assert_eq!(trial.verdict(), Verdict::Sure(Answer::Silent), "{mtu}");
+            trial.note(SocketUse::First, &report(mtu, &head));
+            let (answer, _) = steps(&mut trial, |_| Some(mtu));
+            assert_eq!(answer, Some(Answer::Silent), "{mtu}");
         }
 
         let mut other = trial();
         let head = other.head;
         let to = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 3), 4789);
-        other.note(SocketUse::Sender(0), &TooBigReport { to, mtu: 1400, quote: &head });
+        other.note(SocketUse::First, &TooBigReport { to, mtu: 1400, quote: &head });
         other.note(SocketUse::Decoy, &TooBigReport { to, mtu: 1400, quote: &head });
-        assert_eq!(other.verdict(), Verdict::Sure(Answer::Silent));
+        assert_eq!(steps(&mut other, |_| None), (Some(Answer::Silent), 9));
+    }
+
+    /// A router with a limit answers some steps only, and so does one of several paths.
+    #[test]
+    fn a_router_that_quotes_eight_bytes_and_limits_its_errors_is_found() {
+        // All, every second, every third, and only the last ones.
+        for (every, after, taken) in [(1, 0, 4), (2, 0, 7), (3, 0, 10), (1, 8, 12)] {
+            let refused =
+                |number: usize| (number >= after && number.is_multiple_of(every)).then_some(1400);
+            let answer = steps(&mut trial(), refused);
+            assert_eq!(answer, (Some(Answer::TooBig(1400)), taken), "{every} {after}");
+        }
+        let few = |number: usize| (number < NEEDED - 1).then_some(1400);
+        assert_eq!(steps(&mut trial(), few), (Some(Answer::Silent), STEPS));
     }
 
     #[test]
-    fn short_quotes_count_only_for_all_ports_and_no_decoy() {
+    fn of_two_small_paths_the_mtu_that_enough_errors_tell_counts() {
+        let mtus = |number: usize| Some(if number == 1 { 600 } else { 1400 });
+        assert_eq!(steps(&mut trial(), mtus), (Some(Answer::TooBig(1400)), 4));
+    }
+
+    #[test]
+    fn short_quotes_count_once_in_their_step_and_for_no_decoy() {
         let mut trial = trial();
         let head = trial.head;
-        for sender in 0..SENDERS {
-            assert_eq!(trial.verdict(), Verdict::Sure(Answer::Silent), "{sender} errors");
-            let quote = &head[..if sender == 0 { VXLAN + SHOWN - 1 } else { 0 }];
-            trial.note(SocketUse::Sender(sender), &report(1400, quote));
+        for _ in 0..STEPS {
+            trial.note(SocketUse::First, &report(1400, &[]));
         }
-        assert_eq!(trial.verdict(), Verdict::Unsure(1400));
+        trial.step = SocketUse::Step(NEEDED);
+        for number in 0..STEPS {
+            trial.note(SocketUse::Step(number), &report(1400, &head[..VXLAN + SHOWN - 1]));
+        }
+        assert_eq!(trial.claims.iter().flatten().count(), 1);
+        assert_eq!(trial.verdict(NEEDED), None);
+        trial.note(trial.step, &report(1400, &[]));
+        assert_eq!(trial.verdict(NEEDED), None);
         trial.note(SocketUse::Decoy, &report(1400, &[]));
-        assert_eq!(trial.verdict(), Verdict::Sure(Answer::Forged));
+        assert_eq!(trial.verdict(NEEDED), Some(Answer::Forged));
+    }
+
+    #[test]
+    fn two_mtus_in_a_step_are_forged() {
+        let mut trial = trial();
+        trial.step = SocketUse::Step(0);
+        trial.note(trial.step, &report(1400, &[]));
+        trial.note(trial.step, &report(600, &[]));
+        assert_eq!(trial.verdict(STEPS - 1), Some(Answer::Forged));
+    }
+
+    /// Chance of a forger who chooses for each step the best probability to hit a port, even if he
+    /// knew how many errors have counted.
+    #[test]
+    fn a_blind_forger_does_not_succeed() {
+        let decoys = i32::try_from(DECOYS).unwrap();
+        let mut chances = [0.0; NEEDED + 1];
+        chances[NEEDED] = 1.0;
+        for _ in 0..STEPS {
+            let after = chances;
+            for (counted, chance) in chances.iter_mut().enumerate().take(NEEDED) {
+                let of = |hit: f64| {
+                    let then = hit * after[counted + 1] + (1.0 - hit) * after[counted];
+                    (1.0 - hit).powi(decoys) * then
+                };
+                *chance = (0..1000).map(|hit| of(f64::from(hit) / 4000.0)).fold(0.0, f64::max);
+            }
+        }
+        assert!(chances[0] < 2e-8, "{}", chances[0]);
     }
 
     #[test]
     fn a_probe_that_was_not_sent_says_why() {
         let mut trial = trial();
         trial.unsent = Some("no".to_owned());
-        assert_eq!(trial.verdict(), Verdict::Sure(Answer::Unsent("no".to_owned())));
+        assert_eq!(trial.verdict(STEPS), Some(Answer::Unsent("no".to_owned())));
     }
 
     /// Nobody answers on the loopback device.
@@ -392,7 +510,21 @@ mod tests {
     fn nobody_refuses_on_loopback() {
         let probes =
             [1472, 576].map(|len| PathProbe { to: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9), len });
-        let answers = ask(Ipv4Addr::LOCALHOST, &probes, Duration::from_millis(50)).unwrap();
-        assert_eq!(answers, [Answer::Silent, Answer::Silent]);
+        let (answers, mut answered) = mpsc::unbounded_channel();
+        ask(Ipv4Addr::LOCALHOST, &probes, Duration::from_millis(5), &answers).unwrap();
+        for probe in probes {
+            assert_eq!(answered.try_recv(), Ok((probe, Answer::Silent)));
+        }
+    }
+
+    /// An agent that stops does not wait for the answers.
+    #[test]
+    fn nobody_is_probed_for_nobody() {
+        let probe = PathProbe { to: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9), len: 576 };
+        let (answers, answered) = mpsc::unbounded_channel();
+        drop(answered);
+        let start = Instant::now();
+        ask(Ipv4Addr::LOCALHOST, &[probe], Duration::from_secs(3600), &answers).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(60));
     }
 }

@@ -5,6 +5,8 @@
 //! refuses the probe, the agent writes the MTU that this answer tells to `PATH_MTU`, which the
 //! programs use. Every [`AGAIN`] it probes a smaller path MTU again, at the size that the route
 //! takes: the path may have changed.
+//!
+//! Some probes are answered after seconds only. Meanwhile hints about other VTEPs are probed, too.
 
 use std::{
     collections::BTreeMap,
@@ -14,9 +16,12 @@ use std::{
 };
 
 use culvert_common::{abi::VXLAN_OVERHEAD, datapath::pmtu};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use tokio::{sync::mpsc, time::MissedTickBehavior};
 
 use super::{platform::Platform, shared::Shared, state::Shown};
 use crate::{
+    api::types::ApiError,
     datapath::{
         DatapathError,
         entry::{PathMtu, UnderlayPath},
@@ -32,26 +37,69 @@ const AGAIN: Duration = Duration::from_secs(600);
 const RETRY: Duration = Duration::from_secs(60);
 /// Time in ns for which the programs use a path MTU that no agent has probed again.
 const KEPT_NS: u64 = 86_400_000_000_000;
-/// Most VTEPs that are probed at once. The others follow; the VTEP that has waited longest comes
+/// Most VTEPs that are probed in a call. The others follow; the VTEP that has waited longest comes
 /// first.
-const MOST: usize = 128;
+pub(super) const MOST: usize = 128;
+/// Most calls at once. Each has a thread and the sockets of [`crate::probe`].
+const CALLS: usize = 4;
 /// Time for which a hint that was not confirmed is a problem in `status`.
 const DOUBTED: Duration = Duration::from_secs(600);
 /// First part of the keys of the problems.
 const PROBLEM: &str = "path-mtu/";
-/// Key of the problem that a round failed.
+/// Key of the problem that hints cannot be read.
 const TASK: &str = "path-mtu/task";
+/// Key of the problem that probes cannot be sent.
+const SENDING: &str = "path-mtu/probes";
+/// Key of the problem that path MTUs cannot be written.
+const WRITING: &str = "path-mtu/map";
+
+/// Number of a call, and how it has ended.
+type Ended = (u64, Result<(), ApiError>);
 
 /// Verifies hints and probes again, until the agent stops.
 pub(super) async fn keep(shared: Arc<Shared>) {
     let mut keeper = PathMtuKeeper::default();
+    let (platform, shown) = (shared.platform.as_ref(), &shared.shown);
+    let problem = |key: &str, fault: Option<String>| {
+        shown.problems.set(key, fault.map(|fault| format!("path MTU: {fault}")));
+    };
+    let (answers, mut answered) = mpsc::unbounded_channel();
+    let mut calls: FuturesUnordered<BoxFuture<'_, Ended>> = FuturesUnordered::new();
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let done = keeper.round(shared.platform.as_ref(), &shared.shown, Instant::now()).await;
-        let line = done.err().map(|error| format!("path MTU: {error}"));
-        shared.shown.problems.set(TASK, line);
+        let mut batch: Vec<(PathProbe, Answer)> = Vec::new();
         tokio::select! {
             () = shared.ending.shutdown.cancelled() => return,
-            () = tokio::time::sleep(EVERY) => {}
+            _ = answered.recv_many(&mut batch, MOST) => {
+                let done = keeper.take(platform, shown, Instant::now(), &batch);
+                problem(WRITING, done.err());
+            }
+            Some((number, done)) = calls.next(), if !calls.is_empty() => {
+                while let Ok(answer) = answered.try_recv() {
+                    batch.push(answer);
+                }
+                if !batch.is_empty() {
+                    let taken = keeper.take(platform, shown, Instant::now(), &batch);
+                    problem(WRITING, taken.err());
+                }
+                keeper.ended(number);
+                problem(SENDING, done.err().map(|error| error.message));
+            }
+            _ = ticks.tick() => {
+                let most = if calls.len() < CALLS { MOST } else { 0 };
+                let asked = keeper.ask(platform, shown, Instant::now(), most);
+                problem(TASK, asked.as_ref().err().cloned());
+                let Call { number, probes } = asked.unwrap_or_default();
+                if !probes.is_empty() {
+                    let answers = answers.clone();
+                    let call = async move { (number, platform.probe(probes, answers).await) };
+                    calls.push(call.boxed());
+                } else if calls.is_empty() {
+                    problem(SENDING, None);
+                    problem(WRITING, None);
+                }
+            }
         }
     }
 }
@@ -63,6 +111,10 @@ pub(super) struct PathMtuKeeper {
     smaller: Option<BTreeMap<[u8; 4], Smaller>>,
     /// Hints that are not verified yet: largest inner L3 packets in bytes.
     hints: BTreeMap<[u8; 4], u32>,
+    /// The probes that have no answer yet.
+    asked: BTreeMap<[u8; 4], Question>,
+    /// Number of the last call.
+    call: u64,
     /// When a VTEP was last probed because of a hint.
     probed: BTreeMap<[u8; 4], Instant>,
     /// When a hint was last not confirmed.
@@ -77,6 +129,13 @@ struct Smaller {
     due: Option<Instant>,
 }
 
+/// Probes that are sent together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Call {
+    pub(super) number: u64,
+    pub(super) probes: Vec<PathProbe>,
+}
+
 /// A probe, and its reason.
 #[derive(Clone, Copy, Debug)]
 struct Question {
@@ -86,28 +145,25 @@ struct Question {
     inner_mtu: u32,
     /// There is a hint. Otherwise the path MTU is due.
     is_hinted: bool,
+    /// Number of the call.
+    call: u64,
 }
 
 impl PathMtuKeeper {
-    /// Reads hints, probes, and writes what the answers tell.
-    pub(super) async fn round(
+    /// Reads hints, and returns the probes that are to be sent now, at most `most`. Each is asked
+    /// until [`Self::take`] gets its answer, or until [`Self::ended`].
+    pub(super) fn ask(
         &mut self,
         platform: &dyn Platform,
         shown: &Shown,
         now: Instant,
-    ) -> Result<(), String> {
-        let line = |error: DatapathError| error.to_string();
+        most: usize,
+    ) -> Result<Call, String> {
         self.forget_doubts(shown, now);
-        if self.smaller.is_none() {
-            // An earlier version wrote entries without a probe, so all paths are due.
-            let entry =
-                |(vtep, PathMtu { inner_mtu, .. })| (vtep, Smaller { inner_mtu, due: None });
-            self.smaller =
-                Some(platform.path_mtus().map_err(line)?.into_iter().map(entry).collect());
-        }
+        self.read(platform)?;
         self.hints.extend(platform.take_path_hints().map_err(line)?);
         if self.hints.is_empty() && !self.smaller().values().any(|smaller| smaller.is_due(now)) {
-            return Ok(());
+            return Ok(Call::default());
         }
         let paths = platform.underlay().map_err(line)?;
         for vtep in self.lost(&paths) {
@@ -115,16 +171,34 @@ impl PathMtuKeeper {
             self.smaller_mut().remove(&vtep);
         }
         shown.path_mtus.set_smaller(self.smaller().len());
-        let questions = self.questions(&paths, now);
-        if questions.is_empty() {
-            return Ok(());
-        }
+        // An answer about a path that is lost does not count.
+        self.asked.retain(|vtep, _| paths.contains_key(vtep));
+        self.call += 1;
+        let questions = self.questions(&paths, now, most);
         let probes = questions.iter().map(|question| question.probe).collect();
-        let answers = platform.probe(probes).await.map_err(|error| error.message)?;
-        let mut written = Vec::new();
-        for (question, answer) in questions.iter().zip(answers) {
-            let (vtep, known) = (question.vtep, self.smaller().get(&question.vtep).copied());
-            let inner_mtu = match &answer {
+        self.asked.extend(questions.into_iter().map(|question| (question.vtep, question)));
+        Ok(Call { number: self.call, probes })
+    }
+
+    /// Writes what answers tell. Returns the first error. The other answers count nevertheless.
+    pub(super) fn take(
+        &mut self,
+        platform: &dyn Platform,
+        shown: &Shown,
+        now: Instant,
+        answers: &[(PathProbe, Answer)],
+    ) -> Result<(), String> {
+        self.read(platform)?;
+        let (mut written, mut done) = (Vec::new(), Ok(()));
+        for (probe, answer) in answers {
+            let vtep = probe.to.ip().octets();
+            let Some(question) = self.asked.get(&vtep).copied() else { continue };
+            if question.probe != *probe {
+                continue;
+            }
+            self.asked.remove(&vtep);
+            let known = self.smaller().get(&vtep).copied();
+            let inner_mtu = match answer {
                 Answer::TooBig(mtu) => {
                     let overhead = VXLAN_OVERHEAD.into();
                     pmtu::path_mtu_from_icmp(*mtu, question.inner_mtu, overhead)
@@ -133,7 +207,7 @@ impl PathMtuKeeper {
             };
             if question.is_hinted {
                 self.hints.remove(&vtep);
-                self.judge(shown, vtep, inner_mtu.is_some(), &answer, now);
+                self.judge(shown, vtep, inner_mtu.is_some(), answer, now);
             }
             if let Some(inner_mtu) = inner_mtu {
                 if known.is_none_or(|known| known.inner_mtu != inner_mtu) {
@@ -146,26 +220,51 @@ impl PathMtuKeeper {
                 self.smaller_mut().insert(vtep, Smaller { inner_mtu, due: Some(now + AGAIN) });
                 let expires_ns = platform.now_ns().saturating_add(KEPT_NS);
                 written.push((vtep, PathMtu { expires_ns, inner_mtu }));
-            } else if !question.is_hinted && answer == Answer::Silent {
+            } else if !question.is_hinted && *answer == Answer::Silent {
                 tracing::info!(
                     "VTEP {}: no router on the path refuses packets of {} bytes any more",
                     Ipv4Addr::from(vtep),
-                    question.probe.len
+                    probe.len
                 );
-                platform.forget_path_mtu(vtep).map_err(line)?;
-                self.smaller_mut().remove(&vtep);
+                match platform.forget_path_mtu(vtep) {
+                    Ok(()) => {
+                        self.smaller_mut().remove(&vtep);
+                    }
+                    Err(error) => done = done.and(Err(line(error))),
+                }
             } else if let Some(known) = known.filter(|_| !question.is_hinted) {
                 let due = Some(now + RETRY);
                 self.smaller_mut().insert(vtep, Smaller { due, ..known });
             }
         }
-        let stored = platform.set_path_mtus(&written).map_err(line);
+        let stored = if written.is_empty() {
+            Ok(())
+        } else {
+            platform.set_path_mtus(&written).map_err(line)
+        };
         if stored.is_err() {
             // What is in the map is not known: it is read again.
             self.smaller = None;
         }
         shown.path_mtus.set_smaller(self.smaller().len());
-        stored
+        done.and(stored)
+    }
+
+    /// The call with this number has ended. Its probes without an answer may be sent again.
+    pub(super) fn ended(&mut self, number: u64) {
+        self.asked.retain(|_, question| question.call != number);
+    }
+
+    /// Reads the entries of `PATH_MTU` if they are not known.
+    fn read(&mut self, platform: &dyn Platform) -> Result<(), String> {
+        if self.smaller.is_none() {
+            // An earlier version wrote entries without a probe, so all paths are due.
+            let entry =
+                |(vtep, PathMtu { inner_mtu, .. })| (vtep, Smaller { inner_mtu, due: None });
+            self.smaller =
+                Some(platform.path_mtus().map_err(line)?.into_iter().map(entry).collect());
+        }
+        Ok(())
     }
 
     fn smaller(&self) -> &BTreeMap<[u8; 4], Smaller> {
@@ -183,11 +282,13 @@ impl PathMtuKeeper {
     }
 
     /// The probes of this round: first the probes for hints, and of these first the one that has
-    /// waited longest. Forgets hints of an MTU that is no smaller than the one that is used.
+    /// waited longest. A VTEP whose answer is awaited is not among them. Forgets hints of an MTU
+    /// that is no smaller than the one that is used.
     fn questions(
         &mut self,
         paths: &BTreeMap<[u8; 4], UnderlayPath>,
         now: Instant,
+        most: usize,
     ) -> Vec<Question> {
         let smaller = self.smaller().clone();
         let known = |vtep: &[u8; 4]| smaller.get(vtep).map(|smaller| smaller.inner_mtu);
@@ -204,8 +305,9 @@ impl PathMtuKeeper {
             .filter(|(vtep, smaller)| smaller.is_due(now) && !self.hints.contains_key(*vtep));
         let due = due.map(|(vtep, _)| (*vtep, false));
         let all = hinted.into_iter().map(|vtep| (vtep, true)).chain(due);
+        let all = all.filter(|(vtep, _)| !self.asked.contains_key(vtep));
         let mut questions = Vec::new();
-        for (vtep, is_hinted) in all.take(MOST) {
+        for (vtep, is_hinted) in all.take(most) {
             let Some(path) = paths.get(&vtep) else { continue };
             let route = u32::from(path.inner_mtu);
             let inner_mtu = if is_hinted { now_used(&vtep).unwrap_or(route) } else { route };
@@ -214,7 +316,7 @@ impl PathMtuKeeper {
                 to: SocketAddrV4::new(vtep.into(), path.port),
                 len: u16::try_from(len).unwrap_or(u16::MAX),
             };
-            questions.push(Question { vtep, probe, inner_mtu, is_hinted });
+            questions.push(Question { vtep, probe, inner_mtu, is_hinted, call: self.call });
             if is_hinted {
                 self.probed.insert(vtep, now);
             }
@@ -231,11 +333,12 @@ impl PathMtuKeeper {
         answer: &Answer,
         now: Instant,
     ) {
-        shown.path_mtus.count(is_confirmed);
+        // The count comes last, so whoever sees it sees the problem, too.
         let (key, ip) = (problem_of(vtep), Ipv4Addr::from(vtep));
         if is_confirmed {
             self.doubted.remove(&vtep);
             shown.problems.set(&key, None);
+            shown.path_mtus.count(true);
             return;
         }
         self.doubted.insert(vtep, now);
@@ -244,10 +347,11 @@ impl PathMtuKeeper {
                 "VTEP {ip}: an ICMP error says that packets on the path must be smaller, and this host cannot verify it: the probe was not sent ({why}): let UDP from ports 49152 to 65535 to the VXLAN port pass"
             ),
             _ => format!(
-                "VTEP {ip}: ICMP errors that are not confirmed by a probe say that packets on the path must be smaller, and are ignored: somebody forges them, or the host's firewall drops ICMP 'fragmentation needed', which must pass"
+                "VTEP {ip}: ICMP errors that are not confirmed by a probe say that packets on the path must be smaller, and are ignored: somebody forges them, or the router limits its errors, or the host's firewall drops ICMP 'fragmentation needed', which must pass"
             ),
         };
         shown.problems.set(&key, Some(line));
+        shown.path_mtus.count(false);
     }
 
     /// Removes the problems of hints that are older than [`DOUBTED`].
@@ -266,6 +370,10 @@ impl Smaller {
     fn is_due(&self, now: Instant) -> bool {
         self.due.is_none_or(|due| due <= now)
     }
+}
+
+fn line(error: DatapathError) -> String {
+    error.to_string()
 }
 
 fn problem_of(vtep: [u8; 4]) -> String {

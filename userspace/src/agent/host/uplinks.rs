@@ -30,12 +30,13 @@ use crate::{
     doctor,
     model::{Driver, HostRoute, validate},
     netlink::{Event, Link, NetlinkError, Route, default_link},
-    probe::{self, Answer, PathProbe},
+    probe::{self, Answers, PathProbe},
     sandbox,
 };
 
-/// Time in which routers answer a probe.
-const PROBE_WAIT: Duration = Duration::from_millis(800);
+/// Time of a step of a probe, in which routers answer. It is a little more than a second, because
+/// some routers send one error a second.
+const PROBE_STEP: Duration = Duration::from_millis(1050);
 
 impl Host {
     /// Attaches the programs to the uplinks, and detaches them from other interfaces. Continues after
@@ -218,9 +219,9 @@ impl Underlay for Host {
         Ok(paths)
     }
 
-    async fn probe(&self, probes: Vec<PathProbe>) -> Result<Vec<Answer>, ApiError> {
+    async fn probe(&self, probes: Vec<PathProbe>, answers: Answers) -> Result<(), ApiError> {
         let from = self.vtep_ip;
-        let asked = blocking(move || probe::ask(from, &probes, PROBE_WAIT)).await?;
+        let asked = blocking(move || probe::ask(from, &probes, PROBE_STEP, &answers)).await?;
         asked.map_err(|error| {
             ApiError::new(
                 ErrorKind::Unavailable,

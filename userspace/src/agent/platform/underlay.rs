@@ -16,7 +16,7 @@ use crate::{
     choice::{Uplink, device::Device},
     datapath::Price,
     model::{Driver, HostRoute},
-    probe::{Answer, PathProbe},
+    probe::{Answers, PathProbe},
 };
 
 /// Result of [`Underlay::check_uplinks`].
@@ -42,9 +42,10 @@ pub(crate) trait Underlay: Send + Sync + 'static {
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError>;
 
-    /// Sends probes from the VTEP address, and returns their answers after about a second, in the
-    /// same order.
-    async fn probe(&self, probes: Vec<PathProbe>) -> Result<Vec<Answer>, ApiError>;
+    /// Sends probes from the VTEP address, and each answer to `answers` as soon as it is known: at
+    /// once, or after some seconds (see [`crate::probe::ask`]). Returns after the last one. After an
+    /// error some probes have no answer.
+    async fn probe(&self, probes: Vec<PathProbe>, answers: Answers) -> Result<(), ApiError>;
 
     /// Attaches missing programs to the uplinks, and puts the assistant devices right (see
     /// `sandbox::keep_gro` and `sandbox::keep_room`). Uplinks whose settings cost packets are

@@ -40,7 +40,7 @@ use crate::{
     model::{Driver, HostRoute, Name, NetnsId, SandboxRef, excludes_gateway, validate},
     netfilter::Rules,
     netlink::{Announcement, PairKind, subnet_of},
-    probe::{Answer, PathProbe},
+    probe::{Answer, Answers, PathProbe},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
     sandbox::{GatewaySpec, RESOLV_CONF, Resolver},
 };
@@ -679,15 +679,14 @@ impl Underlay for Paper {
         Ok(Paths { paths: vteps.iter().map(path).collect(), problems: BTreeMap::new() })
     }
 
-    async fn probe(&self, probes: Vec<PathProbe>) -> Result<Vec<Answer>, ApiError> {
+    async fn probe(&self, probes: Vec<PathProbe>, answers: Answers) -> Result<(), ApiError> {
         let mut state = self.state();
-        let answer = |probe: &PathProbe| {
+        for probe in &probes {
             let answer = state.answers.get(&probe.to.ip().octets()).cloned();
-            answer.unwrap_or(Answer::Silent)
-        };
-        let answers = probes.iter().map(answer).collect();
+            let _ = answers.send((*probe, answer.unwrap_or(Answer::Silent)));
+        }
         state.probes.extend(probes);
-        Ok(answers)
+        Ok(())
     }
 
     async fn check_uplinks(&self) -> UplinkCheck {

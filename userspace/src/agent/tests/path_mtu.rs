@@ -5,11 +5,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::mpsc;
+
 use super::fake::Paper;
 use crate::{
-    agent::{path_mtu::PathMtuKeeper, state::Shown},
+    agent::{
+        path_mtu::{Call, MOST, PathMtuKeeper},
+        platform::Platform,
+        state::Shown,
+    },
     datapath::entry::{PathMtu, UnderlayPath},
-    probe::Answer,
+    probe::{Answer, PathProbe},
 };
 
 const PEER: [u8; 4] = [192, 0, 2, 2];
@@ -35,9 +41,31 @@ impl Bench {
     /// A round after some time. Returns the lengths of the probes.
     async fn round(&mut self, later: Duration) -> Vec<u16> {
         self.now += later;
-        let done = self.keeper.round(self.paper.as_ref(), &self.shown, self.now).await;
-        assert_eq!(done, Ok(()));
+        assert_eq!(self.try_round().await, Ok(()));
         std::mem::take(&mut self.paper.state().probes).iter().map(|probe| probe.len).collect()
+    }
+
+    async fn try_round(&mut self) -> Result<(), String> {
+        let Call { number, probes } = self.ask()?;
+        let (answers, mut answered) = mpsc::unbounded_channel();
+        let platform: &dyn Platform = self.paper.as_ref();
+        platform.probe(probes, answers).await.map_err(|error| error.message)?;
+        let mut batch = Vec::new();
+        while let Ok(answer) = answered.try_recv() {
+            batch.push(answer);
+        }
+        let done = self.keeper.take(platform, &self.shown, self.now, &batch);
+        self.keeper.ended(number);
+        done
+    }
+
+    fn ask(&mut self) -> Result<Call, String> {
+        self.keeper.ask(self.paper.as_ref(), &self.shown, self.now, MOST)
+    }
+
+    fn take(&mut self, answer: (PathProbe, Answer)) {
+        let done = self.keeper.take(self.paper.as_ref(), &self.shown, self.now, &[answer]);
+        assert_eq!(done, Ok(()));
     }
 
     fn hint(&self, vtep: [u8; 4], inner_mtu: u32) {
@@ -158,8 +186,7 @@ async fn a_write_that_fails_is_repeated() {
     bench.hint(PEER, 1350);
     bench.answer(Answer::TooBig(1400));
     bench.paper.state().full = true;
-    let done = bench.keeper.round(bench.paper.as_ref(), &bench.shown, bench.now).await;
-    assert!(done.is_err());
+    assert!(bench.try_round().await.is_err());
     bench.paper.state().full = false;
     bench.hint(PEER, 1350);
     bench.round(SECOND).await;
@@ -179,11 +206,49 @@ async fn those_that_have_waited_longest_come_first() {
             bench.hint(*vtep, 502);
         }
         bench.now += SECOND;
-        let done = bench.keeper.round(bench.paper.as_ref(), &bench.shown, bench.now).await;
-        assert_eq!(done, Ok(()));
+        assert_eq!(bench.try_round().await, Ok(()));
         let probes = std::mem::take(&mut bench.paper.state().probes);
         assert_eq!(probes.len(), 128);
         seen.extend(probes.iter().map(|probe| *probe.to.ip()));
     }
     assert_eq!(seen.len(), vteps.len());
+}
+
+/// A probe whose answer takes long keeps no other VTEP waiting, and is not sent twice.
+#[test]
+fn other_vteps_are_probed_while_an_answer_is_awaited() {
+    let mut bench = Bench::new();
+    bench.hint(PEER, 1350);
+    let first = bench.ask().unwrap().probes;
+    bench.hint(PEER, 1350);
+    bench.hint(OTHER, 1350);
+    let second = bench.ask().unwrap().probes;
+    let ips = |probes: &[PathProbe]| -> Vec<[u8; 4]> {
+        probes.iter().map(|probe| probe.to.ip().octets()).collect()
+    };
+    assert_eq!((ips(&first), ips(&second)), (vec![PEER], vec![OTHER]));
+    bench.take((second[0], Answer::TooBig(1400)));
+    assert_eq!(bench.counts(), (1, 0));
+    bench.take((first[0], Answer::TooBig(1300)));
+    assert_eq!((bench.inner_mtu(), bench.counts()), (Some(1250), (2, 0)));
+}
+
+/// No socket can be opened, for example.
+#[test]
+fn a_probe_without_an_answer_is_sent_again() {
+    let mut bench = Bench::new();
+    bench.hint(PEER, 1350);
+    let first = bench.ask().unwrap();
+    assert_eq!((first.probes.len(), bench.ask().unwrap().probes.len()), (1, 0));
+    bench.keeper.ended(first.number);
+    // No call is free.
+    let asked = bench.keeper.ask(bench.paper.as_ref(), &bench.shown, bench.now, 0);
+    assert!(asked.unwrap().probes.is_empty());
+    let second = bench.ask().unwrap();
+    assert_eq!(second.probes, first.probes);
+    // The end of another call changes nothing.
+    bench.keeper.ended(first.number);
+    assert!(bench.ask().unwrap().probes.is_empty());
+    bench.take((second.probes[0], Answer::TooBig(1400)));
+    assert_eq!(bench.inner_mtu(), Some(1350));
 }
