@@ -85,11 +85,11 @@ fn exchange(lab: &mut Lab, segments: &[(bool, u8)]) {
     }
 }
 
-/// The `seen` flags of both directions.
+/// The `seen` flags of both directions that decide the state.
 fn seen(lab: &Lab) -> (u32, u32) {
     let orig = key(A, &from_a1(SYN));
     let reply = answer(&key(0, &left(SYN)));
-    let seen = |key| flow(lab, &key).seen;
+    let seen = |key| flow(lab, &key).seen & !(seen::PENDING | seen::AHEAD);
     (seen(orig), seen(reply))
 }
 

@@ -70,6 +70,13 @@ pub mod seen {
     pub const FIN: u32 = 1 << 3;
     /// TCP: the connection was reset. Set in both directions.
     pub const RST: u32 = 1 << 4;
+    /// TCP: a SYN that would begin another connection.
+    /// [`Flow::first_seq`](super::Flow::first_seq) is the number after it.
+    pub const PENDING: u32 = 1 << 5;
+    /// TCP: numbers that are too far from the known ones to be believed.
+    /// [`Flow::first_seq`](super::Flow::first_seq) has them, see
+    /// [`TcpSegment::ahead`](crate::datapath::segment::TcpSegment::ahead).
+    pub const AHEAD: u32 = 1 << 6;
 }
 
 /// Addresses and ports of a packet, as on the wire. ICMP echo has its identifier
@@ -170,8 +177,9 @@ pub struct Flow<F: Family = V4> {
     /// TCP: the last acknowledgement number sent in this direction, in host order.
     pub last_ack: u32,
     /// TCP: the sequence number of this direction after its SYN, or of its first segment that was
-    /// seen, in host order. While a connection lasts, a SYN that would begin another one replaces
-    /// it.
+    /// seen, in host order. Once the connection has begun, this number is not needed: with
+    /// [`seen::PENDING`] the field is of another SYN, with [`seen::AHEAD`] of numbers that the
+    /// other side has not acknowledged.
     pub first_seq: u32,
     /// TCP: the sequence number after all that was sent in this direction, in host order.
     pub next_seq: u32,

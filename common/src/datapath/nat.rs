@@ -187,6 +187,19 @@ const HALVES: u16 = 8;
 /// Number of random ports that are examined to tell whether ports towards a destination are taken.
 pub const PROBES: u32 = 4;
 
+/// The `index`-th random port of the range that is examined for that. Each is chosen independently
+/// of the others. Otherwise a container that leaves a single part of the range free would need few
+/// attempts until all of them are in that part.
+#[inline(always)]
+pub const fn probe(index: u32, random: u32, min: u16, max: u16) -> u16 {
+    let mixed = random.wrapping_add(index.wrapping_mul(0x9e37_79b1));
+    let mixed = (mixed ^ (mixed >> 16)).wrapping_mul(0x85eb_ca6b);
+    let mixed = (mixed ^ (mixed >> 13)).wrapping_mul(0xc2b2_ae35);
+    let span = max.saturating_sub(min) as u32 + 1;
+    // The upper half as a fraction of the range. The product has at most 32 bits.
+    (min as u32 + (((mixed >> 16) * span) >> 16)) as u16
+}
+
 /// Whether the range is large enough for halves of its ports.
 #[inline(always)]
 pub const fn has_halves(min: u16, max: u16) -> bool {

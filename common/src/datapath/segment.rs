@@ -13,6 +13,16 @@ use crate::wire::tcp::{ACK, FIN, RST, SYN};
 /// segments, or of lost acknowledgements. A sender that guesses hits it once in 4096 times.
 const WINDOW: u32 = 1 << 20;
 
+/// Largest number of bytes that a sender may have under way: the window of TCP with its largest
+/// scale (RFC 7323 §2.3).
+const IN_FLIGHT: u32 = 1 << 30;
+
+/// Number of low bits that a number of [`seen::AHEAD`] lacks.
+const BLOCK_BITS: u32 = 16;
+
+/// Mask of a number without these bits.
+const BLOCK: u32 = u32::MAX >> BLOCK_BITS;
+
 /// Largest distance, in bytes, of a FIN from the end of what its side has sent: segments that the
 /// network has delivered after it. A sender that guesses hits it once in about 60,000 times.
 const REORDERED: u32 = 1 << 16;
@@ -49,6 +59,9 @@ pub mod change {
     pub const RESET: u32 = 1 << 4;
     /// The other direction begins anew: it has sent the SYN that this segment acknowledges.
     pub const RESTART: u32 = 1 << 5;
+    /// [`Flow::first_seq`](crate::abi::Flow::first_seq) becomes
+    /// [`TcpSegment::ahead`](super::TcpSegment::ahead).
+    pub const AHEAD: u32 = 1 << 6;
 }
 
 /// The effect of a segment on a flow.
@@ -64,6 +77,31 @@ pub struct Followed {
 #[inline(always)]
 const fn distance(from: u32, to: u32) -> i32 {
     to.wrapping_sub(from) as i32
+}
+
+/// Whether `to` is more than [`WINDOW`] ahead of `from`. It may have any distance, except that what
+/// is at most [`IN_FLIGHT`] behind is sent again, or came late.
+#[inline(always)]
+const fn is_far(from: u32, to: u32) -> bool {
+    to.wrapping_sub(from).wrapping_add(IN_FLIGHT) > IN_FLIGHT + WINDOW
+}
+
+/// Number of blocks from `from` to `to`, which are numbers of blocks.
+#[inline(always)]
+const fn blocks(from: u32, to: u32) -> u32 {
+    to.wrapping_sub(from) & BLOCK
+}
+
+/// Whether the acknowledgement `ack` of the other side confirms numbers that the direction `flow`
+/// has sent, see [`TcpSegment::ahead`]: it has just passed the first of them, or it is at the last
+/// one. A number that is guessed does so once in about 4000 times.
+#[inline(always)]
+const fn confirms(ack: u32, flow: &Flow) -> bool {
+    let (first, last) = (flow.first_seq >> BLOCK_BITS, flow.first_seq & BLOCK);
+    let (acked, sent) = (blocks(first, ack >> BLOCK_BITS), blocks(first, last));
+    flow.seen & seen::AHEAD != 0
+        && acked <= sent
+        && (acked <= WINDOW >> BLOCK_BITS || acked == sent)
 }
 
 impl TcpSegment {
@@ -117,8 +155,7 @@ impl TcpSegment {
             let count = flow.packets;
             return flow.kind & kind::HOST != 0 && count > COMPARED && count & 0xff != 0;
         }
-        distance(flow.next_seq, self.end) <= WINDOW as i32
-            && distance(flow.last_ack, self.ack) <= WINDOW as i32
+        !is_far(flow.next_seq, self.end) && !is_far(flow.last_ack, self.ack)
     }
 
     /// Whether a plain segment sends more than its direction has sent.
@@ -136,14 +173,22 @@ impl TcpSegment {
     }
 
     /// Whether the segment acknowledges what the direction `other` has sent since it began, and no
-    /// more. After a SYN this is a single number.
+    /// more, but nothing that is more than `farthest` bytes before the end. After a SYN this is a
+    /// single number.
     #[inline(always)]
-    const fn acknowledges(&self, other: &Flow) -> bool {
-        let sent = other.next_seq.wrapping_sub(other.first_seq);
-        let within = if sent < WINDOW { sent } else { WINDOW };
+    const fn acknowledges(&self, other: &Flow, farthest: u32) -> bool {
+        let sent = if other.seen & seen::PENDING == 0 {
+            other.next_seq.wrapping_sub(other.first_seq)
+        } else {
+            0
+        };
+        // A keepalive probe has no payload, and the number before the next one (RFC 9293 §3.8.4).
+        // A direction that was picked up at a probe has sent one byte more than is known.
+        let probed = (sent == 0 && other.seen & (seen::SYN | seen::PENDING) == 0) as u32;
+        let within = if sent < farthest { sent } else { farthest };
         self.flags & ACK != 0
             && other.seen & seen::PACKET != 0
-            && other.next_seq.wrapping_sub(self.ack) <= within
+            && other.next_seq.wrapping_add(probed).wrapping_sub(self.ack) <= within + probed
     }
 
     /// The effect of a segment of the direction `flow`, whose other direction is `other`.
@@ -181,7 +226,7 @@ impl TcpSegment {
         let has_ack =
             other.seen & seen::ACK != 0 || other.seen & (seen::PACKET | seen::SYN) == seen::PACKET;
         let expected = has_ack && self.seq == other.last_ack;
-        let refuses = !begun && self.acknowledges(other);
+        let refuses = !begun && self.acknowledges(other, WINDOW);
         if next || expected || refuses {
             let seen = flow.seen | seen::PACKET | seen::RST;
             return Followed { seen, changes: change::TIME | change::RESET };
@@ -195,10 +240,11 @@ impl TcpSegment {
         let unchanged = Followed { seen: flow.seen, changes: change::TIME };
         let numbers = change::TIME | change::FIRST | change::NEXT;
         let connected = (flow.seen | other.seen) & seen::ACK != 0;
-        let again = flow.seen & seen::SYN != 0 && self.first() == flow.first_seq;
+        let again =
+            flow.seen & (seen::SYN | seen::AHEAD) == seen::SYN && self.first() == flow.first_seq;
         if self.flags & ACK != 0 {
-            let newest = other.seen & seen::SYN != 0 && self.ack == other.first_seq;
-            let acknowledges = !connected && self.acknowledges(other);
+            let newest = other.seen & seen::PENDING != 0 && self.ack == other.first_seq;
+            let acknowledges = !connected && self.acknowledges(other, WINDOW);
             if !acknowledges && (!newest || again) {
                 return unchanged;
             }
@@ -209,17 +255,22 @@ impl TcpSegment {
                 changes: numbers | change::ACK | restart,
             };
         }
-        if flow.kind & kind::ORIG == 0 {
-            // Without an acknowledgement a SYN of the other side proves nothing. It replaces no
-            // number.
-            if connected || flow.seen & seen::PACKET != 0 {
-                return unchanged;
-            }
-        } else if connected || other.seen & seen::SYN != 0 {
-            // The client may begin another connection on the same ports, after an end that was not
-            // seen. The number is kept: the answer of the server shows whether it has begun.
-            let first = if again { 0 } else { change::FIRST };
-            return Followed { seen: flow.seen, changes: change::TIME | first };
+        // The client may begin another connection on the same ports, after an end that was not
+        // seen. The number is kept: the answer of the server shows whether it has begun. Either
+        // side may be the client if the flow was picked up in mid-stream.
+        let pending = if flow.kind & kind::ORIG != 0 {
+            connected || other.seen & seen::SYN != 0
+        } else {
+            flow.seen & other.seen & seen::ACK != 0
+        };
+        if pending && !again {
+            let seen = (flow.seen & !seen::AHEAD) | seen::PENDING;
+            return Followed { seen, changes: change::TIME | change::FIRST };
+        }
+        // Without an acknowledgement a SYN of the other side proves nothing. It replaces no number.
+        let known = connected || flow.seen & seen::PACKET != 0;
+        if pending || (flow.kind & kind::ORIG == 0 && known) {
+            return unchanged;
         }
         Followed { seen: flow.seen | seen::PACKET | seen::SYN, changes: numbers }
     }
@@ -235,7 +286,7 @@ impl TcpSegment {
         let mut changes = change::TIME;
         let mut bits = flow.seen;
         if flow.seen & seen::ACK == 0 {
-            if !self.acknowledges(other) {
+            if !self.acknowledges(other, IN_FLIGHT) {
                 // The side that began the flow may send more before it has an answer.
                 if begun && self.moves_seq(flow) {
                     changes |= change::NEXT;
@@ -251,6 +302,10 @@ impl TcpSegment {
             changes |= change::FIRST | change::NEXT;
         } else if self.moves_seq(flow) || self.follows_ack(flow, other) {
             changes |= change::NEXT;
+            bits &= !seen::AHEAD;
+        } else if is_far(flow.next_seq, self.end) && flow.seen & other.seen & seen::ACK != 0 {
+            changes |= change::AHEAD;
+            bits = (bits & !seen::PENDING) | seen::AHEAD;
         }
         if self.flags & FIN != 0 && (!begun || self.ends(flow)) {
             bits |= seen::FIN;
@@ -258,22 +313,51 @@ impl TcpSegment {
         Followed { seen: bits, changes }
     }
 
-    /// Whether the acknowledgement is further ahead than [`WINDOW`], but not of what the other side
-    /// has sent: the programs have not seen the acknowledgements in between.
+    /// Whether the acknowledgement is far ahead, but not of what the other side has sent, or has
+    /// sent without being believed: the programs have not seen the acknowledgements in between.
     #[inline(always)]
     const fn follows_seq(&self, flow: &Flow, other: &Flow) -> bool {
-        distance(flow.last_ack, self.ack) > WINDOW as i32
-            && other.seen & seen::PACKET != 0
-            && distance(self.ack, other.next_seq) >= 0
+        let (ahead, sent) =
+            (self.ack.wrapping_sub(flow.last_ack), other.next_seq.wrapping_sub(flow.last_ack));
+        let was_sent = other.seen & seen::PACKET != 0
+            && ahead <= sent
+            && other.next_seq.wrapping_sub(self.ack) <= IN_FLIGHT;
+        is_far(flow.last_ack, self.ack) && (was_sent || confirms(self.ack, other))
     }
 
-    /// Whether the segment is further ahead of its direction than [`WINDOW`], but not of what the
-    /// other side has acknowledged: the programs have not seen what was sent in between.
+    /// Whether the segment is far ahead of its direction, but not of what the other side has
+    /// acknowledged: the programs have not seen what was sent in between. More than [`WINDOW`] may
+    /// be under way. Then the numbers that led to this one must have been acknowledged.
     #[inline(always)]
     const fn follows_ack(&self, flow: &Flow, other: &Flow) -> bool {
-        distance(flow.next_seq, self.end) > WINDOW as i32
+        let last = flow.first_seq & BLOCK;
+        let goes_on = blocks(last, self.end >> BLOCK_BITS) <= WINDOW >> BLOCK_BITS;
+        is_far(flow.next_seq, self.end)
             && other.seen & seen::ACK != 0
-            && self.end.wrapping_sub(other.last_ack) <= WINDOW
+            && (self.end.wrapping_sub(other.last_ack) <= WINDOW
+                || (goes_on && confirms(other.last_ack, flow)))
+    }
+
+    /// The new [`Flow::first_seq`] of a direction with [`seen::AHEAD`], after a segment whose
+    /// number is not believed: in the upper half the first one of such numbers, in the lower half
+    /// the last one, each divided by 64 KB. Each is at most [`WINDOW`] ahead of the one before. The
+    /// other side acknowledges the first one a round trip later; the last one is then where the
+    /// sender is, however much it has under way.
+    #[inline(always)]
+    pub const fn ahead(&self, flow: &Flow) -> u32 {
+        let (first, last) = (flow.first_seq >> BLOCK_BITS, flow.first_seq & BLOCK);
+        let at = self.end >> BLOCK_BITS;
+        let (sent, reached) = (blocks(first, last), blocks(first, at));
+        let has_some = flow.seen & seen::AHEAD != 0;
+        // What was sent before may come late.
+        let is_late = reached <= sent || blocks(at, first) <= WINDOW >> BLOCK_BITS;
+        if has_some && is_late {
+            return flow.first_seq;
+        }
+        let goes_on = has_some
+            && blocks(last, at) <= WINDOW >> BLOCK_BITS
+            && reached <= IN_FLIGHT >> BLOCK_BITS;
+        ((if goes_on { first } else { at }) << BLOCK_BITS) | at
     }
 
     /// Whether a segment with FIN is at the end of what its side has sent.

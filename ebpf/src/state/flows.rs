@@ -576,7 +576,7 @@ fn port_at(index: u32, new: &mut NewFlow) -> u32 {
 fn some_taken(new: &mut NewFlow) -> u32 {
     let (min, max) = (NAT_PORT_MIN.load(), NAT_PORT_MAX.load());
     for index in 1..=nat::PROBES {
-        let Some(port) = nat::candidate(index, 0, new.random, min, max) else { return 0 };
+        let port = nat::probe(index, new.random, min, max);
         new.entry_key.tuple.dst_port = port.to_be_bytes();
         if FLOWS.get_ptr(&new.entry_key).is_some() {
             return 1;

@@ -39,6 +39,9 @@ pub(super) fn follow(routed: &Routed, entry: *mut Flow) -> u32 {
         if followed.changes & change::FIRST != 0 {
             (*entry).first_seq = segment.first();
         }
+        if followed.changes & change::AHEAD != 0 {
+            (*entry).first_seq = segment.ahead(flow);
+        }
         if followed.changes & change::NEXT != 0 {
             (*entry).next_seq = segment.end;
         }

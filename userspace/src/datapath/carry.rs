@@ -220,7 +220,9 @@ fn copy<T: OldFlow>(
 /// The entry of a TCP flow of a version that did not keep [`Flow::first_seq`] and
 /// [`Flow::next_seq`]. `other` is the [`OldFlow::acknowledged`] of the other direction: what it has
 /// acknowledged is what this direction had sent. Without that the next segments tell the numbers,
-/// and whether there is a connection.
+/// and whether there is a connection. The numbers of both directions may be stale, as the earlier
+/// programs still forward: the programs take up those that both sides confirm, see
+/// [`TcpSegment::ahead`](culvert_common::datapath::segment::TcpSegment::ahead).
 fn numbered(flow: Flow, (other_seen, other_ack): (u32, u32)) -> Flow {
     let orig = flow.kind & kind::ORIG != 0;
     // The SYN of the reply direction acknowledges the SYN of the other one.

@@ -55,6 +55,7 @@ impl Kept {
             }
             return true;
         }
+        let before = *flow;
         let followed = segment.follow(flow, other);
         let has = |bit| followed.changes & bit != 0;
         flow.seen = followed.seen;
@@ -63,6 +64,9 @@ impl Kept {
         }
         if has(change::FIRST) {
             flow.first_seq = segment.first();
+        }
+        if has(change::AHEAD) {
+            flow.first_seq = segment.ahead(&before);
         }
         if has(change::NEXT) {
             flow.next_seq = segment.end;
@@ -331,11 +335,162 @@ fn numbers_that_were_not_seen_are_taken_up_again() {
     kept.back(ACK, S1 + 1_800_010, C1, (2 << 20) - 1_800_010);
     kept.out(ACK, client, server, 0);
     assert_eq!(kept.orig.last_ack, server, "the server has sent it");
-    kept.reply.last_ack = client;
-    kept.out(ACK, client, server, 100);
-    assert_eq!(kept.orig.next_seq, client.wrapping_add(100));
-    kept.out(RST, client.wrapping_add(100), 0, 0);
+    kept.back(ACK, server, client.wrapping_add(100), 0);
+    assert_eq!(kept.reply.last_ack, client.wrapping_add(100), "both sides say so");
+    kept.out(ACK, client.wrapping_add(100), server, 100);
+    assert_eq!(kept.orig.next_seq, client.wrapping_add(200));
+    kept.out(RST, client.wrapping_add(200), 0, 0);
     assert_eq!(kept.state(), FlowState::TcpClose);
+}
+
+/// A transfer with `window` bytes under way, which goes on after a gap of `gap` bytes that was not
+/// seen. Returns the flow at its end, when all is acknowledged, and the number of segments before
+/// both sides' numbers were known again.
+fn transfer_after(gap: u32, window: u32, total: u32) -> (Kept, Option<u32>) {
+    const STEP: u32 = 60_000;
+    let mut kept = connected();
+    kept.back(ACK, S1, C1, 10);
+    kept.out(ACK, C1, S1 + 10, 10);
+    let start = S1.wrapping_add(gap);
+    let mut known = None;
+    let (mut sent, mut acked) = (0, 0);
+    for round in 0.. {
+        if sent < total {
+            kept.back(ACK, start.wrapping_add(sent), C1.wrapping_add(10), STEP);
+            sent += STEP;
+        }
+        if sent - acked > window || sent >= total {
+            acked += STEP;
+            kept.out(ACK, C1.wrapping_add(10), start.wrapping_add(acked), 0);
+        }
+        let numbers = (kept.reply.next_seq, kept.orig.last_ack);
+        if numbers == (start.wrapping_add(sent), start.wrapping_add(acked)) && known.is_none() {
+            known = Some(round);
+        }
+        if sent >= total && acked >= sent {
+            return (kept, known);
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_transfer_whose_numbers_are_stale_is_followed_again() {
+    for gap in [2 << 20, 50 << 20, 1 << 30, 3 << 29, (2 << 30) + (7 << 20), 0xb000_0000] {
+        for window in [0, 200_000, 3 << 20, 60 << 20, 900 << 20] {
+            if gap > 0xa000_0000 && window > 100 << 20 {
+                // More than 3 GB ahead is as if it were sent again.
+                continue;
+            }
+            let (kept, known) = transfer_after(gap, window, window + (40 << 20));
+            let known = known.unwrap_or(u32::MAX);
+            // A round trip, in which the window is sent.
+            assert!(known <= window / 60_000 + 40, "{gap} {window}: {known}");
+            let (end, flow) = (kept.reply.next_seq, &kept.reply);
+            assert_eq!((kept.orig.last_ack, flow.seen & bits::AHEAD), (end, 0), "{gap} {window}");
+            let mut closed = kept;
+            closed.back(FIN | ACK, end, C1.wrapping_add(10), 0);
+            assert_eq!(closed.state(), FlowState::TcpFinWait);
+            closed.out(FIN | ACK, C1.wrapping_add(10), end + 1, 0);
+            assert_eq!(closed.state(), FlowState::TcpTimeWait);
+            let mut reset = kept;
+            reset.back(RST, end, 0, 0);
+            assert_eq!(reset.state(), FlowState::TcpClose);
+        }
+    }
+}
+
+#[test]
+fn a_stale_transfer_that_ends_at_once_is_followed_again() {
+    // All that was not believed is less than what is under way.
+    let (mut kept, _) = transfer_after(50 << 20, 900 << 20, 30 << 20);
+    let end = S1 + (50 << 20) + (30_u32 << 20).next_multiple_of(60_000);
+    kept.back(ACK, end, C1.wrapping_add(10), 5);
+    assert_eq!((kept.orig.last_ack, kept.reply.next_seq), (end, end + 5));
+}
+
+#[test]
+fn a_flow_picked_up_in_a_fast_transfer_is_established() {
+    let window = 64 << 20;
+    let mut kept = Kept::begin(segment(ACK, 1_000, 5_000, 0));
+    for sent in 0..2048_u32 {
+        kept.back(ACK, S1 + sent * 65_536, 1_000, 65_536);
+        kept.out(ACK, 1_000, (S1 + (sent + 1) * 65_536).wrapping_sub(window), 0);
+    }
+    assert_eq!(kept.state(), FlowState::TcpEstablished);
+}
+
+#[test]
+fn the_numbers_of_one_side_alone_are_not_taken_up() {
+    // Whatever is sent in the name of the client, and whatever is acknowledged in the name of the
+    // server, the other side's own segments do not confirm it.
+    let mut kept = connected();
+    kept.out(ACK, C1, S1, 100);
+    kept.back(ACK, S1, C1.wrapping_add(100), 100);
+    let before = kept;
+    for far in 3_u32..4092 {
+        let seq = C1.wrapping_add(far << 20);
+        for len in [0, 1_000_000, 2_000_000] {
+            kept.out(ACK, seq, S1 + 100, len);
+        }
+        kept.out(FIN | ACK, seq.wrapping_add(2_000_000), S1 + 100, 0);
+    }
+    for far in 17_u32..4096 {
+        let mut forged = before;
+        forged.back(ACK, S1 + 100, C1.wrapping_add(far << 20), 0);
+        assert_eq!(forged.reply.last_ack, before.reply.last_ack, "{far}");
+    }
+    assert_eq!(kept.state(), FlowState::TcpEstablished);
+    assert_eq!(kept.orig.next_seq, before.orig.next_seq);
+}
+
+#[test]
+fn a_keepalive_probe_and_its_answer_are_acknowledged() {
+    // The probe has the number before the next one.
+    let mut kept = Kept::begin(segment(ACK, 999, 5_000, 0));
+    kept.back(ACK, 5_000, 1_001, 0);
+    assert_eq!(kept.reply.seen, 0, "that was not sent");
+    kept.back(ACK, 5_000, 1_000, 0);
+    kept.out(ACK, 999, 5_000, 0);
+    assert_eq!(kept.state(), FlowState::TcpEstablished);
+    // Of a direction with a SYN all is known.
+    let mut kept = opened();
+    kept.back(ACK, S1, C1.wrapping_add(1), 0);
+    assert_eq!(kept.reply.seen, 0);
+}
+
+#[test]
+fn a_new_connection_replaces_one_that_was_picked_up() {
+    for from_orig in [true, false] {
+        let mut kept = Kept::begin(segment(ACK, 1_000, 5_000, 100));
+        kept.back(ACK, 5_000, 1_100, 10);
+        kept.out(ACK, 1_100, 5_010, 0);
+        assert_eq!(kept.state(), FlowState::TcpEstablished);
+        let (client, server) = (1_000_000_000, 3_000_000_000);
+        kept.pass(from_orig, segment(SYN, client, 0, 0));
+        kept.pass(!from_orig, segment(SYN | ACK, server, client, 0));
+        assert_eq!(kept.state(), FlowState::TcpEstablished);
+        kept.pass(!from_orig, segment(SYN | ACK, server, client + 1, 0));
+        assert_eq!(kept.state(), FlowState::TcpSynRecv);
+        kept.pass(from_orig, segment(ACK, client + 1, server + 1, 0));
+        kept.pass(!from_orig, segment(ACK, server + 1, client + 1, 10));
+        assert_eq!(kept.state(), FlowState::TcpEstablished);
+        kept.pass(from_orig, segment(FIN | ACK, client + 1, server + 11, 0));
+        kept.pass(!from_orig, segment(FIN | ACK, server + 11, client + 2, 0));
+        assert_eq!(kept.state(), FlowState::TcpTimeWait);
+    }
+}
+
+#[test]
+fn a_syn_that_was_not_answered_makes_no_other_acknowledgement_count() {
+    let mut kept = opened();
+    kept.back(SYN | ACK, SERVER, C1, 0);
+    // A SYN with another number, of a sender that does not see the connection.
+    kept.out(SYN, C1.wrapping_sub(1 << 19), 0, 0);
+    kept.back(ACK, S1, C1.wrapping_sub(1000), 0);
+    assert_eq!(kept.reply.seen & bits::ACK, 0);
+    kept.back(ACK, S1, C1, 0);
+    assert_ne!(kept.reply.seen & bits::ACK, 0);
 }
 
 #[test]
