@@ -13,10 +13,10 @@
 //! A router that quotes only the eight bytes that RFC 792 demands shows nothing but the source port,
 //! and somebody can send an error for each port. Many such routers also limit their errors, some to
 //! one in 500 ms or in a second, and there may be several paths of which one is small. So the probe
-//! is first sent from [`FIRST`] ports at once, whose errors count only with the random number, and
-//! then from one new random port in each step, for [`STEPS`] steps. An error that quotes too little
-//! counts only if it comes in the step of its port. [`NEEDED`] of them decide, if no error comes for
-//! any of [`DECOYS`] ports from which nothing is sent.
+//! is first sent from `FIRST` ports at once, whose errors count only with the random number, and
+//! then from one new random port in each step, for `STEPS` steps. An error that quotes too little
+//! counts only if it comes in the step of its port. `NEEDED` of them decide, if no error comes for
+//! any of `DECOYS` ports from which nothing is sent.
 //!
 //! Let a forger hit each port with some probability in each step, which he may choose anew for each
 //! step. For the best choice he succeeds with a probability of less than 2 in 10⁸ (the test
