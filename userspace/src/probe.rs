@@ -29,7 +29,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use culvert_common::datapath::{encap::LEAST_ENTROPY_PORT, pmtu::MIN_PATH_MTU};
+use culvert_common::datapath::{encap::LEAST_PROBE_PORT, pmtu::MIN_PATH_MTU};
 use nix::{
     errno::Errno,
     libc,
@@ -287,12 +287,12 @@ fn tell(trials: &mut Vec<Trial>, answers: &Answers, known: impl Fn(&Trial) -> Op
     });
 }
 
-/// A socket with a random port of the range of VXLAN's source ports, as a firewall on the path may
-/// let no others through.
+/// A socket with a random port of those for probes. They are in the range of VXLAN's source ports, as a
+/// firewall on the path may let no others through.
 fn open(from: Ipv4Addr, discovery: Ipv4PathMtuDiscovery) -> io::Result<UdpSocket> {
     let mut failed = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..ATTEMPTS {
-        let port = rand::random_range(LEAST_ENTROPY_PORT..=u16::MAX);
+        let port = rand::random_range(LEAST_PROBE_PORT..=u16::MAX);
         match UdpSocket::bind((from, port)) {
             Ok(socket) => {
                 set_ip_mtu_discover(&socket, discovery)?;

@@ -129,14 +129,19 @@ const _: () = assert!(OuterHeader::LEN + EthHdr::LEN == crate::abi::VXLAN_OVERHE
 /// Least UDP source port of VXLAN (RFC 7348 §5). The greatest is 65535.
 pub const LEAST_ENTROPY_PORT: u16 = 0xc000;
 
-/// UDP source port for a flow of this hash, 49152–65535 (RFC 7348 §5).
+/// Least of the ports from which the agent probes paths, 65024–65535. The programs send from none of
+/// them, so no error about a packet of a container is taken for one about a probe.
+pub const LEAST_PROBE_PORT: u16 = 0xfe00;
+
+/// UDP source port for a flow of this hash, 49152–65023 (RFC 7348 §5).
 ///
-/// Only 14 bits fit. All 32 bits of the hash are mixed into them: the kernel's hash differs in
+/// Fewer than 14 bits fit. All 32 bits of the hash are mixed into them: the kernel's hash differs in
 /// every bit, but the hash over MAC addresses may differ in few bits.
 #[inline(always)]
 pub const fn entropy_port(hash: u32) -> u16 {
     let mixed = (hash ^ (hash >> 16)).wrapping_mul(0x9e37_79b1);
-    LEAST_ENTROPY_PORT | (mixed >> 18) as u16
+    let port = LEAST_ENTROPY_PORT | (mixed >> 18) as u16;
+    if port >= LEAST_PROBE_PORT { port ^ 0x200 } else { port }
 }
 
 /// Hash of a flow of frames that are not IP, over the Ethernet header.

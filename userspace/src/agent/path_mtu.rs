@@ -97,7 +97,6 @@ pub(super) async fn keep(shared: Arc<Shared>) {
                     calls.push(call.boxed());
                 } else if calls.is_empty() {
                     problem(SENDING, None);
-                    problem(WRITING, None);
                 }
             }
         }
@@ -243,8 +242,9 @@ impl PathMtuKeeper {
             platform.set_path_mtus(&written).map_err(line)
         };
         if stored.is_err() {
-            // What is in the map is not known: it is read again.
+            // What is in the map is not known: it is read again, and the paths are probed again.
             self.smaller = None;
+            self.hints.extend(written.iter().map(|(vtep, mtu)| (*vtep, mtu.inner_mtu)));
         }
         shown.path_mtus.set_smaller(self.smaller().len());
         done.and(stored)
@@ -297,7 +297,9 @@ impl PathMtuKeeper {
             Some(known(vtep).map_or(route, |known| known.min(route)))
         };
         self.hints.retain(|vtep, hint| now_used(vtep).is_some_and(|used| *hint < used));
-        self.probed.retain(|_, at| now.saturating_duration_since(*at) < RETRY);
+        self.probed.retain(|vtep, at| {
+            self.hints.contains_key(vtep) || now.saturating_duration_since(*at) < RETRY
+        });
         let mut hinted: Vec<[u8; 4]> = self.hints.keys().copied().collect();
         hinted.sort_by_key(|vtep| self.probed.get(vtep).copied());
         let due = smaller

@@ -43,15 +43,21 @@ pub(super) fn is_exposed(options: &AgentOptions) -> bool {
 pub(super) async fn keep(shared: Arc<Shared>, host: Arc<Host>) {
     let is_open = shared.options.store_access.for_containers;
     let closed = if is_open { Vec::new() } else { members(&shared.options) };
-    let has_names = closed.iter().any(|member| member.parse::<SocketAddr>().is_err());
+    // An address is looked up without a name server.
+    let (addresses, names): (Vec<String>, Vec<String>) =
+        closed.into_iter().partition(|member| member.parse::<SocketAddr>().is_ok());
+    let has_names = !names.is_empty();
     let mut known = BTreeMap::new();
+    resolve(&addresses, &mut known).await;
+    if has_names {
+        close(&host, &known, false).await;
+    }
     loop {
-        let problems = resolve(&closed, &mut known).await;
-        let addresses = known.values().flatten().copied().collect();
-        if let Err(error) = host.close_store(addresses).await {
-            // The engine writes the map again, and reports why it failed.
-            tracing::debug!("store: {}", error.message);
-        }
+        let problems = tokio::select! {
+            () = shared.ending.shutdown.cancelled() => return,
+            problems = resolve(&names, &mut known) => problems,
+        };
+        close(&host, &known, problems.is_empty()).await;
         let pause = if problems.is_empty() { EVERY } else { AGAIN };
         shared.shown.problems.set_below(PROBLEMS, problems);
         if !has_names {
@@ -61,6 +67,15 @@ pub(super) async fn keep(shared: Arc<Shared>, host: Arc<Host>) {
             () = shared.ending.shutdown.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+/// Closes the `known` addresses, see [`Host::close_store`].
+async fn close(host: &Host, known: &BTreeMap<String, Vec<SocketAddrV4>>, are_all: bool) {
+    let addresses = known.values().flatten().copied().collect();
+    if let Err(error) = host.close_store(addresses, are_all).await {
+        // The engine writes the map again, and reports why it failed.
+        tracing::debug!("store: {}", error.message);
     }
 }
 

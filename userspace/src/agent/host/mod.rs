@@ -53,11 +53,11 @@ pub(crate) struct Host {
     vxlan_port: u16,
     vtep_ip: Ipv4Addr,
     /// Members of the store that containers must not reach.
-    closed_store: std::sync::Mutex<Option<Vec<SocketAddrV4>>>,
+    closed_store: std::sync::Mutex<nat::ClosedStore>,
     /// Held while the host's addresses are read and written to the maps.
     noting: Mutex<()>,
-    /// VTEP addresses of the other hosts.
-    peers: std::sync::Mutex<Vec<Ipv4Addr>>,
+    /// VTEP addresses of the other hosts. `None`: the store is not read yet.
+    peers: std::sync::Mutex<Option<Vec<Ipv4Addr>>>,
     assistants: assist::Assistants,
     kept: kept::KeptMaps,
     /// Facts about the uplinks, as they were last read.
@@ -117,21 +117,26 @@ impl Host {
         })
     }
 
-    /// Closes the addresses and ports of these members of the store to containers, and no others.
+    /// Closes the addresses and ports of these members of the store to containers. No others are
+    /// closed if these `are_all`; otherwise those of the last agent stay closed, too.
     ///
     /// # Errors
     ///
     /// The addresses of the host cannot be read, or the map cannot be written.
-    pub(crate) async fn close_store(&self, members: Vec<SocketAddrV4>) -> Result<(), ApiError> {
-        *self.closed_store() = Some(members);
+    pub(crate) async fn close_store(
+        &self,
+        members: Vec<SocketAddrV4>,
+        are_all: bool,
+    ) -> Result<(), ApiError> {
+        *self.closed_store() = nat::ClosedStore { members, are_all };
         self.note_addresses().await
     }
 
-    fn closed_store(&self) -> MutexGuard<'_, Option<Vec<SocketAddrV4>>> {
+    fn closed_store(&self) -> MutexGuard<'_, nat::ClosedStore> {
         self.closed_store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn peers(&self) -> MutexGuard<'_, Vec<Ipv4Addr>> {
+    fn peers(&self) -> MutexGuard<'_, Option<Vec<Ipv4Addr>>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

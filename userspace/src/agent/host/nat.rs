@@ -22,6 +22,14 @@ use crate::{api::types::ApiError, datapath::DatapathError};
 /// Prefix length from which on a subnet has no broadcast address (RFC 3021).
 const NO_BROADCAST: u8 = 31;
 
+/// Members of the store that are closed to containers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ClosedStore {
+    pub(super) members: Vec<SocketAddrV4>,
+    /// No other member is to be closed. `false`: the addresses of some are not known yet.
+    pub(super) are_all: bool,
+}
+
 impl Host {
     /// Writes the host's own addresses to `HOST_ADDRS`, and what is closed to containers to
     /// `BLOCKED`. Loopback addresses (127.0.0.0/8) are left out: no packet from another host has
@@ -41,11 +49,21 @@ impl Host {
         let written =
             self.kept.host_addrs.replace(&tables.host_addrs, &own.iter().map(key).collect());
         written.map_err(broken)?;
-        let closed = match &*self.closed_store() {
-            Some(store) => closed(&own, is_gateway, store, &self.peers()),
-            // The addresses of the store are not known yet: the entries of the last agent stay.
-            None => return Ok(()),
-        };
+        let (store, peers) = (self.closed_store().clone(), self.peers().clone());
+        let mut closed =
+            closed(&own, is_gateway, &store.members, peers.as_deref().unwrap_or_default());
+        if !store.are_all || peers.is_none() {
+            // Not all is known yet: what the last agent has closed stays closed.
+            let before = tables.blocked.dump().map_err(broken)?;
+            let stays = |why| match why {
+                blocked::STORE => !store.are_all,
+                blocked::HOST => peers.is_none(),
+                _ => false,
+            };
+            for (key, why) in before.into_iter().filter(|(_, why)| stays(*why)) {
+                closed.entry(key).or_insert(why);
+            }
+        }
         self.kept.blocked.replace(&tables.blocked, &closed).map_err(broken)
     }
 

@@ -221,8 +221,10 @@ impl Connections {
             };
             let failed = error::translate(&endpoint.name, &error);
             let unreachable = matches!(failed, StoreError::Unavailable(_));
-            // A client connects again by itself, but with the certificate that it read first.
-            if error::is_stale_login(&error) || (unreachable && endpoint.source.ca.is_some()) {
+            // A client connects again by itself, but with the certificate that it read first. A server
+            // without a leader has a connection.
+            let is_lost = unreachable && !error::is_election(&error);
+            if error::is_stale_login(&error) || (is_lost && endpoint.source.ca.is_some()) {
                 endpoint.forget().await;
             }
             match failed {
