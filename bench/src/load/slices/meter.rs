@@ -35,6 +35,11 @@ impl Meter {
         (self.window, self.begun) = (Some(window), None);
     }
 
+    /// Whether a window is not measured yet.
+    pub(super) fn is_open(&self) -> bool {
+        self.window.is_some()
+    }
+
     /// Number of all bytes, with those outside windows.
     pub(super) fn total(&self) -> u64 {
         self.total
@@ -76,8 +81,10 @@ mod tests {
         meter.open(Window { begin: MS(10), end: MS(40) });
         assert_eq!(meter.add(MS(9), 1_000), None);
         assert_eq!(meter.add(MS(12), 500), None);
+        assert!(meter.is_open());
         assert_eq!(meter.add(MS(30), 70), None);
         assert_eq!(meter.add(MS(42), 30), Some(Part { bytes: 100, time: MS(30) }));
+        assert!(!meter.is_open());
         assert_eq!(meter.add(MS(43), 1_000), None);
         assert_eq!(meter.total(), 3_600);
         meter.open(Window { begin: MS(50), end: MS(60) });

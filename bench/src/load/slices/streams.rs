@@ -82,9 +82,9 @@ impl Streams {
                 .start(Side::Server, move || read_all(server, &arrived, &watched, &reporting))?;
             let (orders, ordered) = mpsc::channel();
             path.orders.push(orders);
-            let (epoch, sending) = (path.arrived.epoch, sending.clone());
+            let (arrived, sending) = (Arc::clone(&path.arrived), sending.clone());
             path.threads
-                .start(Side::Client, move || write_slices(client, epoch, &ordered, &sending))?;
+                .start(Side::Client, move || write_slices(client, &arrived, &ordered, &sending))?;
         }
         Ok(path)
     }
@@ -143,10 +143,11 @@ fn read_all(
     }
 }
 
-/// Sends from each order until the time that it names.
+/// Sends from each order until the time that it names, and until the window is measured: a thread that
+/// begins late would otherwise send nothing that arrives after the window.
 fn write_slices(
     mut stream: TcpStream,
-    epoch: Instant,
+    arrived: &Arrived,
     orders: &Receiver<Duration>,
     sent: &Sender<u64>,
 ) -> Result<()> {
@@ -155,7 +156,7 @@ fn write_slices(
     let chunk = vec![0x5a_u8; CHUNK];
     while let Ok(stop) = orders.recv() {
         let mut bytes = 0;
-        while epoch.elapsed() < stop {
+        while arrived.epoch.elapsed() < stop || arrived.meter().is_open() {
             match stream.write(&chunk) {
                 Ok(written) => bytes += written as u64,
                 Err(error)
