@@ -17,7 +17,10 @@ use super::{
     error::{broken, refused},
     facts::is_gateway,
 };
-use crate::{api::types::ApiError, datapath::DatapathError};
+use crate::{
+    api::types::ApiError,
+    datapath::{DatapathError, Table as _},
+};
 
 /// Prefix length from which on a subnet has no broadcast address (RFC 3021).
 const NO_BROADCAST: u8 = 31;
