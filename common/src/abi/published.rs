@@ -15,7 +15,7 @@ pub mod blocked {
     /// The broadcast address of a subnet to which the host is connected.
     pub const BROADCAST: u32 = 3;
     /// The VTEP address of another host. Only containers of networks with
-    /// [`NetworkInfo::BLOCK_HOSTS`](super::NetworkInfo::BLOCK_HOSTS) are kept from it.
+    /// [`NetworkInfo::BLOCK_HOSTS`](super::super::NetworkInfo::BLOCK_HOSTS) are kept from it.
     pub const HOST: u32 = 4;
 }
 

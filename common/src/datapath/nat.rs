@@ -220,7 +220,7 @@ pub const fn is_in_half(port: u16, owner: u32) -> bool {
 }
 
 /// `port`, or a port near it that is in the range, in the container's half. `None`: none of the
-/// [`HALVES`] ports that were examined is in the half.
+/// `HALVES` ports that were examined is in the half.
 #[inline(always)]
 pub const fn in_half(port: u16, owner: u32, min: u16, max: u16) -> Option<u16> {
     let mut at = 0;

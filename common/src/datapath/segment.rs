@@ -340,7 +340,7 @@ impl TcpSegment {
 
     /// The new [`Flow::first_seq`] of a direction with [`seen::AHEAD`], after a segment whose
     /// number is not believed: in the upper half the first one of such numbers, in the lower half
-    /// the last one, each divided by 64 KB. Each is at most [`WINDOW`] ahead of the one before. The
+    /// the last one, each divided by 64 KB. Each is at most `WINDOW` ahead of the one before. The
     /// other side acknowledges the first one a round trip later; the last one is then where the
     /// sender is, however much it has under way.
     #[inline(always)]

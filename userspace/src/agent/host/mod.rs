@@ -4,6 +4,7 @@
 mod assist;
 pub(super) mod chosen;
 mod clients;
+mod closed_store;
 mod commands;
 mod devices;
 mod differences;
@@ -53,7 +54,7 @@ pub(crate) struct Host {
     vxlan_port: u16,
     vtep_ip: Ipv4Addr,
     /// Members of the store that containers must not reach.
-    closed_store: std::sync::Mutex<nat::ClosedStore>,
+    closed_store: std::sync::Mutex<closed_store::ClosedStore>,
     /// Held while the host's addresses are read and written to the maps.
     noting: Mutex<()>,
     /// VTEP addresses of the other hosts. `None`: the store is not read yet.
@@ -128,11 +129,11 @@ impl Host {
         members: Vec<SocketAddrV4>,
         are_all: bool,
     ) -> Result<(), ApiError> {
-        *self.closed_store() = nat::ClosedStore { members, are_all };
+        *self.closed_store() = closed_store::ClosedStore { members, are_all };
         self.note_addresses().await
     }
 
-    fn closed_store(&self) -> MutexGuard<'_, nat::ClosedStore> {
+    fn closed_store(&self) -> MutexGuard<'_, closed_store::ClosedStore> {
         self.closed_store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -25,14 +25,6 @@ use crate::{
 /// Prefix length from which on a subnet has no broadcast address (RFC 3021).
 const NO_BROADCAST: u8 = 31;
 
-/// Members of the store that are closed to containers.
-#[derive(Clone, Debug, Default)]
-pub(super) struct ClosedStore {
-    pub(super) members: Vec<SocketAddrV4>,
-    /// No other member is to be closed. `false`: the addresses of some are not known yet.
-    pub(super) are_all: bool,
-}
-
 impl Host {
     /// Writes the host's own addresses to `HOST_ADDRS`, and what is closed to containers to
     /// `BLOCKED`. Loopback addresses (127.0.0.0/8) are left out: no packet from another host has
