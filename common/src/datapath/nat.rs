@@ -157,7 +157,7 @@ pub const fn readdress(ip: &Ipv4Hdr, src: [u8; 4], dst: [u8; 4], hop: bool) -> I
 /// one: it is a SYN, and both directions have sent FIN, or the connection was reset.
 #[inline(always)]
 pub const fn begins_anew(tcp_flags: u8, orig: u32, reply: u32) -> bool {
-    tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN
+    tcp::opens(tcp_flags)
         && ((orig | reply) & seen::RST != 0 || orig & reply & seen::FIN != 0)
 }
 
@@ -184,6 +184,13 @@ const LEAST_SHARED: u32 = 4096;
 /// container's half.
 const HALVES: u16 = 8;
 
+/// Mixes all bits into the upper half: the finalizer of MurmurHash3 without its last step.
+#[inline(always)]
+const fn mix(bits: u32) -> u32 {
+    let mixed = (bits ^ (bits >> 16)).wrapping_mul(0x85eb_ca6b);
+    (mixed ^ (mixed >> 13)).wrapping_mul(0xc2b2_ae35)
+}
+
 /// Number of random ports that are examined to tell whether ports towards a destination are taken.
 pub const PROBES: u32 = 4;
 
@@ -192,9 +199,7 @@ pub const PROBES: u32 = 4;
 /// attempts until all of them are in that part.
 #[inline(always)]
 pub const fn probe(index: u32, random: u32, min: u16, max: u16) -> u16 {
-    let mixed = random.wrapping_add(index.wrapping_mul(0x9e37_79b1));
-    let mixed = (mixed ^ (mixed >> 16)).wrapping_mul(0x85eb_ca6b);
-    let mixed = (mixed ^ (mixed >> 13)).wrapping_mul(0xc2b2_ae35);
+    let mixed = mix(random.wrapping_add(index.wrapping_mul(0x9e37_79b1)));
     let span = max.saturating_sub(min) as u32 + 1;
     // The upper half as a fraction of the range. The product has at most 32 bits.
     (min as u32 + (((mixed >> 16) * span) >> 16)) as u16
@@ -212,10 +217,8 @@ pub const fn has_halves(min: u16, max: u16) -> bool {
 /// no count of ports is needed.
 #[inline(always)]
 pub const fn is_in_half(port: u16, owner: u32) -> bool {
-    let mixed = (port as u32).wrapping_mul(0x9e37_79b1) ^ owner.wrapping_mul(0x85eb_ca6b);
     // A weaker mix leaves two containers with nearly the same half.
-    let mixed = (mixed ^ (mixed >> 16)).wrapping_mul(0x85eb_ca6b);
-    let mixed = (mixed ^ (mixed >> 13)).wrapping_mul(0xc2b2_ae35);
+    let mixed = mix((port as u32).wrapping_mul(0x9e37_79b1) ^ owner.wrapping_mul(0x85eb_ca6b));
     (mixed >> 16) & 1 == 0
 }
 

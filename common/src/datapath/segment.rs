@@ -79,6 +79,13 @@ const fn distance(from: u32, to: u32) -> i32 {
     to.wrapping_sub(from) as i32
 }
 
+/// Whether `to` is ahead of `from`, by [`WINDOW`] at most.
+#[inline(always)]
+const fn moves(from: u32, to: u32) -> bool {
+    let ahead = to.wrapping_sub(from);
+    ahead != 0 && ahead <= WINDOW
+}
+
 /// Whether `to` is more than [`WINDOW`] ahead of `from`. It may have any distance, except that what
 /// is at most [`IN_FLIGHT`] behind is sent again, or came late.
 #[inline(always)]
@@ -161,15 +168,13 @@ impl TcpSegment {
     /// Whether a plain segment sends more than its direction has sent.
     #[inline(always)]
     pub const fn moves_seq(&self, flow: &Flow) -> bool {
-        let ahead = self.end.wrapping_sub(flow.next_seq);
-        ahead != 0 && ahead <= WINDOW
+        moves(flow.next_seq, self.end)
     }
 
     /// Whether a plain segment acknowledges more than its direction has acknowledged.
     #[inline(always)]
     pub const fn moves_ack(&self, flow: &Flow) -> bool {
-        let ahead = self.ack.wrapping_sub(flow.last_ack);
-        ahead != 0 && ahead <= WINDOW
+        moves(flow.last_ack, self.ack)
     }
 
     /// Whether the segment acknowledges what the direction `other` has sent since it began, and no

@@ -6,7 +6,7 @@
 use super::learn::valid_source;
 use crate::abi::{DropReason, EndpointInfo};
 use crate::wire::{
-    EthHdr, Ipv4Hdr, Ipv6Hdr,
+    EthHdr, Ipv4Hdr, Ipv6Hdr, TcpHdr, UdpHdr,
     ipv4::{PROTO_TCP, PROTO_UDP},
     ipv6::{self, NEXT_ICMPV6},
 };
@@ -83,8 +83,8 @@ pub const fn check_ipv6_shape(ip: &Ipv6Hdr, l3_len: u32) -> Result<(), DropReaso
 #[inline(always)]
 pub const fn check_ipv6_headers(ip: &Ipv6Hdr, protocol: u8, offset: u32) -> Result<(), DropReason> {
     let upper_len = match protocol {
-        PROTO_TCP => 20,
-        PROTO_UDP => 8,
+        PROTO_TCP => TcpHdr::LEN as u32,
+        PROTO_UDP => UdpHdr::LEN as u32,
         NEXT_ICMPV6 => 4,
         _ => 0,
     };

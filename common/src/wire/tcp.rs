@@ -11,6 +11,12 @@ pub const RST: u8 = 0x04;
 /// ACK.
 pub const ACK: u8 = 0x10;
 
+/// Whether a segment with these flags opens a connection: a SYN without ACK and RST.
+#[inline(always)]
+pub const fn opens(flags: u8) -> bool {
+    flags & (SYN | ACK | RST) == SYN
+}
+
 /// The first 14 bytes of a TCP header, up to its flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]

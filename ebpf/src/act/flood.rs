@@ -3,10 +3,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
-use culvert_common::{
-    abi::{Action, Direction, DropReason, FloodKey, NetworkInfo, Note, VtepId},
-    datapath::pmtu,
-};
+use culvert_common::abi::{Action, Direction, DropReason, FloodKey, NetworkInfo, Note, VtepId};
 
 use super::{encap, tunnel::Tunnel};
 use crate::{
@@ -188,9 +185,7 @@ unsafe extern "C" fn remote_replica<const ONLY_QUERIERS: bool>(
 fn send_replica(replicas: &RemoteReplicas, vtep: VtepId) -> Result<(), DropReason> {
     let (skb, inner) = (replicas.common.skb, &replicas.inner);
     let path = underlay(vtep).ok_or(DropReason::NoUnderlayPath)?;
-    let mtu = path_mtu::of(vtep, path);
-    let route = path.inner_mtu.into();
-    if inner.segment_len > pmtu::for_ethertype(inner.eth.ethertype(), mtu, route) {
+    if inner.segment_len > path_mtu::for_packet(inner, vtep, path) {
         return Err(DropReason::PacketTooBig);
     }
     let encap = encap::scratch().ok_or(DropReason::HelperFailed)?;

@@ -1,10 +1,7 @@
 //! Frames sent to one VTEP.
 
 use aya_ebpf::programs::TcContext;
-use culvert_common::{
-    abi::{Action, DropReason, UnderlayPath, VtepId},
-    datapath::pmtu,
-};
+use culvert_common::abi::{Action, DropReason, UnderlayPath, VtepId};
 
 use super::encap;
 use crate::{
@@ -37,13 +34,9 @@ impl Tunnel<'_> {
     #[inline(always)]
     pub(crate) fn send(&self, inner: &Inner, vtep: VtepId) -> Result<Action, Unsent> {
         let path = underlay(vtep).ok_or(Unsent::Dropped(DropReason::NoUnderlayPath))?;
-        let mtu = path_mtu::for_packet(inner.segment_len, vtep, path);
+        let mtu = path_mtu::for_packet(inner, vtep, path);
         if inner.segment_len > mtu {
-            let route = path.inner_mtu.into();
-            let mtu = pmtu::for_ethertype(inner.eth.ethertype(), mtu, route);
-            if inner.segment_len > mtu {
-                return Err(Unsent::TooBig(mtu));
-            }
+            return Err(Unsent::TooBig(mtu));
         }
         match encapsulate(self, inner, path) {
             Ok(()) => Ok(Action::Encap),

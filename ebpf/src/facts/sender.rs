@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::map, maps::PerCpuArray, programs::TcContext};
 use culvert_common::{
-    abi::{DropReason, EndpointInfo, MappedAddr, NeighKey, NetworkInfo, SealedU32, VtepId},
+    abi::{DropReason, EndpointInfo, NeighKey, NetworkInfo},
     datapath::source,
     wire::{
         EthHdr, Ipv4Hdr, Ipv6Hdr, UdpHdr,
@@ -22,7 +22,7 @@ use crate::{
         memory::own,
         skb::{ETH_LEN, Packet as _, load},
     },
-    maps::{NEIGHBOURS, UNDERLAY, VTEP_IDS, has, read, read_endpoint, read_network},
+    maps::{NEIGHBOURS, UNDERLAY, has, read, read_endpoint, read_network, vtep_id},
     verdict::hand_back,
 };
 
@@ -154,9 +154,7 @@ fn check_ipv4(
         } else {
             load(ctx, ETH_LEN + header_len as usize).ok()
         };
-        if udp.is_some_and(|udp| udp.dst_port() == VXLAN_PORT.load())
-            && is_vtep(&MappedAddr::v4(ip.dst))
-        {
+        if udp.is_some_and(|udp| udp.dst_port() == VXLAN_PORT.load()) && is_vtep(ip.dst) {
             return Err(DropReason::VxlanFromContainer);
         }
     }
@@ -177,12 +175,13 @@ fn ports(ctx: &TcContext, ip: &Ipv4Hdr) -> [u8; 4] {
 
 /// Whether the address is that of this host's VTEP or of another host's VTEP.
 #[inline(always)]
-pub(crate) fn is_vtep(addr: &MappedAddr) -> bool {
-    if u32::from_ne_bytes(addr.low()) == VTEP_IP.load() {
+fn is_vtep(ip: [u8; 4]) -> bool {
+    if u32::from_ne_bytes(ip) == VTEP_IP.load() {
         return true;
     }
     // The number of a removed VTEP stays in `VTEP_IDS`, but its path is removed from `UNDERLAY`.
-    read(&VTEP_IDS, addr).is_some_and(|SealedU32 { value, .. }| has(&UNDERLAY, &VtepId(value)))
+    let vtep = vtep_id(ip);
+    vtep.is_some() && has(&UNDERLAY, &vtep)
 }
 
 /// The upper-layer header of an IPv6 packet.

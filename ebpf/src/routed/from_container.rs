@@ -343,7 +343,7 @@ fn why_blocked(key: &PublishedKey) -> u32 {
 #[inline(always)]
 fn opens(key: &FlowKey, tcp_flags: u8) -> bool {
     match key.protocol {
-        PROTO_TCP => tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN,
+        PROTO_TCP => tcp::opens(tcp_flags),
         PROTO_ICMP => key.tuple.dst_port == [0; 2],
         _ => true,
     }

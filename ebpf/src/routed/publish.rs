@@ -82,8 +82,7 @@ pub(super) fn is_published(work: &mut Work) -> bool {
 /// [`is_published`] as a BPF function of its own, for a stack frame of its own. Returns 1 or 0.
 #[inline(never)]
 fn find(routed: &Routed, published: &mut PublishedEntry) -> u32 {
-    const OPENING: u8 = tcp::SYN | tcp::ACK | tcp::RST;
-    if routed.key.protocol == PROTO_TCP && routed.tcp.flags & OPENING != tcp::SYN {
+    if routed.key.protocol == PROTO_TCP && !tcp::opens(routed.tcp.flags) {
         return 0;
     }
     let tuple = &routed.key.tuple;

@@ -1,8 +1,4 @@
 //! The entries of the table of flows: how they are copied, expire, and are removed.
-#![expect(
-    clippy::needless_borrows_for_generic_args,
-    reason = "a key or a value that is passed by value is copied to the stack, which is short"
-)]
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use culvert_common::{
@@ -59,18 +55,11 @@ pub(super) fn has_expired(key: &FlowKey, flow: &Flow, now: u64) -> bool {
 #[inline(never)]
 pub(super) fn expire(key: &FlowKey, now: u64) -> u32 {
     let Some(flow) = entry(key) else { return 0 };
-    let other_key = key.other(flow);
-    let Some(FlowCopies { other, .. }) = own(&COPIES, 0) else { return 0 };
-    if !read_to(&FLOWS, &other_key, other)
-        || !conntrack::has_expired(key.protocol, flow, other, now, flow_timeout)
-    {
+    let Some(other) = other_half(key, flow) else { return 0 };
+    if !conntrack::has_expired(key.protocol, flow, other, now, flow_timeout) {
         return 0;
     }
-    // Another CPU may have removed an entry already, and has then counted it.
-    let (other, this) = (FLOWS.remove(&other_key), FLOWS.remove(key));
-    if (if flow.kind & kind::ORIG != 0 { this } else { other }).is_ok() {
-        leave(flow.owner());
-    }
+    remove(key, flow);
     1
 }
 

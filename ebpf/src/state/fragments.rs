@@ -185,15 +185,14 @@ fn take_share(key: &FragmentKey) -> u32 {
     0
 }
 
-/// Gives back what [`take_share`] took: the fragment is not held any more. Returns 0. A BPF function
-/// of its own: it is called from several places.
+/// Gives back what [`take_share`] took: the fragment is not held any more. A BPF function of its own:
+/// it is called from several places.
 #[inline(never)]
-fn give_share_back(key: &FragmentKey) -> u32 {
+fn give_share_back(key: &FragmentKey) {
     rates::give_back(source_share(key), interval_ns(SOURCE_SHARE));
     if is_external(key) {
         rates::give_back(ALL_EXTERNAL, interval_ns(EXTERNAL_SHARE));
     }
-    0
 }
 
 /// Holds a fragment until the first fragment of its datagram has come. A fragment from an external
@@ -324,12 +323,11 @@ fn insert(key: &FragmentKey, flags: u64) -> u32 {
 }
 
 /// Removes the copies of the other fragments of the datagram whose first fragment is `routed`: the
-/// host has them. A BPF function of its own, for a stack frame of its own. Returns 0.
+/// host has them. A BPF function of its own, for a stack frame of its own.
 #[inline(never)]
-pub(crate) fn discard(routed: &Routed) -> u32 {
+pub(crate) fn discard(routed: &Routed) {
     let mut key = key(routed.key.zone, &routed.ip);
     repeat(MAX_HELD.into(), discard_one, &mut key);
-    0
 }
 
 /// Loop body of [`discard`]: removes the fragment in one slot. Ends the loop at the first free slot:

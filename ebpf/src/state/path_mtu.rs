@@ -12,6 +12,7 @@ use culvert_common::{
 
 use crate::{
     count::note,
+    facts::inner::Inner,
     globals::{VTEP_IP, VXLAN_PORT},
     kernel::{
         skb::{ETH_LEN, Packet as _},
@@ -38,13 +39,16 @@ pub(crate) fn of(vtep: VtepId, path: &UnderlayPath) -> u32 {
     }
 }
 
-/// The result of [`of`] for a packet of `len` bytes, but without a look-up in the map if every path
-/// MTU that is accepted is large enough for the packet. Then the result is the largest inner L3
-/// packet on the route.
+/// The largest L3 packet for a VTEP of the kind of this one, bytes. The map is not read if every
+/// path MTU that is accepted is large enough for the packet. Then the result is the largest one on
+/// the route.
 #[inline(always)]
-pub(crate) fn for_packet(len: u32, vtep: VtepId, path: &UnderlayPath) -> u32 {
+pub(crate) fn for_packet(inner: &Inner, vtep: VtepId, path: &UnderlayPath) -> u32 {
     let route = u32::from(path.inner_mtu);
-    if len <= pmtu::MIN_INNER_MTU.min(route) { route } else { of(vtep, path) }
+    if inner.segment_len <= pmtu::MIN_INNER_MTU.min(route) {
+        return route;
+    }
+    pmtu::for_ethertype(inner.eth.ethertype(), of(vtep, path), route)
 }
 
 /// Notes the MTU of an ICMP "fragmentation needed" about a datagram that this host may have sent to
@@ -53,16 +57,15 @@ pub(crate) fn for_packet(len: u32, vtep: VtepId, path: &UnderlayPath) -> u32 {
 /// of its own, for a stack frame of its own; it counts the note itself, so that its caller needs
 /// no more of the stack.
 #[inline(never)]
-pub(crate) fn note_report(skb: *mut __sk_buff) -> u32 {
+pub(crate) fn note_report(skb: *mut __sk_buff) {
     // Without `black_box` the compiler would pass the packet's bounds instead of the context.
     let ctx = TcContext::new(core::hint::black_box(skb));
     let event = match read_report(&ctx) {
         Report::Hint => Note::PathMtuHint,
         Report::Refused => Note::PathMtuRefused,
-        Report::Nothing => return 0,
+        Report::Nothing => return,
     };
     note(DIRECTION, event, ctx.len());
-    1
 }
 
 /// What an ICMP packet reports about the tunnel.
