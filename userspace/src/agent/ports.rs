@@ -20,7 +20,7 @@ use culvert_common::abi::MAX_PUBLISHED;
 
 pub(crate) use self::request::{clients, parse};
 use self::words::{refusal, refusal_by, spelled};
-use super::platform::{Holder, PortError, PortHold, Ports};
+use super::platform::{Files, Holder, PortError, PortHold, Ports};
 use crate::{
     api::types::{ApiError, ErrorKind},
     model::{Name, PortRequest, Protocol, PublishedPort, overlapping},
@@ -430,8 +430,7 @@ impl Reservations {
         let is_closed = self.close_some();
         let mut state = self.state();
         let missing = wanted.len().saturating_sub(state.held.len() + state.failed.len());
-        let files = (missing >= room::MANY).then(|| platform.files());
-        let mut spare = files.as_ref().map_or(usize::MAX, |files| files.spare);
+        let mut files = (missing >= room::MANY).then(|| platform.files());
         let mut left = if is_closed { BATCH } else { 0 };
         state.unfinished = false;
         for (key, container) in wanted {
@@ -452,13 +451,15 @@ impl Reservations {
                 continue;
             }
             left -= 1;
-            let held = match files.as_ref().filter(|_| spare == 0) {
-                Some(files) => Err(PortError::NoFiles(files.limit.clone())),
-                None => platform.hold_port(port.host_ip, port.host_port, port.protocol),
+            let held = match &files {
+                Some(Files { spare: 0, limit }) => Err(PortError::NoFiles(limit.clone())),
+                _ => platform.hold_port(port.host_ip, port.host_port, port.protocol),
             };
             match held {
                 Ok(hold) => {
-                    spare = spare.saturating_sub(1);
+                    if let Some(files) = &mut files {
+                        files.spare = files.spare.saturating_sub(1);
+                    }
                     state.held.insert(key.clone(), hold);
                 }
                 Err(PortError::NoFiles(why)) => {

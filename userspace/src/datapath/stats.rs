@@ -1,6 +1,6 @@
 //! The counters of the programs.
 
-use culvert_common::abi::{Code, Counter, Direction, DropReason, names, stats_index};
+use culvert_common::abi::{Code, Counter, Direction, names, stats_index};
 
 use super::{Datapath, error::DatapathError, raw::Bytes};
 
@@ -20,15 +20,15 @@ impl Datapath {
         Ok(rows)
     }
 
-    /// Frames dropped for `reason` in any direction.
+    /// Packets counted under `code` in any direction.
     ///
     /// # Errors
     ///
     /// If the map cannot be read.
-    pub fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError> {
+    pub fn packets(&self, code: Code) -> Result<u64, DatapathError> {
         let mut sum = 0_u64;
         for &direction in Direction::ALL {
-            let counter = self.counter(direction, Code::Drop(reason))?;
+            let counter = self.counter(direction, code)?;
             sum = sum.wrapping_add(counter.packets);
         }
         Ok(sum)

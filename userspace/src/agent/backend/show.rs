@@ -200,11 +200,8 @@ impl Agent {
 
     /// Counters that cannot be read count as 0.
     fn path_mtu_status(&self) -> PathMtuStatus {
-        let stats = self.shared.platform.stats().unwrap_or_default();
-        let count = |note| -> u64 {
-            let counters = stats.iter().filter(|(_, code, _)| *code == Code::Note(note));
-            counters.map(|(_, _, counter)| counter.packets).sum()
-        };
+        let platform = &self.shared.platform;
+        let count = |note| platform.packets(Code::Note(note)).unwrap_or_default();
         let counts = &self.shared.shown.path_mtus;
         PathMtuStatus {
             smaller: counts.smaller(),

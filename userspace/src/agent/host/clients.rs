@@ -1,4 +1,4 @@
-//! Client links: interfaces of the host that are neither uplinks nor Culvert's, such as `docker0`
+//! Client links: interfaces of the host that are neither uplinks nor Culvert's, such as `docker0`,
 //! a second network card or a WireGuard device. Clients behind them can use published ports, too.
 
 use std::{collections::BTreeSet, net::IpAddr, sync::PoisonError};
@@ -20,8 +20,8 @@ struct AddressedLinks {
 }
 
 impl Host {
-    /// Attaches `from_client`, or `from_client_l3`, to the client links if `publishes`, and detaches it from all other
-    /// interfaces. Continues after an error. Returns the problems, a line each.
+    /// Attaches `from_client` or `from_client_l3` to the client links if `publishes`, and detaches
+    /// both from all other interfaces. Continues after an error. Returns the problems, a line each.
     pub(super) async fn serve_client_links(&self, publishes: bool) -> Vec<String> {
         let mut problems = Vec::new();
         let found =

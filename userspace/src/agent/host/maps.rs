@@ -7,7 +7,7 @@ use std::{
 
 use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, PathMtu, UnderlayPath};
 use culvert_common::abi::{
-    Code, Counter, Direction, DropReason, EndpointInfo, FdbKey, HeardEntry, MappedAddr, NeighKey,
+    Code, Counter, Direction, EndpointInfo, FdbKey, HeardEntry, MappedAddr, NeighKey,
     PublishedEntry, PublishedKey,
 };
 use ipnetwork::Ipv4Network;
@@ -126,8 +126,8 @@ impl Maps for Host {
         self.kept.denied.set(&self.datapath.tables().denied, Prefix::of_v4(source), None)
     }
 
-    fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError> {
-        self.datapath.dropped(reason)
+    fn packets(&self, code: Code) -> Result<u64, DatapathError> {
+        self.datapath.packets(code)
     }
 
     fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError> {

@@ -4,7 +4,7 @@
 mod assist;
 pub(super) mod chosen;
 mod clients;
-mod closed_store;
+mod closed;
 mod commands;
 mod devices;
 mod differences;
@@ -53,12 +53,8 @@ pub(crate) struct Host {
     device: Device,
     vxlan_port: u16,
     vtep_ip: Ipv4Addr,
-    /// Members of the store that containers must not reach.
-    closed_store: std::sync::Mutex<closed_store::ClosedStore>,
-    /// Held while the host's addresses are read and written to the maps.
-    noting: Mutex<()>,
-    /// VTEP addresses of the other hosts. `None`: the store is not read yet.
-    peers: std::sync::Mutex<Option<Vec<Ipv4Addr>>>,
+    /// Locked while the host's addresses are read and written to the maps.
+    closed: Mutex<closed::Closed>,
     assistants: assist::Assistants,
     kept: kept::KeptMaps,
     /// Facts about the uplinks, as they were last read.
@@ -103,9 +99,7 @@ impl Host {
             device,
             vxlan_port: options.vxlan_port,
             vtep_ip: options.vtep_ip,
-            closed_store: std::sync::Mutex::default(),
-            noting: Mutex::default(),
-            peers: std::sync::Mutex::default(),
+            closed: Mutex::default(),
             assistants: assist::Assistants::default(),
             kept: kept::KeptMaps::new(options),
             known: std::sync::Mutex::default(),
@@ -129,16 +123,14 @@ impl Host {
         members: Vec<SocketAddrV4>,
         are_all: bool,
     ) -> Result<(), ApiError> {
-        *self.closed_store() = closed_store::ClosedStore { members, are_all };
-        self.note_addresses().await
+        self.close(|closed| (closed.members, closed.are_all) = (members, are_all)).await
     }
 
-    fn closed_store(&self) -> MutexGuard<'_, closed_store::ClosedStore> {
-        self.closed_store.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn peers(&self) -> MutexGuard<'_, Option<Vec<Ipv4Addr>>> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Changes what is known of the closed destinations, and writes the maps.
+    async fn close(&self, change: impl FnOnce(&mut closed::Closed)) -> Result<(), ApiError> {
+        let mut closed = self.closed.lock().await;
+        change(&mut closed);
+        self.note_addresses(&closed).await
     }
 
     /// Forwards the programs' trace lines to the log.

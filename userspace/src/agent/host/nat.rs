@@ -14,6 +14,7 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 
 use super::{
     Host,
+    closed::Closed,
     error::{broken, refused},
     facts::is_gateway,
 };
@@ -29,8 +30,7 @@ impl Host {
     /// Writes the host's own addresses to `HOST_ADDRS`, and what is closed to containers to
     /// `BLOCKED`. Loopback addresses (127.0.0.0/8) are left out: no packet from another host has
     /// such a destination.
-    pub(super) async fn note_addresses(&self) -> Result<(), ApiError> {
-        let _noting = self.noting.lock().await;
+    pub(super) async fn note_addresses(&self, known: &Closed) -> Result<(), ApiError> {
         let addresses = self.netlink.all_addresses().await.map_err(refused)?;
         let own: Vec<(u32, Ipv4Network)> = addresses
             .iter()
@@ -44,14 +44,13 @@ impl Host {
         let written =
             self.kept.host_addrs.replace(&tables.host_addrs, &own.iter().map(key).collect());
         written.map_err(broken)?;
-        let (store, peers) = (self.closed_store().clone(), self.peers().clone());
-        let mut closed =
-            closed(&own, is_gateway, &store.members, peers.as_deref().unwrap_or_default());
-        if !store.are_all || peers.is_none() {
+        let peers = known.peers.as_deref();
+        let mut closed = closed(&own, is_gateway, &known.members, peers.unwrap_or_default());
+        if !known.are_all || peers.is_none() {
             // Not all is known yet: what the last agent has closed stays closed.
             let before = tables.blocked.dump().map_err(broken)?;
             let stays = |why| match why {
-                blocked::STORE => !store.are_all,
+                blocked::STORE => !known.are_all,
                 blocked::HOST => peers.is_none(),
                 _ => false,
             };

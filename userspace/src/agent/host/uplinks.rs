@@ -197,8 +197,7 @@ impl Underlay for Host {
         vteps: &BTreeMap<Ipv4Addr, Remote>,
         used: &BTreeSet<Ipv4Addr>,
     ) -> Result<Paths, PlugError> {
-        *self.peers() = Some(vteps.keys().copied().collect());
-        self.note_addresses().await?;
+        self.close(|closed| closed.peers = Some(vteps.keys().copied().collect())).await?;
         let mut neighbours = underlay::UnderlayFacts::read(&self.netlink).await.map_err(refused)?;
         let resolved = neighbours.resolve(&self.netlink, &self.uplinks, vteps, used).await;
         let (paths, hops) = resolved.map_err(refused)?;

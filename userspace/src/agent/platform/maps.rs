@@ -88,8 +88,13 @@ pub(crate) trait Maps: Kernel<Error = DatapathError> + Send + Sync + 'static {
     /// Removes clients from `DENIED`. Idempotent.
     fn allow(&self, source: Ipv4Network) -> Result<(), DatapathError>;
 
-    /// Number of frames that were dropped for `reason`, in all directions.
-    fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError>;
+    /// Number of packets that were counted under `code`, in all directions.
+    fn packets(&self, code: Code) -> Result<u64, DatapathError>;
+
+    /// Number of packets that were dropped for `reason`, in all directions.
+    fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError> {
+        self.packets(Code::Drop(reason))
+    }
 
     /// The counters.
     fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError>;

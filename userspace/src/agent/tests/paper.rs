@@ -643,7 +643,8 @@ impl Maps for Paper {
         Ok(())
     }
 
-    fn dropped(&self, reason: DropReason) -> Result<u64, DatapathError> {
+    fn packets(&self, code: Code) -> Result<u64, DatapathError> {
+        let Code::Drop(reason) = code else { return Ok(0) };
         Ok(self.state().dropped.get(&reason).copied().unwrap_or_default())
     }
 
