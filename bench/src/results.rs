@@ -189,6 +189,13 @@ pub(crate) struct Series {
     pub(crate) ratios: Vec<Vec<Option<f64>>>,
 }
 
+impl Series {
+    /// Whether it is the series of these three.
+    fn is(&self, arm: &str, regime: Regime, metric: Metric) -> bool {
+        self.arm == arm && self.regime == regime && self.metric == metric
+    }
+}
+
 /// The slices of one load of an arm in one regime.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct SliceCount {
@@ -290,9 +297,7 @@ impl Results {
 
     /// The series of one metric of one arm; none if it was not measured.
     fn series(&self, arm: &str, regime: Regime, metric: Metric) -> Option<&Series> {
-        self.series
-            .iter()
-            .find(|series| series.arm == arm && series.regime == regime && series.metric == metric)
+        self.series.iter().find(|series| series.is(arm, regime, metric))
     }
 
     /// The figures of one metric of one arm; none if it was not measured.
@@ -360,9 +365,7 @@ impl Results {
     /// Adds one round's figures of an arm.
     pub(crate) fn add(&mut self, arm: &str, regime: Regime, figures: &BTreeMap<Metric, f64>) {
         for (&metric, &value) in figures {
-            let known = self.series.iter_mut().find(|series| {
-                series.arm == arm && series.regime == regime && series.metric == metric
-            });
+            let known = self.series.iter_mut().find(|series| series.is(arm, regime, metric));
             match known {
                 Some(series) => series.samples.push(value),
                 None => self.series.push(Series {
@@ -386,10 +389,7 @@ impl Results {
     ) {
         // The file has a line for each ratio: four decimals are enough.
         let rounded = |ratio: f64| (ratio * 1e4).round() / 1e4;
-        let known = self
-            .series
-            .iter_mut()
-            .find(|series| series.arm == arm && series.regime == regime && series.metric == metric);
+        let known = self.series.iter_mut().find(|series| series.is(arm, regime, metric));
         if let Some(series) = known {
             series.ratios.push(ratios.into_iter().map(|ratio| ratio.map(rounded)).collect());
         }

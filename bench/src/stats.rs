@@ -68,30 +68,37 @@ pub(crate) fn bootstrap_rounds(rounds: &[Vec<f64>]) -> Option<Interval> {
         return bootstrap(&all);
     }
     let rounds: Vec<&Vec<f64>> = rounds.iter().filter(|round| !round.is_empty()).collect();
-    let mut random = SmallRng::seed_from_u64(SEED);
-    let mut sample = Vec::with_capacity(2 * all.len());
-    let mut medians = Vec::with_capacity(RESAMPLES);
-    for _ in 0..RESAMPLES {
-        sample.clear();
+    resampled(&all, |random, sample| {
         for _ in &rounds {
             let round = *rounds.get(random.random_range(0..rounds.len()))?;
             for _ in round {
                 sample.push(*round.get(random.random_range(0..round.len()))?);
             }
         }
+        Some(())
+    })
+}
+
+/// The median of figures, with the interval of the medians of their resamples. `draw` adds the
+/// figures of one resample to an empty list.
+fn resampled(
+    figures: &[f64],
+    draw: impl Fn(&mut SmallRng, &mut Vec<f64>) -> Option<()>,
+) -> Option<Interval> {
+    let mut random = SmallRng::seed_from_u64(SEED);
+    let mut sample = Vec::with_capacity(2 * figures.len());
+    let mut medians = Vec::with_capacity(RESAMPLES);
+    for _ in 0..RESAMPLES {
+        sample.clear();
+        draw(&mut random, &mut sample)?;
         medians.push(median_of(&mut sample));
     }
     medians.sort_by(f64::total_cmp);
-    Some(interval(&all, &medians))
-}
-
-/// The median of figures, with the interval of the sorted medians of their resamples.
-fn interval(figures: &[f64], medians: &[f64]) -> Interval {
-    Interval {
+    Some(Interval {
         median: median(figures),
-        low: percentile(medians, 0.025),
-        high: percentile(medians, 0.975),
-    }
+        low: percentile(&medians, 0.025),
+        high: percentile(&medians, 0.975),
+    })
 }
 
 /// Median of figures, with its 95 % interval. `None` if there are no figures.
@@ -99,17 +106,12 @@ pub(crate) fn bootstrap(figures: &[f64]) -> Option<Interval> {
     if figures.is_empty() {
         return None;
     }
-    let mut random = SmallRng::seed_from_u64(SEED);
-    let mut sample = vec![0.0; figures.len()];
-    let mut medians = Vec::with_capacity(RESAMPLES);
-    for _ in 0..RESAMPLES {
-        for slot in &mut sample {
-            *slot = figures.get(random.random_range(0..figures.len())).copied()?;
+    resampled(figures, |random, sample| {
+        for _ in figures {
+            sample.push(*figures.get(random.random_range(0..figures.len()))?);
         }
-        medians.push(median_of(&mut sample));
-    }
-    medians.sort_by(f64::total_cmp);
-    Some(interval(figures, &medians))
+        Some(())
+    })
 }
 
 #[cfg(test)]

@@ -206,7 +206,7 @@ fn some<'a>(
     random: &mut Random,
 ) -> Vec<&'a mut EtcdServer> {
     let mut members = cluster.servers();
-    let first = random.below(members.len() as u64) as usize;
+    let first = random.index(members.len());
     members.rotate_left(first);
     members.truncate(number);
     members

@@ -53,7 +53,7 @@ fn no_body_makes_the_api_panic() {
     let mut random = Random::seeded();
     let mut accepted = 0;
     for _ in chaos::each("mutated bodies", chaos::rounds(FEW, MANY)) {
-        let mut body = corpus[random.below(corpus.len() as u64) as usize].bytes.clone();
+        let mut body = random.pick(&corpus).bytes.clone();
         mutate(&mut random, &mut body, &corpus);
         accepted += read(&body);
     }

@@ -68,7 +68,7 @@ fn collect(folder: &Path, all: &mut Vec<PathBuf>) {
 }
 
 fn below(random: &mut Random, bound: usize) -> usize {
-    random.below(bound.max(1) as u64) as usize
+    random.index(bound.max(1))
 }
 
 /// A range of at most `most` bytes of `bytes`.
@@ -103,7 +103,7 @@ pub(crate) fn mutate(random: &mut Random, bytes: &mut Vec<u8>, others: &[Input])
                 bytes.splice(at..at, copy);
             }
             5 => {
-                let other = &others[below(random, others.len())].bytes;
+                let other = &random.pick(others).bytes;
                 let copy = other[part(random, other, 200)].to_vec();
                 bytes.splice(at..at, copy);
             }
@@ -115,12 +115,12 @@ pub(crate) fn mutate(random: &mut Random, bytes: &mut Vec<u8>, others: &[Input])
 
 /// Replaces one value of JSON, or a part of the input, by a token.
 fn replace_value(random: &mut Random, bytes: &mut Vec<u8>) {
-    let token = TOKENS[below(random, TOKENS.len())].as_bytes().to_vec();
+    let token = random.pick(&TOKENS).as_bytes().to_vec();
     let colons: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] == b':').collect();
     let range = if colons.is_empty() {
         part(random, bytes, 20)
     } else {
-        let start = colons[below(random, colons.len())] + 1;
+        let start = random.pick(&colons) + 1;
         let rest = &bytes[start..];
         let len = rest.iter().position(|byte| b",}\n".contains(byte)).unwrap_or(rest.len());
         start..start + len

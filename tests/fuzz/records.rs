@@ -43,7 +43,7 @@ fn no_record_makes_the_view_panic() {
         let mut view = View::default();
         let mut written = Vec::new();
         for revision in 1..=WRITES as i64 {
-            let Input { name, mut bytes } = pick(&mut random, &corpus);
+            let Input { name, mut bytes } = random.pick(&corpus).clone();
             let mut key = format!("{ROOT}{name}").into_bytes();
             if random.below(4) == 0 {
                 mutate(&mut random, &mut key, &corpus);
@@ -67,10 +67,6 @@ fn no_record_makes_the_view_panic() {
         }
         assert!(view.is_empty(), "left after all keys were deleted: {view:?}");
     }
-}
-
-fn pick(random: &mut Random, corpus: &[Input]) -> Input {
-    corpus[random.below(corpus.len() as u64) as usize].clone()
 }
 
 /// A record that is accepted is read again as it is written.

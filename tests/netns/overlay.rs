@@ -14,14 +14,14 @@ use culvert_tests::{
 use crate::device;
 
 /// A network with one container on each of the first two hosts.
-struct Pair {
-    cluster: Cluster,
-    over1: String,
-    over2: String,
+pub(crate) struct Pair {
+    pub(crate) cluster: Cluster,
+    pub(crate) over1: String,
+    pub(crate) over2: String,
 }
 
 impl Pair {
-    fn new(hosts: u8, options: &[&str]) -> Self {
+    pub(crate) fn new(hosts: u8, options: &[&str]) -> Self {
         let cluster = Cluster::new(hosts);
         let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24"];
         cluster.hosts[0].ok(&[&create, options, &["overlaynet1"]].concat());
@@ -33,11 +33,11 @@ impl Pair {
         pair
     }
 
-    fn one(&self) -> &Host {
+    pub(crate) fn one(&self) -> &Host {
         &self.cluster.hosts[0]
     }
 
-    fn two(&self) -> &Host {
+    pub(crate) fn two(&self) -> &Host {
         &self.cluster.hosts[1]
     }
 }

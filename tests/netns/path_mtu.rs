@@ -1,42 +1,18 @@
 //! The MTU of the path between two hosts: routers that take less, and errors that somebody forges.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
-
 use culvert_tests::{
-    cluster::{Cluster, Host, SOON, unique_name},
+    cluster::SOON,
     netns::{Netns, Underlay, wait_until},
-    sock::{self, Behaviour, Server, Use, container},
+    sock::container,
 };
 use nix::sys::signal::Signal;
 
-/// A network with a container on each of two hosts.
-struct Pair {
-    cluster: Cluster,
-    over1: String,
-    over2: String,
-}
+use crate::{
+    overlay::Pair,
+    ports::{echo, exchange_at},
+};
 
 impl Pair {
-    fn new() -> Self {
-        let cluster = Cluster::new(2);
-        let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24"];
-        cluster.hosts[0].ok(&[&create[..], &["overlaynet1"]].concat());
-        cluster.wait_network("overlaynet1");
-        let pair = Self { over1: unique_name("over1"), over2: unique_name("over2"), cluster };
-        pair.one().run_idle(&pair.over1, "overlaynet1", &["--ip", "10.0.0.2"]);
-        pair.two().run_idle(&pair.over2, "overlaynet1", &["--ip", "10.0.0.3"]);
-        pair.one().wait_ping(&pair.over1, "10.0.0.3");
-        pair
-    }
-
-    fn one(&self) -> &Host {
-        &self.cluster.hosts[0]
-    }
-
-    fn two(&self) -> &Host {
-        &self.cluster.hosts[1]
-    }
-
     /// Number in the part `path_mtu` of the first host's status.
     fn count(&self, name: &str) -> u64 {
         self.one().json(&["status"])["path_mtu"][name].as_u64().unwrap_or_default()
@@ -53,10 +29,9 @@ impl Pair {
 
     /// Sends 1 MiB from the first host and back over TCP.
     fn transfer(&self) {
-        let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 80);
-        let _server = Server::tcp(&container(&self.over2), any, Behaviour::Echo);
-        let at = SocketAddrV4::new([10, 0, 0, 3].into(), 80);
-        let answer = sock::tcp(&container(&self.over1), at, 0, Use::Echo(1 << 20));
+        let _server = echo(&container(&self.over2), "tcp", 80);
+        let at = [10, 0, 0, 3].into();
+        let answer = exchange_at(&container(&self.over1), "tcp", at, 80, 1 << 20);
         assert_eq!(answer, "ok 1048576");
     }
 }
@@ -92,7 +67,7 @@ const TUNNELLED: &str = "struct.pack('!HHHH', 50000, 4789, 1480, 0)";
 #[test]
 #[ignore = "needs root"]
 fn a_router_that_takes_less_is_found() {
-    let pair = Pair::new();
+    let pair = Pair::new(2, &[]);
     let (one, two) = (pair.one(), pair.two());
     let router = pair.cluster.plain_host(9);
     let uplink = Underlay::UPLINK;
@@ -125,7 +100,7 @@ fn a_router_that_takes_less_is_found() {
 #[test]
 #[ignore = "needs root"]
 fn forged_errors_do_not_limit_packets() {
-    let pair = Pair::new();
+    let pair = Pair::new(2, &[]);
     let (one, forger) = (pair.one(), pair.cluster.plain_host(9));
     forge(&forger, "[1, 551, 552, 601, 1329, 1400]", 50, 17, TUNNELLED);
     // The agent sends probes for about ten seconds before it gives up.
@@ -151,7 +126,7 @@ fn forged_errors_do_not_limit_packets() {
 #[test]
 #[ignore = "needs root"]
 fn what_the_kernel_believes_is_not_used() {
-    let mut pair = Pair::new();
+    let mut pair = Pair::new(2, &[]);
     let forger = pair.cluster.plain_host(9);
     forge(&forger, "[600]", 1, 1, "struct.pack('!BBHHH', 0, 0, 0xffff, 0, 0)");
     let two = pair.two().vtep();

@@ -170,15 +170,16 @@ fn outlives<V: Earlier>() {
         log().contains(&retired)
     });
     assert!(!bpffs.join(format!("v{}", V::VERSION)).exists(), "the old pins are gone");
-    let rows = || world.host().json(&["nat", "ls"]).as_array().unwrap().clone();
-    let is_there = |row: &serde_json::Value| {
-        row["container"] == name && row["dst_port"] == 80 && row["state"] == "tcp_established"
+    let is_established = || {
+        let rows = world.host().json(&["nat", "ls"]).as_array().unwrap().clone();
+        let is_there = |row: &serde_json::Value| {
+            row["container"] == name && row["dst_port"] == 80 && row["state"] == "tcp_established"
+        };
+        assert!(rows.iter().any(is_there), "{rows:?}");
     };
-    let carried = rows();
-    assert!(carried.iter().any(is_there), "{carried:?}");
+    is_established();
     talk();
-    let after = rows();
-    assert!(after.iter().any(is_there), "{after:?}");
+    is_established();
 }
 
 /// Flows for which the new table has no room are lost, and `status` says how many and what to do.

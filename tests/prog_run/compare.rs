@@ -48,7 +48,8 @@ pub(crate) fn same_tunnelled(what: &str, actual: &[u8], wanted: &[u8]) {
     same(what, actual, &wanted);
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// The bytes in hexadecimal, 16 in a group.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes
         .chunks(16)
         .map(|chunk| chunk.iter().map(|byte| format!("{byte:02x}")).collect::<String>())

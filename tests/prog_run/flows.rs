@@ -18,7 +18,9 @@ use crate::{
         inbound, key, outbound, publish, to_gateway,
     },
     run::{Count, Left, note},
-    world::{A, GATEWAY, ONE, PEER, SERVER, SERVER2, TWO, US, change_endpoint, from_peer},
+    world::{
+        A, GATEWAY, ONE, PEER, SERVER, SERVER2, TWO, US, change_endpoint, from_peer, incarnation,
+    },
 };
 
 cases!(
@@ -87,8 +89,7 @@ fn exchange(lab: &mut Lab, segments: &[(bool, u8)]) {
 
 /// The `seen` flags of both directions that decide the state.
 fn seen(lab: &Lab) -> (u32, u32) {
-    let orig = key(A, &from_a1(SYN));
-    let reply = answer(&key(0, &left(SYN)));
+    let [orig, reply] = keys();
     let seen = |key| flow(lab, &key).seen & !(seen::PENDING | seen::AHEAD);
     (seen(orig), seen(reply))
 }
@@ -152,23 +153,25 @@ fn keys() -> [FlowKey; 2] {
     [key(A, &from_a1(SYN)), answer(&key(0, &left(SYN)))]
 }
 
+/// Writes into both entries of a flow when its last packet passed.
+fn last_seen_at(lab: &mut Lab, keys: [FlowKey; 2], last_seen_ns: u64) {
+    for key in keys {
+        let entry = flow(lab, &key);
+        lab.flows.set(key, Flow { last_seen_ns, ..entry });
+    }
+}
+
 /// Segments that follow an RST do not keep the flow: it ends 10 s after the RST.
 fn a_reset_flow_does_not_live_longer(lab: &mut Lab) {
     exchange(lab, &[(true, SYN), (false, SYN | ACK), (true, ACK), (false, RST)]);
     let at = now_ns() - 9_000_000_000;
-    for key in keys() {
-        let entry = flow(lab, &key);
-        lab.flows.set(key, Flow { last_seen_ns: at, ..entry });
-    }
+    last_seen_at(lab, keys(), at);
     exchange_on(lab, &[(true, ACK), (false, ACK), (false, RST), (true, FIN | ACK)]);
     for key in keys() {
         assert_eq!(flow(lab, &key).last_seen_ns, at);
     }
     // A second later it has expired.
-    for key in keys() {
-        let entry = flow(lab, &key);
-        lab.flows.set(key, Flow { last_seen_ns: at - 1_000_000_000, ..entry });
-    }
+    last_seen_at(lab, keys(), at - 1_000_000_000);
     lab.at_underlay(&from_server(ACK).frame()).passes(&[]);
     assert_eq!(entries(lab), 0);
 }
@@ -504,7 +507,7 @@ fn full_of_connections(lab: &mut Lab) {
 /// share, which is half of the table. Returns their number.
 fn own(lab: &mut Lab, protocol: u8, seen: [u32; 2]) -> u32 {
     let flows = MAX_FLOWS / 4 * 3;
-    let owner = incarnation(lab, Interface::A1);
+    let owner = incarnation(&lab.tables, Interface::A1);
     for number in 0..flows {
         let [(key, orig), (reply_key, reply)] = filler(number, protocol, seen, 0);
         lab.set_slot(number, key, Flow { from_incarnation: owner, ..orig }.sealed(&key));
@@ -515,15 +518,10 @@ fn own(lab: &mut Lab, protocol: u8, seen: [u32; 2]) -> u32 {
     flows
 }
 
-/// The incarnation of a container.
-fn incarnation(lab: &Lab, of: Interface) -> u32 {
-    lab.tables.endpoints.dump().unwrap()[&of.ifindex()].incarnation
-}
-
 /// A container with connections for more than its share begins no flow. Others do.
 fn a_container_has_its_share(lab: &mut Lab) {
     let fillers = own(lab, 6, [seen::ACK; 2]);
-    let owner = incarnation(lab, Interface::A1);
+    let owner = incarnation(&lab.tables, Interface::A1);
     for port in 1..10 {
         let (packet, _) = another(port);
         lab.at_container(Interface::A1, &packet.frame()).drops(DropReason::ShareExceeded);
@@ -551,7 +549,7 @@ fn a_container_has_its_share(lab: &mut Lab) {
 /// A container with more than its share loses its own flows first, even if the table has room.
 fn a_container_evicts_its_own_flows(lab: &mut Lab) {
     let fillers = own(lab, 17, [seen::PACKET, 0]);
-    let owner = incarnation(lab, Interface::A1);
+    let owner = incarnation(&lab.tables, Interface::A1);
     for port in 1..=50 {
         begins(lab, port, &[note(Note::FlowEvicted)]);
     }
@@ -565,7 +563,7 @@ fn a_container_evicts_its_own_flows(lab: &mut Lab) {
 /// A flow counts for the container that began it, else for the one that it goes to, until it is
 /// removed.
 fn flows_are_counted_for_their_container(lab: &mut Lab) {
-    let [one, two] = [Interface::A1, Interface::A2].map(|of| incarnation(lab, of));
+    let [one, two] = [Interface::A1, Interface::A2].map(|of| incarnation(&lab.tables, of));
     assert_ne!(one, two);
     let flows = |lab: &Lab, owner| lab.shares.get(owner).map_or(0, |share| share.flows);
     exchange(lab, &[(true, SYN)]);
@@ -581,10 +579,7 @@ fn flows_are_counted_for_their_container(lab: &mut Lab) {
     exchange(lab, &[(true, SYN)]);
     assert_eq!((flows(lab, one), flows(lab, two)), (2, 1));
     // It expires.
-    for key in keys() {
-        let entry = flow(lab, &key);
-        lab.flows.set(key, Flow { last_seen_ns: now_ns() - 121_000_000_000, ..entry });
-    }
+    last_seen_at(lab, keys(), now_ns() - 121_000_000_000);
     lab.at_underlay(&from_server(SYN | ACK).frame()).passes(&[]);
     assert_eq!((flows(lab, one), flows(lab, two)), (1, 1));
 }
@@ -666,10 +661,7 @@ fn what_has_expired_is_no_flow(lab: &mut Lab) {
     lab.at_container(Interface::A1, &question.frame()).leaves_as(&went(PORT), &CREATED);
     let (orig, reply) = (key(A, &question), answer(&key(0, &went(PORT))));
     let long_ago = now_ns() - 31_000_000_000;
-    for key in [orig, reply] {
-        let entry = flow(lab, &key);
-        lab.flows.set(key, Flow { last_seen_ns: long_ago, ..entry });
-    }
+    last_seen_at(lab, [orig, reply], long_ago);
     // The host gets the late answer, because it belongs to no container.
     let late = V4::udp(&SERVER, &US, (53, PORT), b"!");
     lab.at_underlay(&late.frame()).passes(&[]);
@@ -677,10 +669,7 @@ fn what_has_expired_is_no_flow(lab: &mut Lab) {
 
     // Another container's new flow takes over the port of an expired flow.
     lab.at_container(Interface::A1, &question.frame()).leaves_as(&went(PORT), &CREATED);
-    for key in [orig, reply] {
-        let entry = flow(lab, &key);
-        lab.flows.set(key, Flow { last_seen_ns: long_ago, ..entry });
-    }
+    last_seen_at(lab, [orig, reply], long_ago);
     let other = to_gateway(&V4::udp(&TWO, &SERVER, (PORT, 53), b"?"));
     lab.at_container(Interface::A2, &other.frame()).leaves_as(&went(PORT), &CREATED);
     assert_eq!(entries(lab), 2);

@@ -1,4 +1,5 @@
-//! Mutated frames into every program, by test runs and through the attached programs.
+//! Mutated frames into every program but `to_underlay`, by test runs and through the attached
+//! programs.
 //!
 //! The frames begin as legal ones of each kind, and some of their bytes, lengths and headers are
 //! changed. For each frame the test checks that it reaches no other network than that of its
@@ -18,7 +19,7 @@ mod scene;
 
 use std::collections::BTreeMap;
 
-use culvert::datapath::test_run::{Hook, sk_buff};
+use culvert::datapath::test_run::sk_buff;
 use culvert_common::abi::{Action, Code, Counter, Direction, DropReason, Note, stats_index};
 use culvert_tests::chaos::{self, Random};
 
@@ -29,6 +30,7 @@ use self::{
     scene::{STATES, State},
 };
 use crate::{
+    compare::hex,
     interfaces::Interface,
     lab::{self, Lab},
     live::Live,
@@ -178,7 +180,7 @@ impl Fuzz {
         let mut batch = Batch::default();
         for number in 0..RUNS {
             if number.is_multiple_of(BATCH) {
-                source = &self.sources[random.below(self.sources.len() as u64) as usize];
+                source = random.pick(&self.sources);
             }
             self.next(source, random, &mut frame);
             if !testable(source.program, &frame) {
@@ -186,9 +188,7 @@ impl Fuzz {
             }
             let reach = Reach::of(source, &frame);
             if !batch.goes_on(number, reach) {
-                batch.settle(lab, name, |_, reach, interface, copy| {
-                    judge.copy(reach, interface, copy)
-                });
+                batch.settle(lab, name, &judge);
                 batch = Batch::new(number, reach);
             }
             // The kernel cuts copies into segments: few, so that they fit into the queues.
@@ -209,7 +209,7 @@ impl Fuzz {
                 add(&mut sums, (source.program.direction(), fate), 1, frame.len() as u64);
             }
         }
-        batch.settle(lab, name, |_, reach, interface, copy| judge.copy(reach, interface, copy));
+        batch.settle(lab, name, &judge);
         let counted = self.counted(&lab.new_counts(), coverage);
         assert_eq!(counted, sums, "{name}: counted instead of sent");
         judge
@@ -233,7 +233,7 @@ impl Fuzz {
         let mut batch = Batch::default();
         for number in 0..SENT {
             if number.is_multiple_of(BATCH) {
-                source = attached[random.below(attached.len() as u64) as usize];
+                source = attached[random.index(attached.len())];
             }
             self.next(source, random, &mut frame);
             frame.resize(frame.len().max(SHORTEST), 0);
@@ -255,7 +255,7 @@ impl Fuzz {
 
     /// Puts the next frame of `source` into `frame`.
     fn next(&self, source: &Source, random: &mut Random, frame: &mut Vec<u8>) {
-        let legal = &source.frames[random.below(source.frames.len() as u64) as usize];
+        let legal = random.pick(&source.frames);
         frame.clear();
         frame.extend_from_slice(legal);
         self.mutator.mutate(random, frame);
@@ -308,8 +308,7 @@ fn untagged(frame: &[u8]) -> Vec<u8> {
 }
 
 fn test_run(lab: &Lab, source: &Source, frame: &[u8], gso: u32, left: &mut [u8]) -> (i32, usize) {
-    let comes_in = source.program != Program::Host || source.forwarded;
-    let hook = if comes_in { Hook::Ingress } else { Hook::Egress };
+    let hook = source.program.hook(source.forwarded);
     let context = sk_buff(hook, source.ifindex, gso, frame.len());
     let context = (source.program != Program::UnderlayXdp).then_some(&context[..]);
     test_run_into(lab.program_fd(source.program), frame, context, (1, 0), left)
@@ -324,7 +323,7 @@ struct Batch<'a> {
     source: Option<&'a Source>,
 }
 
-impl<'a> Batch<'a> {
+impl Batch<'_> {
     fn new(first: u64, reach: Reach) -> Self {
         Self { first, reach, source: None }
     }
@@ -335,14 +334,13 @@ impl<'a> Batch<'a> {
     }
 
     /// Judges the frames that have come out of the interfaces.
-    fn settle(
-        &self,
-        lab: &mut Lab,
-        name: &str,
-        judge: impl Fn(Option<&'a Source>, Reach, Interface, &[u8]) -> Result<(), String>,
-    ) {
+    fn settle(&self, lab: &mut Lab, name: &str, judge: &Judge) {
         for (interface, frame) in lab.drain() {
-            if let Err(fault) = judge(self.source, self.reach, interface, &frame) {
+            let judged = match self.source {
+                Some(source) => judge.came_out(source, self.reach, interface, &frame),
+                None => judge.copy(self.reach, interface, &frame),
+            };
+            if let Err(fault) = judged {
                 let first = self.first;
                 panic!("{name}, frame {first} or one of the next: {fault}: {}", hex(&frame));
             }
@@ -354,14 +352,7 @@ impl<'a> Batch<'a> {
         // The markers of each look queue behind what the frames of the last one caused: a fragment
         // is held, comes in again, and is sent.
         for _ in 0..3 {
-            self.settle(lab, name, |source, reach, interface, frame| match source {
-                Some(source) => judge.came_out(source, reach, interface, frame),
-                None => judge.copy(reach, interface, frame),
-            });
+            self.settle(lab, name, judge);
         }
     }
-}
-
-fn hex(frame: &[u8]) -> String {
-    frame.iter().map(|byte| format!("{byte:02x}")).collect()
 }

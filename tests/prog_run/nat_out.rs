@@ -23,7 +23,7 @@ use crate::{
     run::{Left, note},
     world::{
         GATEWAY, ONE, PEER2, SECOND, SERVER, SERVER2, TO_PEER2, TWO, UPLINK, US, VXLAN_PORT,
-        any_source,
+        any_source, incarnation,
     },
 };
 
@@ -515,8 +515,7 @@ fn echo_reply_of_no_flow(lab: &mut Lab) {
 
 /// All ports that `A1` may always take are taken: it gets none, and `A2` gets one.
 fn ports_of_a_half_are_left_to_others(lab: &mut Lab) {
-    let endpoints = lab.tables.endpoints.dump().unwrap();
-    let [one, two] = [Interface::A1, Interface::A2].map(|at| endpoints[&at.ifindex()].incarnation);
+    let [one, two] = [Interface::A1, Interface::A2].map(|at| incarnation(&lab.tables, at));
     let ports = 1024..=u16::MAX;
     for port in ports.clone().filter(|port| is_in_half(*port, one)) {
         lab.reserve(17, port);

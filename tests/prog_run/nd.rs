@@ -56,11 +56,11 @@ cases!(
 );
 
 pub(crate) const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-const ALL_ROUTERS: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+pub(crate) const ALL_ROUTERS: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
 
 const SOLICIT: u8 = 135;
 pub(crate) const ADVERT: u8 = 136;
-const SOURCE_OPTION: u8 = 1;
+pub(crate) const SOURCE_OPTION: u8 = 1;
 pub(crate) const TARGET_OPTION: u8 = 2;
 const ROUTER: u8 = 0x80;
 pub(crate) const SOLICITED: u8 = 0x40;

@@ -173,6 +173,15 @@ impl Program {
         }
     }
 
+    /// Direction of a frame at the program's hook. A frame that the host has forwarded has an
+    /// `ingress_ifindex`, as all frames have at ingress.
+    pub(crate) const fn hook(self, forwarded: bool) -> Hook {
+        match self {
+            Self::Host | Self::Out if !forwarded => Hook::Egress,
+            _ => Hook::Ingress,
+        }
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::Container => programs::FROM_CONTAINER,
@@ -424,10 +433,11 @@ impl<'a> Run<'a> {
 
     /// Runs the program without a check of the result.
     pub(crate) fn outcome(self) -> Outcome {
-        // At ingress the kernel has set `ingress_ifindex`.
-        let goes_out = matches!(self.program, Program::Host | Program::Out);
-        let comes_in = !goes_out && !self.transmitted;
-        let hook = if comes_in || self.forwarded { Hook::Ingress } else { Hook::Egress };
+        let hook = if self.transmitted && !self.forwarded {
+            Hook::Egress
+        } else {
+            self.program.hook(self.forwarded)
+        };
         let mut context = sk_buff(hook, self.ifindex, self.gso_size, self.frame.len());
         context[SK_BUFF_MARK..SK_BUFF_MARK + 4].copy_from_slice(&self.mark.to_ne_bytes());
         let context = (self.program != Program::UnderlayXdp).then_some(&context[..]);
@@ -494,7 +504,7 @@ impl<'a> Run<'a> {
 
     /// The frame is left to the kernel, unchanged.
     #[track_caller]
-    pub(crate) fn passes(self, notes: &[Count]) {
+    pub(crate) fn passes(self, notes: &[Count]) -> Outcome {
         let verdict = match self.program {
             Program::UnderlayXdp => XDP_PASS,
             _ => UNSPEC,
@@ -504,7 +514,7 @@ impl<'a> Run<'a> {
             Program::UnderlayXdp => notes.to_vec(),
             _ => [&[action(Action::Pass)], notes].concat(),
         };
-        self.gives(&Expected { verdict, left: Left::Unchanged, counts: &counts, copies: &[] });
+        self.gives(&Expected { verdict, left: Left::Unchanged, counts: &counts, copies: &[] })
     }
 
     /// The frame is dropped, unchanged, and nothing is sent.

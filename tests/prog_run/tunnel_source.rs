@@ -10,8 +10,8 @@ use crate::{
     interfaces::Interface,
     lab::Lab,
     nd::{
-        ADVERT, ALL_NODES, OVERRIDE, SOLICITED, TARGET_OPTION, advert, announce, detect, group_mac,
-        link_layer, message, solicit,
+        ADVERT, ALL_NODES, ALL_ROUTERS, OVERRIDE, SOLICITED, SOURCE_OPTION, TARGET_OPTION, advert,
+        announce, detect, group_mac, link_layer, message, solicit,
     },
     run::{Left, SHOT, copy, note},
     world::{
@@ -245,11 +245,10 @@ fn what_an_endpoint_may_send(lab: &mut Lab) {
     reaches_everyone(lab, &solicit(&FAR, NOBODY.v6).frame());
     reaches_everyone(lab, &solicit(&link_local, NOBODY.v6).frame());
     reaches_everyone(lab, &announce(&FAR).frame());
-    let routers = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
-    let (eth, ip) = ((FAR.mac, group_mac(routers)), (FAR.link_local(), routers));
-    let option = link_layer(1, FAR.mac);
+    let (eth, ip) = ((FAR.mac, group_mac(ALL_ROUTERS)), (FAR.link_local(), ALL_ROUTERS));
+    let option = link_layer(SOURCE_OPTION, FAR.mac);
     reaches_everyone(lab, &V6::icmp(eth, ip, (133, 0), [0; 4], &option).frame());
-    reaches_everyone(lab, &V6::icmp(eth, ([0; 16], routers), (133, 0), [0; 4], &[]).frame());
+    reaches_everyone(lab, &V6::icmp(eth, ([0; 16], ALL_ROUTERS), (133, 0), [0; 4], &[]).frame());
 }
 
 /// Frames in the name of the gateway, with its MAC or with its address.

@@ -219,6 +219,11 @@ pub(crate) fn change_endpoint(
     tables.endpoints.insert(&interface.ifindex(), &entry).unwrap();
 }
 
+/// The incarnation of the endpoint at `interface`.
+pub(crate) fn incarnation(tables: &KernelTables, interface: Interface) -> u32 {
+    tables.endpoints.dump().unwrap()[&interface.ifindex()].incarnation
+}
+
 /// Changes the network `vni`.
 pub(crate) fn change_network(
     tables: &KernelTables,

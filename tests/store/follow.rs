@@ -345,7 +345,6 @@ pub(crate) async fn a_store_that_was_rolled_back_is_recognized(mut backend: Etcd
     assert!(update(&mut follower).await.resync);
 }
 
-/// What the next run knows of a store.
 /// Rolls the store back, writes past the revision `seen`, and compacts the history.
 async fn roll_back_and_compact(backend: &mut Etcd, store: &dyn StateStore, seen: i64) {
     backend.roll_back().await;
@@ -358,6 +357,7 @@ async fn roll_back_and_compact(backend: &mut Etcd, store: &dyn StateStore, seen:
     backend.compact(now).await;
 }
 
+/// What the next run knows of a store.
 fn known(health: Health) -> Known {
     let Health { revision, mark, witness, own, replaced, .. } = health;
     Known { mark: mark.expect("a mark"), revision, witness, own, replaced }

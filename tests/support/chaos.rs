@@ -55,6 +55,11 @@ impl Random {
         Self(seed)
     }
 
+    /// Makes a generator from a seed that the caller prints.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// Makes a generator of other numbers, for another task.
     pub fn fork(&mut self) -> Self {
         Self(self.below(u64::MAX))
@@ -69,10 +74,21 @@ impl Random {
         (mixed ^ (mixed >> 31)) % bound
     }
 
+    /// A number below `len`, which is not 0: an index of as many items.
+    pub fn index(&mut self, len: usize) -> usize {
+        self.below(len as u64) as usize
+    }
+
+    /// One of the items, of which there is at least one.
+    #[expect(clippy::indexing_slicing, reason = "the index is below the number of items")]
+    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+        &items[self.index(items.len())]
+    }
+
     /// Puts items in random order.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
-            let other = self.below(last as u64 + 1) as usize;
+            let other = self.index(last + 1);
             items.swap(last, other);
         }
     }

@@ -82,7 +82,8 @@ pub(super) fn listen_at(addr: std::net::SocketAddrV4) -> Result<TcpListener> {
     Ok(TcpListener::from(fd))
 }
 
-fn is_timeout(error: &std::io::Error) -> bool {
+/// Whether a call has only timed out, or was interrupted.
+pub(super) fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 

@@ -74,12 +74,6 @@ pub(crate) fn round_trips(peers: &Peers, count: usize) -> Result<Vec<u64>> {
 /// the time of each, from its call of `connect` to the next, ns.
 pub(crate) fn connections(peers: &Peers, count: usize) -> Result<Vec<u64>> {
     let listener = listener(peers)?;
-    // The receive timeout also limits the wait of `accept` (socket(7)).
-    setsockopt(
-        &listener,
-        sockopt::ReceiveTimeout,
-        &TimeVal::seconds(LIMIT.as_secs().cast_signed()),
-    )?;
     let to = peers.to;
     within(&peers.client, move || {
         // The entry of this thread's namespace. A connection in TIME_WAIT ends within a later unit.
@@ -161,10 +155,15 @@ pub(crate) fn payloads(peers: &Peers, count: usize) -> Result<Vec<u64>> {
     })
 }
 
-/// A listener at the server's end.
+/// A listener at the server's end. Its `accept` gives up after [`LIMIT`], and connections inherit
+/// this timeout of their reads.
 pub(super) fn listener(peers: &Peers) -> Result<TcpListener> {
     let at = SocketAddrV4::new(peers.bind, peers.port);
-    within(&peers.server, move || listen_at(at))
+    let listener = within(&peers.server, move || listen_at(at))?;
+    // The receive timeout also limits the wait of `accept` (socket(7)).
+    let wait = TimeVal::seconds(LIMIT.as_secs().cast_signed());
+    setsockopt(&listener, sockopt::ReceiveTimeout, &wait)?;
+    Ok(listener)
 }
 
 fn prepare(end: &TcpStream) -> Result<()> {

@@ -52,8 +52,9 @@ pub(super) fn measure(
     for (arm, path) in paths.into_iter().enumerate() {
         path.close().with_context(|| id(arm).to_owned())?;
     }
+    let risen = risen(&order, &slices);
     for arm in 0..arms.len() {
-        let figures = figures(kind, &order, &slices, arm);
+        let figures = figures(kind, &order, &slices, &risen, arm);
         results.add(id(arm), regime, &figures.metrics);
         if arm != base {
             results.add_ratios(id(arm), regime, compared(kind), figures.ratios);
@@ -119,10 +120,15 @@ fn risen(order: &[usize], slices: &[Slice]) -> Vec<(bool, bool)> {
     order.iter().zip(slices).map(judge).collect()
 }
 
-/// The figures of `arm`.
-fn figures(kind: Kind, order: &[usize], slices: &[Slice], arm: usize) -> Figures {
-    let risen = risen(order, slices);
-    let own = || order.iter().zip(slices).zip(&risen).filter(move |((of, _), _)| **of == arm);
+/// The figures of `arm`. `risen` is the result of [`risen`] for all slices.
+fn figures(
+    kind: Kind,
+    order: &[usize],
+    slices: &[Slice],
+    risen: &[(bool, bool)],
+    arm: usize,
+) -> Figures {
+    let own = || order.iter().zip(slices).zip(risen).filter(move |((of, _), _)| **of == arm);
     let number = |rose: fn(&(bool, bool)) -> bool| own().filter(|(_, it)| rose(it)).count() as u64;
     let count = Slices {
         slices: own().count() as u64,
@@ -137,7 +143,7 @@ fn figures(kind: Kind, order: &[usize], slices: &[Slice], arm: usize) -> Figures
         .filter(|(_, rose)| none_left || **rose == (false, false))
         .map(|((_, slice), _)| slice)
         .collect();
-    Figures { metrics: metrics(kind, &kept), ratios: ratios(order, slices, &risen, arm), count }
+    Figures { metrics: metrics(kind, &kept), ratios: ratios(order, slices, risen, arm), count }
 }
 
 /// The metrics of one round, from the slices that were kept.
@@ -188,6 +194,10 @@ mod tests {
 
     fn slice(figure: f64) -> Slice {
         Slice { figure, ..Slice::default() }
+    }
+
+    fn figures(kind: Kind, order: &[usize], slices: &[Slice], arm: usize) -> Figures {
+        super::figures(kind, order, slices, &risen(order, slices), arm)
     }
 
     #[test]

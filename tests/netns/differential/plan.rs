@@ -5,14 +5,15 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
 };
 
-use culvert_tests::{chaos, docker::Published, external::External, sock::Use};
+use culvert_tests::{
+    chaos::{self, Random},
+    docker::Published,
+    external::External,
+    sock::Use,
+};
 
 /// Number of containers on each side.
 pub(super) const CONTAINERS: u8 = 4;
-/// Number of connections in a plan, and in a plan of the long tests. A connection has two packets,
-/// hundreds, or a thousand.
-const CONNECTIONS: usize = 1000;
-const MANY_CONNECTIONS: usize = 10_000;
 /// The host's address on the underlay, and its address as the containers' gateway.
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
@@ -83,45 +84,17 @@ pub(super) fn address(container: u8) -> Ipv4Addr {
     Ipv4Addr::new(172, 17, 0, container + 2)
 }
 
-/// A generator of numbers: SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len())]
-    }
-
-    fn container(&mut self) -> u8 {
-        self.below(CONTAINERS.into()) as u8
-    }
-}
-
 /// Draws a plan.
 pub(super) fn draw(seed: u64) -> Vec<Connection> {
-    let connections = if chaos::is_full() { MANY_CONNECTIONS } else { CONNECTIONS };
-    let mut plan = Planner { random: Random(seed), next_port: 10_000, made: Vec::new() };
+    // A connection has two packets, hundreds, or a thousand.
+    let connections = chaos::rounds(1000, 10_000) as usize;
+    let mut plan = Planner { random: Random::new(seed), next_port: 10_000, made: Vec::new() };
     plan.few();
     while plan.made.len() < connections {
         plan.more();
     }
     plan.made.truncate(connections);
-    // Shuffles the plan (Fisher and Yates).
-    for i in (1..plan.made.len()).rev() {
-        let other = plan.random.below(i + 1);
-        plan.made.swap(i, other);
-    }
+    plan.random.shuffle(&mut plan.made);
     plan.made
 }
 
@@ -148,9 +121,13 @@ impl Planner {
         if self.random.below(2) == 0 { 0 } else { self.own_port() }
     }
 
+    fn container(&mut self) -> u8 {
+        self.random.index(CONTAINERS.into()) as u8
+    }
+
     fn len(&mut self) -> usize {
         // 1472 fills a packet. The longer ones need 2, 3 and 7 fragments.
-        self.random.of(&[0, 1, 12, 100, 511, 1000, 1471, 1472, 1473, 2961, 9000])
+        *self.random.pick(&[0, 1, 12, 100, 511, 1000, 1471, 1472, 1473, 2961, 9000])
     }
 
     /// Rare kinds of connections. They wait for timeouts, or the ICMP errors about them are
@@ -181,14 +158,14 @@ impl Planner {
 
     /// One frequent connection, or a group of them.
     fn more(&mut self) {
-        let container = From::Container(self.random.container());
+        let container = From::Container(self.container());
         match self.random.below(100) {
             0..34 => self.outgoing(container),
             34..48 => self.same_port(),
             48..70 => self.incoming(From::External, HOST),
             70..80 => self.incoming(container, HOST),
             80..85 => {
-                let to = self.random.of(&[HOST, Ipv4Addr::LOCALHOST]);
+                let to = *self.random.pick(&[HOST, Ipv4Addr::LOCALHOST]);
                 self.incoming(From::Host, to);
             }
             85..95 => self.direct(container),
@@ -201,18 +178,18 @@ impl Planner {
 
     fn tcp_use(&mut self, port: u16) -> Use {
         match port {
-            COUNT => Use::HalfClose(self.random.of(&[0, 1, 5000, 200_000])),
+            COUNT => Use::HalfClose(*self.random.pick(&[0, 1, 5000, 200_000])),
             ECHO if self.random.below(5) == 0 => Use::Abort,
             ECHO if self.random.below(6) == 0 => {
-                Use::Echo(self.random.of(&[200_000, 500_000, 1_000_000]))
+                Use::Echo(*self.random.pick(&[200_000, 500_000, 1_000_000]))
             }
-            _ => Use::Echo(self.random.of(&[1, 10, 100, 1460, 3000, 20_000])),
+            _ => Use::Echo(*self.random.pick(&[1, 10, 100, 1460, 3000, 20_000])),
         }
     }
 
     fn outgoing(&mut self, from: From) {
-        let to_port = self.random.of(&[ECHO, ECHO, ECHO, COUNT, RESET, CLOSED]);
-        let udp_port = self.random.of(&[DATAGRAMS, DATAGRAMS, DATAGRAMS, CLOSED]);
+        let to_port = *self.random.pick(&[ECHO, ECHO, ECHO, COUNT, RESET, CLOSED]);
+        let udp_port = *self.random.pick(&[DATAGRAMS, DATAGRAMS, DATAGRAMS, CLOSED]);
         let port = self.maybe_own_port();
         let len = self.len();
         match self.random.below(8) {
@@ -229,8 +206,8 @@ impl Planner {
     /// A connection of every container to one destination, from the same source port.
     fn same_port(&mut self) {
         let (port, len, kind) = (self.own_port(), self.len(), self.random.below(3));
-        let tcp_port = self.random.of(&[ECHO, ECHO, COUNT, RESET, CLOSED]);
-        let udp_port = self.random.of(&[DATAGRAMS, DATAGRAMS, CLOSED]);
+        let tcp_port = *self.random.pick(&[ECHO, ECHO, COUNT, RESET, CLOSED]);
+        let udp_port = *self.random.pick(&[DATAGRAMS, DATAGRAMS, CLOSED]);
         for container in 0..CONTAINERS {
             let from = From::Container(container);
             match kind {
@@ -248,7 +225,7 @@ impl Planner {
     fn incoming(&mut self, from: From, to: Ipv4Addr) {
         // Each connection has its own source port, because the container may see the client's port.
         let port = self.own_port();
-        let choice = self.random.below(PUBLISHED.len() + 1);
+        let choice = self.random.index(PUBLISHED.len() + 1);
         let Some(&Published { protocol, port: to_port, to: server, .. }) = PUBLISHED.get(choice)
         else {
             self.add(from, (to, CLOSED), port, What::Tcp(Use::Echo(1)));
@@ -266,9 +243,9 @@ impl Planner {
 
     /// A connection to another container, or to the host.
     fn direct(&mut self, from: From) {
-        let other = address(self.random.container());
-        let ip = self.random.of(&[other, other, GATEWAY, HOST]);
-        let (to_port, len) = (self.random.of(&[ECHO, COUNT, RESET]), self.len());
+        let other = address(self.container());
+        let ip = *self.random.pick(&[other, other, GATEWAY, HOST]);
+        let (to_port, len) = (*self.random.pick(&[ECHO, COUNT, RESET]), self.len());
         let what = match self.random.below(4) {
             0..2 => What::Tcp(self.tcp_use(to_port)),
             2 => What::Udp { len, ttl: 0 },

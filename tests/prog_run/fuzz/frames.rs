@@ -7,6 +7,7 @@ use culvert_tests::packet::{
 use super::scene::{NETS, Net, PUBLISHED};
 use crate::{
     interfaces::Interface,
+    nd::{ADVERT, OVERRIDE, SOLICITED, TARGET_OPTION, advert, link_layer, message, solicit},
     routed::{echo, fragments},
     run::Program,
     world::{
@@ -14,6 +15,9 @@ use crate::{
         SERVER2, SERVICE, STRANGER, US, US_TO_CLIENTS, from_peer,
     },
 };
+
+/// A multicast group.
+const GROUP: Host = Host { mac: [1, 0, 0x5e, 1, 2, 3], v4: [239, 1, 2, 3], v6: [0; 16] };
 
 /// A place that frames come from.
 #[derive(Debug)]
@@ -81,8 +85,14 @@ fn of_container(net: &Net, me: &Host, peer: &Host) -> Vec<Vec<u8>> {
 /// Frames to other endpoints of the network.
 fn bridged(net: &Net, me: &Host, peer: &Host) -> Vec<Vec<u8>> {
     let far = &net.far;
-    let group = Host { mac: [1, 0, 0x5e, 1, 2, 3], v4: [239, 1, 2, 3], v6: [0; 16] };
-    let report = V4 { protocol: 2, ttl: 1, options: vec![0x94, 4, 0, 0], ..V4::new(me, &group) };
+    let report = V4 { protocol: 2, ttl: 1, options: vec![0x94, 4, 0, 0], ..V4::new(me, &GROUP) };
+    let of_another = message(
+        (me.mac, far.mac),
+        (me.v6, far.v6),
+        (ADVERT, SOLICITED | OVERRIDE),
+        me.v6,
+        &link_layer(TARGET_OPTION, NOBODY.mac),
+    );
     let mut all = vec![
         V4::udp(me, peer, (1, 2), &payload(60)).frame(),
         V4::tcp(me, peer, (1, 2), &payload(60)).frame(),
@@ -100,7 +110,7 @@ fn bridged(net: &Net, me: &Host, peer: &Host) -> Vec<Vec<u8>> {
             .extended(0, &[0; 7])
             .extended(44, &[0; 7])
             .frame(),
-        V4::udp(me, &group, (1, 2), &payload(60)).frame(),
+        V4::udp(me, &GROUP, (1, 2), &payload(60)).frame(),
         V4 { l4: vec![0x16, 0, 0, 0, 239, 1, 2, 3], ..report.clone() }.frame(),
         V4 { l4: vec![0x11, 0, 0, 0, 0, 0, 0, 0], ..report }.frame(),
         Arp::request(me, peer.v4).frame(),
@@ -113,29 +123,14 @@ fn bridged(net: &Net, me: &Host, peer: &Host) -> Vec<Vec<u8>> {
         solicit(me, peer.v6).frame(),
         solicit(me, far.v6).frame(),
         solicit(me, NOBODY.v6).frame(),
-        advertise(me, me.mac, far).frame(),
-        advertise(me, NOBODY.mac, far).frame(),
+        advert(me, far).frame(),
+        of_another.frame(),
         ethernet(BROADCAST, me.mac, 0x88b5, &payload(60)),
         ethernet(far.mac, me.mac, 0x88b5, &payload(60)),
     ];
     let datagram = V4::udp(me, far, (1, 2), &payload(1000));
     all.extend(fragments(&datagram, &[400, 400]).iter().map(V4::frame));
     all
-}
-
-/// A neighbour solicitation of `me` for `target`.
-fn solicit(me: &Host, target: [u8; 16]) -> V6 {
-    let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, target[15]];
-    let eth = (me.mac, [0x33, 0x33, 0xff, 0, 0, target[15]]);
-    let option = [&[1, 1], me.mac.as_slice()].concat();
-    V6::icmp(eth, (me.v6, group), (135, 0), [0; 4], &[target.as_slice(), &option].concat())
-}
-
-/// A neighbour advertisement of `me` to `peer`, which says that `me` has the MAC `mac`.
-fn advertise(me: &Host, mac: [u8; 6], peer: &Host) -> V6 {
-    let option = [&[2, 1], mac.as_slice()].concat();
-    let content = [me.v6.as_slice(), &option].concat();
-    V6::icmp((me.mac, peer.mac), (me.v6, peer.v6), (136, 0), [0x60, 0, 0, 0], &content)
 }
 
 /// Frames that a container sends to its gateway.
@@ -232,7 +227,6 @@ fn of_tunnel(net: &Net) -> Vec<Vec<u8>> {
     let datagram = V4::udp(far, one, (1, 2), &payload(60)).frame();
     let other_host = Host { mac: gateway.mac, v4: PEER, v6: [0; 16] };
     let this_host = Host { mac: gateway.mac, ..US };
-    let group = Host { mac: [1, 0, 0x5e, 1, 2, 3], v4: [239, 1, 2, 3], v6: [0; 16] };
     let as_source = |mac| Host { mac, ..*far };
     // Two datagrams as plain UDP GRO merges them.
     let merged = [datagram.as_slice(), &tunnel.vxlan(), &datagram].concat();
@@ -246,8 +240,8 @@ fn of_tunnel(net: &Net) -> Vec<Vec<u8>> {
         Arp::request(far, NOBODY.v4).frame(),
         Arp::reply(far, two).frame(),
         solicit(far, one.v6).frame(),
-        advertise(far, far.mac, one).frame(),
-        V4::udp(far, &group, (1, 2), &payload(60)).frame(),
+        advert(far, one).frame(),
+        V4::udp(far, &GROUP, (1, 2), &payload(60)).frame(),
         ethernet(one.mac, far.mac, 0x88b5, &payload(60)),
         V4::udp(far, &NOBODY, (1, 2), &payload(60)).frame(),
         V4::udp(far, &FARTHER, (1, 2), &payload(60)).frame(),
@@ -264,7 +258,7 @@ fn of_tunnel(net: &Net) -> Vec<Vec<u8>> {
     .map(|inner| tunnel.wrap(inner))
     .collect();
     let outer = [
-        Tunnel { src: PEER2, eth_src: ROUTER_MAC, ..tunnel.clone() },
+        behind_router.clone(),
         Tunnel { src: STRANGER, ..tunnel.clone() },
         Tunnel { tos: 3, ..tunnel.clone() },
         Tunnel { checksum: true, ..tunnel.clone() },

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use culvert_tests::chaos::Random;
+use etherparse::checksum::Sum16BitWords;
 
 use super::scene::{NETS, PUBLISHED};
 use crate::world::{
@@ -74,7 +75,7 @@ impl Mutator {
     fn change(&self, random: &mut Random, frame: &mut Vec<u8>) {
         let range = |random: &mut Random, frame: &[u8]| -> Range<usize> {
             let start = place(random, frame);
-            let len = 1 + below(random, 40);
+            let len = 1 + random.index(40);
             start..(start + len).min(frame.len())
         };
         match random.below(12) {
@@ -87,18 +88,18 @@ impl Mutator {
                 frame[at] ^= 1 << random.below(8);
             }
             4..=7 => {
-                let word = &self.words[below(random, self.words.len())];
+                let word = random.pick(&self.words);
                 let at = self.field(random, frame, word.len());
                 for (byte, value) in frame.iter_mut().skip(at).zip(word) {
                     *byte = *value;
                 }
             }
             8 => {
-                let len = 1 + below(random, frame.len());
+                let len = 1 + random.index(frame.len());
                 frame.truncate(len);
             }
             9 => {
-                let more = 1 + below(random, 64);
+                let more = 1 + random.index(64);
                 frame.extend((0..more).map(|_| byte(random)));
             }
             10 => {
@@ -133,7 +134,7 @@ impl Mutator {
         if random.below(4) == 0 {
             return place(random, frame);
         }
-        let at = fields[below(random, fields.len())];
+        let at = *random.pick(fields);
         let is_inner = len != 3 && random.below(2) == 0 && is_vxlan(frame);
         if is_inner { INNER + at } else { at }
     }
@@ -142,11 +143,7 @@ impl Mutator {
 /// An offset in the frame, mostly in its headers. The frame is not empty.
 fn place(random: &mut Random, frame: &[u8]) -> usize {
     let headers = if random.below(8) == 0 { frame.len() } else { frame.len().min(HEADERS) };
-    below(random, headers)
-}
-
-fn below(random: &mut Random, bound: usize) -> usize {
-    random.below(bound as u64) as usize
+    random.index(headers)
 }
 
 fn byte(random: &mut Random) -> u8 {
@@ -220,17 +217,8 @@ fn repair(frame: &mut [u8], eth: usize, lengths: bool) {
 
 /// The checksum of RFC 1071 over parts, of which only the last may have an odd length.
 fn checksum(parts: &[&[u8]]) -> [u8; 2] {
-    let mut sum = 0_u64;
-    for part in parts {
-        for word in part.chunks(2) {
-            let low = word.get(1).copied().unwrap_or_default();
-            sum += u64::from(u16::from_be_bytes([word[0], low]));
-        }
-    }
-    while sum > 0xffff {
-        sum = (sum >> 16) + (sum & 0xffff);
-    }
-    (!(sum as u16)).to_be_bytes()
+    let sum = parts.iter().fold(Sum16BitWords::new(), |sum, part| sum.add_slice(part));
+    sum.ones_complement().to_ne_bytes()
 }
 
 #[test]

@@ -105,61 +105,21 @@ pub(super) struct State {
 /// The port of the host that is published in some states, as port 80 of `A1`.
 pub(super) const PUBLISHED: u16 = 8080;
 
-const FAR_PORT: u16 = TO_PEER2.port;
+/// The state that [`begin`] makes of the maps.
+const PLAIN: State =
+    State { name: "plain", set: |_| {}, strict: true, published: false, far_port: TO_PEER2.port };
 
 /// The states. Each reaches drop reasons that the others do not.
 pub(super) static STATES: [State; 9] = [
-    State { name: "plain", set: |_| {}, strict: true, published: false, far_port: FAR_PORT },
-    State {
-        name: "published ports",
-        set: publish,
-        strict: true,
-        published: true,
-        far_port: FAR_PORT,
-    },
-    State {
-        name: "denied clients",
-        set: deny_clients,
-        strict: true,
-        published: true,
-        far_port: FAR_PORT,
-    },
-    State {
-        name: "networks that learn",
-        set: learn,
-        strict: false,
-        published: true,
-        far_port: FAR_PORT,
-    },
-    State {
-        name: "an internal network",
-        set: make_internal,
-        strict: true,
-        published: false,
-        far_port: FAR_PORT,
-    },
-    State { name: "limited rates", set: limit, strict: true, published: false, far_port: FAR_PORT },
-    State {
-        name: "removed entries",
-        set: remove,
-        strict: true,
-        published: false,
-        far_port: FAR_PORT,
-    },
-    State {
-        name: "unknown paths",
-        set: lose_paths,
-        strict: true,
-        published: false,
-        far_port: VXLAN_PORT,
-    },
-    State {
-        name: "no free port",
-        set: Lab::reserve_all,
-        strict: true,
-        published: false,
-        far_port: FAR_PORT,
-    },
+    PLAIN,
+    State { name: "published ports", set: publish, published: true, ..PLAIN },
+    State { name: "denied clients", set: deny_clients, published: true, ..PLAIN },
+    State { name: "networks that learn", set: learn, strict: false, published: true, ..PLAIN },
+    State { name: "an internal network", set: make_internal, ..PLAIN },
+    State { name: "limited rates", set: limit, ..PLAIN },
+    State { name: "removed entries", set: remove, ..PLAIN },
+    State { name: "unknown paths", set: lose_paths, far_port: VXLAN_PORT, ..PLAIN },
+    State { name: "no free port", set: Lab::reserve_all, ..PLAIN },
 ];
 
 /// Puts the maps into a state, without flows and fragments.

@@ -7,13 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use nix::{
-    sys::{
-        socket::{setsockopt, sockopt},
-        time::{TimeVal, TimeValLike as _},
-    },
-    unistd::gettid,
-};
+use nix::unistd::gettid;
 
 use super::{slice::LIMIT, watch::Watched};
 use crate::load::{
@@ -34,9 +28,6 @@ pub(super) struct Connection {
 /// not wake up. The listener is closed, so that another arm can listen at the same address.
 pub(super) fn connections(peers: &Peers, count: u32) -> Result<Vec<Connection>> {
     let listener = listener(peers)?;
-    // The receive timeout also limits the wait of `accept` (socket(7)).
-    let wait = TimeVal::seconds(LIMIT.as_secs().cast_signed());
-    setsockopt(&listener, sockopt::ReceiveTimeout, &wait)?;
     let open = |_: u32| -> Result<Connection> {
         let to = peers.clone();
         let client = within(&peers.client, move || connect(&to))?;

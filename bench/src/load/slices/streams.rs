@@ -19,7 +19,10 @@ use super::{
     slice::{LENGTH, LIMIT, Slice},
     watch::Watched,
 };
-use crate::load::{LOOK, Peers, Side, rate, tcp::CHUNK};
+use crate::load::{
+    LOOK, Peers, Side, rate,
+    tcp::{CHUNK, is_timeout},
+};
 
 /// Traffic after the measured part, so that a read ends after it.
 const LEAD_OUT: Duration = Duration::from_millis(1);
@@ -108,7 +111,8 @@ impl Streams {
             thread::sleep(DRAINED);
         }
         let figure = rate(part.bytes * 8, part.time);
-        Ok(Slice { figure, trips: Vec::new(), steal: 0, switches: switches.saturating_sub(before) })
+        let switches = switches.saturating_sub(before);
+        Ok(Slice { figure, switches, ..Slice::default() })
     }
 
     /// Closes the streams.
@@ -159,11 +163,7 @@ fn write_slices(
         while arrived.epoch.elapsed() < stop || arrived.meter().is_open() {
             match stream.write(&chunk) {
                 Ok(written) => bytes += written as u64,
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                    ) => {}
+                Err(error) if is_timeout(&error) => {}
                 Err(error) => return Err(error).context("stream: write"),
             }
         }

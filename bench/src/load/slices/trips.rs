@@ -62,7 +62,8 @@ impl Trips {
         let mut sorted = trips.clone();
         sorted.sort_unstable();
         let figure = f64::from(percentile(&sorted, 0.5));
-        Ok(Slice { figure, trips, steal: 0, switches: switches.saturating_sub(before) })
+        let switches = switches.saturating_sub(before);
+        Ok(Slice { figure, trips, switches, ..Slice::default() })
     }
 
     /// Closes the connection.
