@@ -69,22 +69,15 @@ pub(super) async fn keep(shared: Arc<Shared>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let mut batch: Vec<(PathProbe, Answer)> = Vec::new();
+        let mut ended: Option<Ended> = None;
         tokio::select! {
             () = shared.ending.shutdown.cancelled() => return,
-            _ = answered.recv_many(&mut batch, MOST) => {
-                let done = keeper.take(platform, shown, Instant::now(), &batch);
-                problem(WRITING, done.err());
-            }
-            Some((number, done)) = calls.next(), if !calls.is_empty() => {
+            _ = answered.recv_many(&mut batch, MOST) => {}
+            Some(call) = calls.next(), if !calls.is_empty() => {
                 while let Ok(answer) = answered.try_recv() {
                     batch.push(answer);
                 }
-                if !batch.is_empty() {
-                    let taken = keeper.take(platform, shown, Instant::now(), &batch);
-                    problem(WRITING, taken.err());
-                }
-                keeper.ended(number);
-                problem(SENDING, done.err().map(|error| error.message));
+                ended = Some(call);
             }
             _ = ticks.tick() => {
                 let most = if calls.len() < CALLS { MOST } else { 0 };
@@ -99,6 +92,14 @@ pub(super) async fn keep(shared: Arc<Shared>) {
                     problem(SENDING, None);
                 }
             }
+        }
+        if !batch.is_empty() {
+            let taken = keeper.take(platform, shown, Instant::now(), &batch);
+            problem(WRITING, taken.err());
+        }
+        if let Some((number, done)) = ended {
+            keeper.ended(number);
+            problem(SENDING, done.err().map(|error| error.message));
         }
     }
 }
