@@ -14,7 +14,11 @@ use culvert_common::{
     wire::ipv4::PROTO_TCP,
 };
 
-use super::{DatapathError, raw::Bytes, tables::KernelTables};
+use super::{
+    DatapathError,
+    raw::{Bytes, failed},
+    tables::KernelTables,
+};
 
 /// Value of `FLOWS` in ABI 4; its key is that of ABI 5. Each field is as in [`Flow`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -334,10 +338,6 @@ fn convert(old: &FlowV3, tables: &KernelTables) -> Result<Flow, DatapathError> {
         packets: old.packets,
         bytes: old.bytes,
     })
-}
-
-fn failed(map: &'static str, source: MapError) -> DatapathError {
-    DatapathError::Map { map, source: Box::new(source) }
 }
 
 fn is_full(error: &MapError) -> bool {
