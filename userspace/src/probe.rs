@@ -29,7 +29,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use culvert_common::datapath::{encap::LEAST_PROBE_PORT, pmtu::MIN_PATH_MTU};
+use culvert_common::{
+    datapath::{encap::LEAST_PROBE_PORT, pmtu::MIN_PATH_MTU},
+    wire::{
+        VxlanHdr,
+        icmp::{V4_FRAG_NEEDED, V4_UNREACHABLE},
+    },
+};
 use nix::{
     errno::Errno,
     libc,
@@ -54,7 +60,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Bytes of the IPv4 and UDP headers.
 const HEADERS: u16 = 28;
 /// Bytes of the VXLAN header, all zero.
-const VXLAN: usize = 8;
+const VXLAN: usize = VxlanHdr::LEN;
 /// Bytes of the random number behind the VXLAN header.
 const NONCE: usize = 16;
 /// Bytes of the random number that a quote must show at least.
@@ -356,7 +362,7 @@ fn read(socket: &UdpSocket, mut note: impl FnMut(&TooBigReport<'_>)) {
 }
 
 /// Type and code of an ICMP "fragmentation needed" (RFC 792).
-const FRAG_NEEDED: (u8, u8) = (3, 4);
+const FRAG_NEEDED: (u8, u8) = (V4_UNREACHABLE, V4_FRAG_NEEDED);
 
 #[cfg(test)]
 mod tests {

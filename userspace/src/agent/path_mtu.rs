@@ -69,22 +69,15 @@ pub(super) async fn keep(shared: Arc<Shared>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let mut batch: Vec<(PathProbe, Answer)> = Vec::new();
+        let mut ended: Option<Ended> = None;
         tokio::select! {
             () = shared.ending.shutdown.cancelled() => return,
-            _ = answered.recv_many(&mut batch, MOST) => {
-                let done = keeper.take(platform, shown, Instant::now(), &batch);
-                problem(WRITING, done.err());
-            }
-            Some((number, done)) = calls.next(), if !calls.is_empty() => {
+            _ = answered.recv_many(&mut batch, MOST) => {}
+            Some(call) = calls.next(), if !calls.is_empty() => {
                 while let Ok(answer) = answered.try_recv() {
                     batch.push(answer);
                 }
-                if !batch.is_empty() {
-                    let taken = keeper.take(platform, shown, Instant::now(), &batch);
-                    problem(WRITING, taken.err());
-                }
-                keeper.ended(number);
-                problem(SENDING, done.err().map(|error| error.message));
+                ended = Some(call);
             }
             _ = ticks.tick() => {
                 let most = if calls.len() < CALLS { MOST } else { 0 };
@@ -100,14 +93,24 @@ pub(super) async fn keep(shared: Arc<Shared>) {
                 }
             }
         }
+        if !batch.is_empty() {
+            let taken = keeper.take(platform, shown, Instant::now(), &batch);
+            problem(WRITING, taken.err());
+        }
+        if let Some((number, done)) = ended {
+            keeper.ended(number);
+            problem(SENDING, done.err().map(|error| error.message));
+        }
     }
 }
 
 /// What the keeper remembers from round to round.
 #[derive(Debug, Default)]
 pub(super) struct PathMtuKeeper {
-    /// The entries of `PATH_MTU`. `None`: not read yet.
-    smaller: Option<BTreeMap<[u8; 4], Smaller>>,
+    /// The entries of `PATH_MTU`. Empty until they are read.
+    smaller: BTreeMap<[u8; 4], Smaller>,
+    /// `smaller` has the entries of the map.
+    is_read: bool,
     /// Hints that are not verified yet: largest inner L3 packets in bytes.
     hints: BTreeMap<[u8; 4], u32>,
     /// The probes that have no answer yet.
@@ -138,7 +141,6 @@ pub(super) struct Call {
 /// A probe, and its reason.
 #[derive(Clone, Copy, Debug)]
 struct Question {
-    vtep: [u8; 4],
     probe: PathProbe,
     /// Largest inner L3 packet in bytes that the probe stands for.
     inner_mtu: u32,
@@ -161,21 +163,22 @@ impl PathMtuKeeper {
         self.forget_doubts(shown, now);
         self.read(platform)?;
         self.hints.extend(platform.take_path_hints().map_err(line)?);
-        if self.hints.is_empty() && !self.smaller().values().any(|smaller| smaller.is_due(now)) {
+        if self.hints.is_empty() && !self.smaller.values().any(|smaller| smaller.is_due(now)) {
             return Ok(Call::default());
         }
         let paths = platform.underlay().map_err(line)?;
         for vtep in self.lost(&paths) {
             platform.forget_path_mtu(vtep).map_err(line)?;
-            self.smaller_mut().remove(&vtep);
+            self.smaller.remove(&vtep);
         }
-        shown.path_mtus.set_smaller(self.smaller().len());
+        shown.path_mtus.set_smaller(self.smaller.len());
         // An answer about a path that is lost does not count.
         self.asked.retain(|vtep, _| paths.contains_key(vtep));
         self.call += 1;
         let questions = self.questions(&paths, now, most);
         let probes = questions.iter().map(|question| question.probe).collect();
-        self.asked.extend(questions.into_iter().map(|question| (question.vtep, question)));
+        let by_vtep = |question: Question| (question.probe.to.ip().octets(), question);
+        self.asked.extend(questions.into_iter().map(by_vtep));
         Ok(Call { number: self.call, probes })
     }
 
@@ -196,7 +199,7 @@ impl PathMtuKeeper {
                 continue;
             }
             self.asked.remove(&vtep);
-            let known = self.smaller().get(&vtep).copied();
+            let known = self.smaller.get(&vtep).copied();
             let inner_mtu = match answer {
                 Answer::TooBig(mtu) => {
                     let overhead = VXLAN_OVERHEAD.into();
@@ -216,7 +219,7 @@ impl PathMtuKeeper {
                         inner_mtu + u32::from(VXLAN_OVERHEAD)
                     );
                 }
-                self.smaller_mut().insert(vtep, Smaller { inner_mtu, due: Some(now + AGAIN) });
+                self.smaller.insert(vtep, Smaller { inner_mtu, due: Some(now + AGAIN) });
                 let expires_ns = platform.now_ns().saturating_add(KEPT_NS);
                 written.push((vtep, PathMtu { expires_ns, inner_mtu }));
             } else if !question.is_hinted && *answer == Answer::Silent {
@@ -227,13 +230,13 @@ impl PathMtuKeeper {
                 );
                 match platform.forget_path_mtu(vtep) {
                     Ok(()) => {
-                        self.smaller_mut().remove(&vtep);
+                        self.smaller.remove(&vtep);
                     }
                     Err(error) => done = done.and(Err(line(error))),
                 }
             } else if let Some(known) = known.filter(|_| !question.is_hinted) {
                 let due = Some(now + RETRY);
-                self.smaller_mut().insert(vtep, Smaller { due, ..known });
+                self.smaller.insert(vtep, Smaller { due, ..known });
             }
         }
         let stored = if written.is_empty() {
@@ -243,10 +246,11 @@ impl PathMtuKeeper {
         };
         if stored.is_err() {
             // What is in the map is not known: it is read again, and the paths are probed again.
-            self.smaller = None;
+            self.smaller.clear();
+            self.is_read = false;
             self.hints.extend(written.iter().map(|(vtep, mtu)| (*vtep, mtu.inner_mtu)));
         }
-        shown.path_mtus.set_smaller(self.smaller().len());
+        shown.path_mtus.set_smaller(self.smaller.len());
         done.and(stored)
     }
 
@@ -257,28 +261,19 @@ impl PathMtuKeeper {
 
     /// Reads the entries of `PATH_MTU` if they are not known.
     fn read(&mut self, platform: &dyn Platform) -> Result<(), String> {
-        if self.smaller.is_none() {
+        if !self.is_read {
             // An earlier version wrote entries without a probe, so all paths are due.
             let entry =
                 |(vtep, PathMtu { inner_mtu, .. })| (vtep, Smaller { inner_mtu, due: None });
-            self.smaller =
-                Some(platform.path_mtus().map_err(line)?.into_iter().map(entry).collect());
+            self.smaller = platform.path_mtus().map_err(line)?.into_iter().map(entry).collect();
+            self.is_read = true;
         }
         Ok(())
     }
 
-    fn smaller(&self) -> &BTreeMap<[u8; 4], Smaller> {
-        static NONE: BTreeMap<[u8; 4], Smaller> = BTreeMap::new();
-        self.smaller.as_ref().unwrap_or(&NONE)
-    }
-
-    fn smaller_mut(&mut self) -> &mut BTreeMap<[u8; 4], Smaller> {
-        self.smaller.get_or_insert_default()
-    }
-
     /// VTEPs with a smaller path MTU to which there is no path any more.
     fn lost(&self, paths: &BTreeMap<[u8; 4], UnderlayPath>) -> Vec<[u8; 4]> {
-        self.smaller().keys().filter(|vtep| !paths.contains_key(*vtep)).copied().collect()
+        self.smaller.keys().filter(|vtep| !paths.contains_key(*vtep)).copied().collect()
     }
 
     /// The probes of this round: first the probes for hints, and of these first the one that has
@@ -290,7 +285,7 @@ impl PathMtuKeeper {
         now: Instant,
         most: usize,
     ) -> Vec<Question> {
-        let smaller = self.smaller().clone();
+        let smaller = &self.smaller;
         let known = |vtep: &[u8; 4]| smaller.get(vtep).map(|smaller| smaller.inner_mtu);
         let now_used = |vtep: &[u8; 4]| {
             let route = u32::from(paths.get(vtep)?.inner_mtu);
@@ -318,7 +313,7 @@ impl PathMtuKeeper {
                 to: SocketAddrV4::new(vtep.into(), path.port),
                 len: u16::try_from(len).unwrap_or(u16::MAX),
             };
-            questions.push(Question { vtep, probe, inner_mtu, is_hinted, call: self.call });
+            questions.push(Question { probe, inner_mtu, is_hinted, call: self.call });
             if is_hinted {
                 self.probed.insert(vtep, now);
             }

@@ -14,7 +14,7 @@ use std::{
 
 use super::{host::Host, shared::Shared};
 use crate::{
-    config::AgentOptions,
+    config::{AgentOptions, StoreAccess},
     store::{StoreUrl, is_loopback},
 };
 
@@ -25,10 +25,13 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// Prefix of the keys of the problems.
 const PROBLEMS: &str = "store-address/";
 
-/// The members of an etcd without authentication, each `HOST:PORT`. Empty: there is no such etcd.
+/// The members of the store, each `HOST:PORT`, if it is an etcd without authentication as far as the
+/// agent knows: the agent has neither a certificate nor a user. Whoever reaches such a store controls
+/// all hosts. Empty: it is no such etcd.
 fn members(options: &AgentOptions) -> Vec<String> {
+    let StoreAccess { cert, user, .. } = &options.store_access;
     match options.store.parse::<StoreUrl>() {
-        Ok(StoreUrl::Etcd(members)) if options.has_open_store() => members,
+        Ok(StoreUrl::Etcd(members)) if cert.is_none() && user.is_none() => members,
         Ok(_) | Err(_) => Vec::new(),
     }
 }

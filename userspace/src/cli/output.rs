@@ -31,13 +31,15 @@ pub(super) fn rows<R: Row>(out: &mut dyn Write, format: Format, rows: &[R]) -> i
 /// the first page with rows.
 pub(super) struct Pages {
     format: Format,
-    /// Widths of the columns in characters. Empty: no row has been printed.
+    /// A row has been printed.
+    begun: bool,
+    /// Widths of the columns of a table in characters, once it has begun.
     widths: Vec<usize>,
 }
 
 impl Pages {
     pub(super) const fn new(format: Format) -> Self {
-        Self { format, widths: Vec::new() }
+        Self { format, begun: false, widths: Vec::new() }
     }
 
     /// Prints the rows of a page. A single page is printed as by [`rows`].
@@ -47,25 +49,21 @@ impl Pages {
         page: &[R],
         is_last: bool,
     ) -> io::Result<()> {
-        let is_first = self.widths.is_empty();
+        let is_first = !self.begun;
         if is_first && is_last {
             return rows(out, self.format, page);
         }
-        let cells = page.iter().map(|row| {
-            let cells = row.cells().into_iter();
-            cells.map(|text| printable(&text).into_owned()).collect::<Vec<_>>()
-        });
-        let cells: Vec<_> = cells.collect();
-        if is_first && !page.is_empty() {
-            let width = |(at, header): (usize, &&str)| {
-                let of_row = |row: &Vec<String>| row.get(at).map_or(0, |text| text.chars().count());
-                cells.iter().map(of_row).fold(header.chars().count(), usize::max)
-            };
-            self.widths = R::HEADERS.iter().enumerate().map(width).collect();
-        }
+        self.begun |= !page.is_empty();
         match self.format {
             Format::Table => {
+                let cells: Vec<_> = page.iter().map(|row| printed(row.cells())).collect();
                 if is_first && !page.is_empty() {
+                    let width = |(at, header): (usize, &&str)| {
+                        let of_row =
+                            |row: &Vec<String>| row.get(at).map_or(0, |text| text.chars().count());
+                        cells.iter().map(of_row).fold(header.chars().count(), usize::max)
+                    };
+                    self.widths = R::HEADERS.iter().enumerate().map(width).collect();
                     self.line(out, R::HEADERS.iter().copied())?;
                 }
                 cells.iter().try_for_each(|row| self.line(out, row.iter().map(String::as_str)))
@@ -116,9 +114,7 @@ pub(super) fn table(
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(headers);
-    table.add_rows(rows.map(|cells| {
-        cells.into_iter().map(|text| printable(&text).into_owned()).collect::<Vec<_>>()
-    }));
+    table.add_rows(rows.map(printed));
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));
     }
@@ -126,6 +122,11 @@ pub(super) fn table(
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
+}
+
+/// The cells of a row as they are printed.
+fn printed(cells: Vec<String>) -> Vec<String> {
+    cells.into_iter().map(|text| printable(&text).into_owned()).collect()
 }
 
 /// Prints `NAME: value` lines with the values aligned.

@@ -77,15 +77,6 @@ pub struct StoreAccess {
     pub for_containers: bool,
 }
 
-impl AgentOptions {
-    /// Whether the store is an etcd without authentication, as far as the agent knows: the agent has
-    /// neither a certificate nor a user. Whoever reaches such a store controls all hosts.
-    pub fn has_open_store(&self) -> bool {
-        let StoreAccess { cert, user, .. } = &self.store_access;
-        self.store.starts_with("etcd://") && cert.is_none() && user.is_none()
-    }
-}
-
 /// Which hook of the uplinks receives VXLAN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum DatapathMode {

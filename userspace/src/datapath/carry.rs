@@ -14,7 +14,11 @@ use culvert_common::{
     wire::ipv4::PROTO_TCP,
 };
 
-use super::{DatapathError, raw::Bytes, tables::KernelTables};
+use super::{
+    DatapathError,
+    raw::{Bytes, failed},
+    tables::KernelTables,
+};
 
 /// Value of `FLOWS` in ABI 4; its key is that of ABI 5. Each field is as in [`Flow`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -148,31 +152,27 @@ pub(super) fn flows_of_another(
 
 /// A value of the table of flows of some version.
 trait OldFlow: Pod {
-    /// Bits of [`Flow::seen`], and [`Flow::last_ack`].
-    fn acknowledged(&self) -> (u32, u32);
-
-    /// Whether [`Flow::first_seq`] and [`Flow::next_seq`] are in the value.
-    const HAS_NUMBERS: bool = false;
+    /// Bits of [`Flow::seen`], and [`Flow::last_ack`]. `None`: [`Flow::first_seq`] and
+    /// [`Flow::next_seq`] are in the value, so they need not be made of these.
+    fn acknowledged(&self) -> Option<(u32, u32)>;
 }
 
 impl OldFlow for FlowV3 {
-    fn acknowledged(&self) -> (u32, u32) {
-        (self.flags >> 16, self.last_ack)
+    fn acknowledged(&self) -> Option<(u32, u32)> {
+        Some((self.flags >> 16, self.last_ack))
     }
 }
 
 impl OldFlow for FlowV4 {
-    fn acknowledged(&self) -> (u32, u32) {
-        (self.seen, self.last_ack)
+    fn acknowledged(&self) -> Option<(u32, u32)> {
+        Some((self.seen, self.last_ack))
     }
 }
 
 impl OldFlow for Flow {
-    fn acknowledged(&self) -> (u32, u32) {
-        (self.seen, self.last_ack)
+    fn acknowledged(&self) -> Option<(u32, u32)> {
+        None
     }
-
-    const HAS_NUMBERS: bool = true;
 }
 
 /// Opens a pinned map. `None` if there is no pin of this name.
@@ -204,13 +204,13 @@ fn copy<T: OldFlow>(
             Err(error) => return Err(failed(error)),
         };
         let Some(mut flow) = convert(&key, &value)? else { continue };
-        if !T::HAS_NUMBERS && key.protocol == PROTO_TCP {
+        if value.acknowledged().is_some() && key.protocol == PROTO_TCP {
             let other = match old.get(&Bytes(key.other(&flow)), 0) {
                 Ok(Bytes(other)) => other.acknowledged(),
-                Err(MapError::KeyNotFound) => (0, 0),
+                Err(MapError::KeyNotFound) => None,
                 Err(error) => return Err(failed(error)),
             };
-            flow = numbered(flow, other);
+            flow = numbered(flow, other.unwrap_or_default());
         }
         carried.put(tables, &key, flow)?;
     }
@@ -267,12 +267,10 @@ impl From<&FlowV4> for Flow {
             seal: old.seal,
             seen: old.seen,
             last_ack: old.last_ack,
-            first_seq: 0,
-            next_seq: 0,
-            slot: 0,
             last_seen_ns: old.last_seen_ns,
             packets: old.packets,
             bytes: old.bytes,
+            ..Self::default()
         }
     }
 }
@@ -324,20 +322,13 @@ fn convert(old: &FlowV3, tables: &KernelTables) -> Result<Flow, DatapathError> {
         from_incarnation: old.from_generation,
         to_incarnation: old.to_generation,
         kind: old.flags & (kind::ORIG | kind::MASQUERADE | kind::PUBLISHED),
-        seal: 0,
         seen: old.flags >> 16,
         last_ack: old.last_ack,
-        first_seq: 0,
-        next_seq: 0,
-        slot: 0,
         last_seen_ns: old.last_seen_ns,
         packets: old.packets,
         bytes: old.bytes,
+        ..Flow::default()
     })
-}
-
-fn failed(map: &'static str, source: MapError) -> DatapathError {
-    DatapathError::Map { map, source: Box::new(source) }
 }
 
 fn is_full(error: &MapError) -> bool {

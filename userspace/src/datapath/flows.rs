@@ -18,7 +18,7 @@ use culvert_common::abi::{Flow, FlowKey, FlowShare, Sealed as _, names};
 use super::{
     batch,
     error::DatapathError,
-    raw::{Bytes, take_map},
+    raw::{Bytes, failed, if_there, take_map},
 };
 
 /// Beginning of a [`Slice`]: the number of a hash bucket. It stays valid when entries are added
@@ -173,15 +173,8 @@ impl FlowTable for Flows {
     }
 
     fn remove(&self, key: &FlowKey) -> Result<(), DatapathError> {
-        match lock(&self.flows).remove(&Bytes(*key)) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error))
-                if error.io_error.kind() == io::ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
-            Err(source) => Err(failed(names::FLOWS, source)),
-        }
+        let removed = if_there(lock(&self.flows).remove(&Bytes(*key)));
+        removed.map_err(|source| failed(names::FLOWS, source))
     }
 
     fn replace(&self, key: &FlowKey, flow: &Flow) -> Result<(), DatapathError> {
@@ -224,15 +217,7 @@ impl FlowTable for Flows {
         let mut shares = lock(&self.shares);
         let written = match share {
             Some(share) => shares.insert(owner, Bytes(share), 0),
-            None => match shares.remove(&owner) {
-                Err(MapError::KeyNotFound) => Ok(()),
-                Err(MapError::SyscallError(error))
-                    if error.io_error.kind() == io::ErrorKind::NotFound =>
-                {
-                    Ok(())
-                }
-                other => other,
-            },
+            None => if_there(shares.remove(&owner)),
         };
         written.map_err(|source| failed(names::FLOW_SHARES, source))
     }
@@ -252,10 +237,6 @@ impl FlowTable for Flows {
 /// Locks a map. A thread that panicked with the lock held left a usable file descriptor.
 fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
     map.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn failed(map: &'static str, source: MapError) -> DatapathError {
-    DatapathError::Map { map, source: Box::new(source) }
 }
 
 /// `BPF_EXIST` of the kernel's `linux/bpf.h`.

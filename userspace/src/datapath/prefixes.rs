@@ -21,7 +21,7 @@ use ipnetwork::Ipv4Network;
 use super::{
     DatapathError, Table,
     found::ip_of,
-    raw::{Bytes, take_map},
+    raw::{Bytes, failed, if_there, take_map},
 };
 
 /// A key of a map of prefixes: the first `bits` bits of `key`; the others are zero.
@@ -130,15 +130,7 @@ impl<K: Pod + Ord + Send> Table<Prefix<K>, u32> for PrefixTable<K> {
     }
 
     fn remove(&self, key: &Prefix<K>) -> Result<(), DatapathError> {
-        match self.lock().remove(&key.raw()) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error))
-                if error.io_error.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
-            Err(source) => Err(self.failed(source)),
-        }
+        if_there(self.lock().remove(&key.raw())).map_err(|source| self.failed(source))
     }
 }
 
@@ -167,10 +159,6 @@ fn fill<K: aya::Pod>(
         map.insert(&key, 0, 0).map_err(|source| failed(name, source))?;
     }
     Ok(())
-}
-
-fn failed(map: &'static str, source: MapError) -> DatapathError {
-    DatapathError::Map { map, source: Box::new(source) }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! aya's maps of a loaded object.
 
-use std::os::fd::AsFd as _;
+use std::{io, os::fd::AsFd as _};
 
 use aya::{
     Ebpf,
@@ -19,22 +19,36 @@ pub(super) struct Bytes<T>(pub(super) T);
 // bit patterns, which is what `bytemuck::Pod` asserts.
 unsafe impl<T: Pod> aya::Pod for Bytes<T> {}
 
+/// The error of an operation on the map of this name.
+pub(super) fn failed(map: &'static str, source: MapError) -> DatapathError {
+    DatapathError::Map { map, source: Box::new(source) }
+}
+
+/// The result of the removal of an entry: it is no error if there is none.
+pub(super) fn if_there(done: Result<(), MapError>) -> Result<(), MapError> {
+    match done {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        done => done,
+    }
+}
+
 /// Takes the map `name` out of the loaded object, as type `M`.
 pub(super) fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, DatapathError>
 where
     M: TryFrom<Map, Error = MapError>,
 {
-    let map = ebpf.take_map(name).ok_or_else(|| DatapathError::Map {
-        map: name,
-        source: Box::new(MapError::InvalidName { name: name.to_owned() }),
-    })?;
-    M::try_from(map).map_err(|source| DatapathError::Map { map: name, source: Box::new(source) })
+    let missing = || failed(name, MapError::InvalidName { name: name.to_owned() });
+    let map = ebpf.take_map(name).ok_or_else(missing)?;
+    M::try_from(map).map_err(|source| failed(name, source))
 }
 
 /// A second handle of the hash map `name` of the loaded object, before that is taken: aya's map type
 /// does not lend its file descriptor.
 pub(super) fn second_handle(ebpf: &Ebpf, name: &'static str) -> Result<MapData, DatapathError> {
-    let failed = |source| DatapathError::Map { map: name, source: Box::new(source) };
+    let failed = |source| failed(name, source);
     match ebpf.map(name) {
         Some(Map::HashMap(data) | Map::LruHashMap(data)) => {
             let fd = data.fd().as_fd().try_clone_to_owned();

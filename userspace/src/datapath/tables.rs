@@ -26,7 +26,7 @@ use super::{
         Underlay, Vteps, WithSeal,
     },
     prefixes::PrefixTable,
-    raw::{Bytes, second_handle, take_map},
+    raw::{Bytes, failed, if_there, second_handle, take_map},
     table::Table,
     vtep_ids::VtepIds,
 };
@@ -158,7 +158,7 @@ impl<L: MapLayout> KernelTable<L> {
     }
 
     fn failed(&self, source: MapError) -> DatapathError {
-        DatapathError::Map { map: self.name, source: Box::new(source) }
+        failed(self.name, source)
     }
 
     /// Removes an entry. It is no error if there is none.
@@ -166,15 +166,7 @@ impl<L: MapLayout> KernelTable<L> {
         let raw_key = L::key(&self.ids, key)?;
         let removed = self.lock().remove(&Bytes(raw_key));
         self.changed();
-        match removed {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error))
-                if error.io_error.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
-            Err(source) => Err(self.failed(source)),
-        }
+        if_there(removed).map_err(|source| self.failed(source))
     }
 }
 

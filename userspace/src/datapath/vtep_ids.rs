@@ -22,7 +22,7 @@ use super::{
     DatapathError, batch,
     epoch::Epoch,
     found::{Found, ip_of},
-    raw::{Bytes, second_handle, take_map},
+    raw::{self, Bytes, if_there, second_handle, take_map},
 };
 
 /// The numbers of the VTEPs, and the map that keeps them.
@@ -196,15 +196,7 @@ impl State {
 
     /// Removes an entry of the map. It is no error if there is none.
     fn remove(&mut self, key: &MappedAddr) -> Result<(), DatapathError> {
-        match self.map.remove(&Bytes(*key)) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error))
-                if error.io_error.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(failed(error)),
-        }
+        if_there(self.map.remove(&Bytes(*key))).map_err(failed)
     }
 }
 
@@ -220,7 +212,7 @@ impl std::fmt::Debug for VtepIds {
 }
 
 fn failed(source: MapError) -> DatapathError {
-    DatapathError::Map { map: names::VTEP_IDS, source: Box::new(source) }
+    raw::failed(names::VTEP_IDS, source)
 }
 
 #[cfg(test)]

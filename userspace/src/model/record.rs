@@ -229,7 +229,7 @@ impl StoreRecord for Endpoint {
         if self.ports.iter().any(|port| port.host_ports().is_none()) {
             return Err(Invalid("a published port is not one of 1 to 65535".to_owned()));
         }
-        let ports: usize = self.ports.iter().map(|port| usize::from(port.count)).sum();
+        let ports = self.number_of_ports();
         if ports > Self::MOST_PORTS {
             let most = Self::MOST_PORTS;
             return Err(Invalid(format!("{ports} published ports: at most {most} are valid")));

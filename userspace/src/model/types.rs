@@ -309,6 +309,11 @@ impl Endpoint {
     /// Greatest number of single published ports: those of a host.
     pub const MOST_PORTS: usize = MAX_PUBLISHED as usize;
 
+    /// How many single ports of the host the endpoint publishes.
+    pub fn number_of_ports(&self) -> usize {
+        self.ports.iter().map(|port| usize::from(port.count)).sum()
+    }
+
     /// All addresses but the link-local one, the primary ones first.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         let v4 = self.ipv4.map(IpAddr::V4).into_iter();

@@ -10,22 +10,13 @@ mod nftables;
 mod programs;
 mod rules;
 
-use std::{
-    os::fd::BorrowedFd,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::os::fd::BorrowedFd;
 
-use tokio::{sync::Semaphore, task::spawn_blocking};
+use tokio::{sync::Mutex, task::spawn_blocking};
 
 use self::programs::{Files, Output};
 pub use self::rules::{Chain, Rules, Translation, Translator};
 use crate::netns::run_in;
-
-/// Who has it reads and parses rules.
-static TURN: Semaphore = Semaphore::const_new(1);
 
 /// Reads the rules of a network namespace. Rules that cannot be read are left out. Must be called
 /// within a tokio runtime.
@@ -38,43 +29,38 @@ pub async fn read(netns: BorrowedFd<'_>) -> Rules {
 /// processes, and kube-proxy has tens of thousands of rules.
 #[derive(Debug, Default)]
 pub struct RulesReader {
+    /// Locked while the rules are read.
+    listed: Mutex<Listed>,
+}
+
+/// What a reader keeps.
+#[derive(Debug, Default)]
+struct Listed {
     /// The nftables rules, with the generation that they had before they were listed. `None`: they
     /// are to be listed.
-    last: Mutex<Option<(u32, Rules)>>,
+    last: Option<(u32, Rules)>,
     /// A program has listed them, so the kernel has nftables already.
-    has_listed: AtomicBool,
+    has_listed: bool,
 }
 
 impl RulesReader {
-    // A thread that panicked with the lock held left a valid value: it changes in one step.
-    fn last(&self) -> MutexGuard<'_, Option<(u32, Rules)>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The rules that were listed last, if they stand: they are of this generation.
-    fn standing(&self, generation: Option<u32>) -> Option<Rules> {
-        let last = self.last();
-        let (of, rules) = last.as_ref()?;
-        (Some(*of) == generation).then(|| rules.clone())
-    }
-
     /// As [`read`]. The namespace must be the one of the calls before.
     pub async fn read(&self, netns: BorrowedFd<'_>) -> Rules {
-        // One at a time: clients may ask for very many. The semaphore is never closed.
-        let _turn = TURN.acquire().await;
+        // One at a time: clients may ask for very many.
+        let mut listed = self.listed.lock().await;
         // The generation is read before the rules: if they change meanwhile, they are listed again.
-        let has_listed = self.has_listed.load(Ordering::Relaxed);
+        let has_listed = listed.has_listed;
         let look = || (Files::read(), has_listed.then(generation::read).flatten());
         let (files, generation) = run_in(netns, look).unwrap_or_default();
         let mut rules = Rules { translations: ipvs::parse(&files.ipvs), ..Rules::default() };
         if !files.tracks {
             return rules;
         }
-        let listed = match self.standing(generation) {
+        let of_nftables = match listed.standing(generation) {
             Some(rules) => rules,
-            None => self.list(netns, generation).await,
+            None => listed.list(netns, generation).await,
         };
-        rules.merge(listed);
+        rules.merge(of_nftables);
         if files.legacy {
             // The kernel has no generation of these rules.
             let text = programs::legacy(netns).await.text();
@@ -82,15 +68,23 @@ impl RulesReader {
         }
         rules
     }
+}
+
+impl Listed {
+    /// The rules that were listed last, if they stand: they are of this generation.
+    fn standing(&self, generation: Option<u32>) -> Option<Rules> {
+        let (of, rules) = self.last.as_ref()?;
+        (Some(*of) == generation).then(|| rules.clone())
+    }
 
     /// Lists the nftables rules, and keeps them if all could be listed.
-    async fn list(&self, netns: BorrowedFd<'_>, generation: Option<u32>) -> Rules {
+    async fn list(&mut self, netns: BorrowedFd<'_>, generation: Option<u32>) -> Rules {
         let (saved, ruleset) = tokio::join!(programs::saved(netns), programs::ruleset(netns));
         let is_whole = !matches!((&saved, &ruleset), (Output::Failed, _) | (_, Output::Failed));
         let is_there = matches!((&saved, &ruleset), (Output::Text(_), _) | (_, Output::Text(_)));
-        self.has_listed.fetch_or(is_there, Ordering::Relaxed);
+        self.has_listed |= is_there;
         let rules = parsed(saved.text(), ruleset.text()).await;
-        *self.last() = generation.filter(|_| is_whole).zip(rules.clone());
+        self.last = generation.filter(|_| is_whole).zip(rules.clone());
         rules.unwrap_or_default()
     }
 }
@@ -117,11 +111,11 @@ mod tests {
 
     #[test]
     fn rules_stand_until_their_generation_is_another() {
-        let reader = RulesReader::default();
-        assert_eq!((reader.standing(Some(7)), reader.standing(None)), (None, None));
+        let mut listed = Listed::default();
+        assert_eq!((listed.standing(Some(7)), listed.standing(None)), (None, None));
         let rules = Rules { services: [[10, 96, 0, 1].into()].into(), ..Rules::default() };
-        *reader.last() = Some((7, rules.clone()));
-        assert_eq!(reader.standing(Some(7)), Some(rules));
-        assert_eq!((reader.standing(Some(8)), reader.standing(None)), (None, None));
+        listed.last = Some((7, rules.clone()));
+        assert_eq!(listed.standing(Some(7)), Some(rules));
+        assert_eq!((listed.standing(Some(8)), listed.standing(None)), (None, None));
     }
 }

@@ -264,6 +264,12 @@ fn prefix_end(prefix: &str) -> String {
     end
 }
 
+/// The host of `HOST:PORT`, without the brackets of an IPv6 address.
+fn host_of(endpoint: &str) -> &str {
+    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
 /// Refuses what etcd would refuse, before anything is sent, so that both backends refuse the same
 /// transactions.
 fn check_transaction(compares: &[Compare], writes: &[Write]) -> Result<(), StoreError> {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{EtcdOptions, EtcdStore, FileStore, Kind, Layout, StateStore, StoreError};
+use super::{EtcdOptions, EtcdStore, FileStore, Kind, Layout, StateStore, StoreError, host_of};
 
 /// The error for a text that is not a [`StoreUrl`]: one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,9 +37,7 @@ impl StoreUrl {
     /// The addresses of the servers, as far as the text has addresses and not names.
     pub fn addresses(&self) -> Vec<IpAddr> {
         let Self::Etcd(endpoints) = self else { return Vec::new() };
-        let host = |endpoint: &String| Some(endpoint.rsplit_once(':')?.0.to_owned());
-        let hosts = endpoints.iter().filter_map(host);
-        hosts.filter_map(|host| host.trim_matches(['[', ']']).parse().ok()).collect()
+        endpoints.iter().filter_map(|endpoint| host_of(endpoint).parse().ok()).collect()
     }
 }
 

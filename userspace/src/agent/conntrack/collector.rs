@@ -117,7 +117,6 @@ impl Collector {
         if self.pass.walked.is_none() {
             self.pass.walked = Some(Walked::begin(table)?);
         }
-        let mut removed = ByOwner::new();
         while left > 0 {
             let part = table.slice(self.pass.at, left.min(slice))?;
             // An empty slice ends the round: it is the last slice, or `left` is too small for more.
@@ -125,6 +124,7 @@ impl Collector {
                 Ok(entries) if entries > 0 => left.saturating_sub(entries),
                 _ => 0,
             };
+            let mut removed = ByOwner::new();
             let visited: Result<(), DatapathError> =
                 part.entries.into_iter().try_for_each(|(key, flow)| {
                     let ended = self.visit(table, criteria, key, flow)?;
@@ -132,7 +132,7 @@ impl Collector {
                     Ok(())
                 });
             // Also if an entry could not be read: the removed ones are gone.
-            shares::subtract(table, &std::mem::take(&mut removed))?;
+            shares::subtract(table, &removed)?;
             visited?;
             match part.next {
                 Some(next) => self.pass.at = next,

@@ -30,7 +30,6 @@ pub(super) fn subtract(table: &dyn FlowTable, removed: &ByOwner) -> Result<(), D
 }
 
 /// The flows of each container as a walk through the table counts them.
-#[derive(Default)]
 pub(super) struct Walked {
     /// The shares at the beginning of the walk.
     before: BTreeMap<u32, FlowShare>,

@@ -163,9 +163,7 @@ pub fn claim_mac(view: &View, network: &Name, id: &str) -> Result<Plan, Refusal>
     })?;
     let unchanged = Compare::Unchanged(Key::endpoint(network, id), found.revision);
     let mut plan = Plan { compares: vec![unchanged], writes: Vec::new() };
-    let is_claimed = view.mac_claim(network, found.mac).is_some()
-        && view.orphaned_mac(network, found.mac).is_none();
-    if !found.has_derived_mac() && !is_claimed {
+    if !found.has_derived_mac() && view.standing_mac_claim(network, found.mac).is_none() {
         claim_mac_of(view, &found, &mut plan)?;
     }
     Ok(plan)
@@ -205,9 +203,7 @@ fn check_mac(view: &View, network: &Network, mac: MacAddr, own: MacAddr) -> Resu
     }
     // The endpoint that has it has another MAC in its record, or one of the two records cannot be
     // read. The claim of an endpoint that is gone is replaced.
-    if let Some(claim) = view.mac_claim(name, mac)
-        && view.orphaned_mac(name, mac).is_none()
-    {
+    if let Some(claim) = view.standing_mac_claim(name, mac) {
         let owner = match &claim.owner {
             Some(owner) => format!("endpoint {}", owner.endpoint),
             None => "an unreadable record".to_owned(),

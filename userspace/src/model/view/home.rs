@@ -92,7 +92,7 @@ impl Home {
         self.all.entry(network.clone()).or_default().insert(id);
         add_to(&mut self.containers, container.clone(), place());
         add_to(&mut self.sandboxes, sandbox.netns.clone(), place());
-        let number = number_of_ports(endpoint);
+        let number = endpoint.number_of_ports();
         if self.counted + number > Endpoint::MOST_PORTS {
             self.uncounted.insert(place());
             return;
@@ -118,7 +118,7 @@ impl Home {
         if self.uncounted.remove(&place) {
             return;
         }
-        self.counted = self.counted.saturating_sub(number_of_ports(endpoint));
+        self.counted = self.counted.saturating_sub(endpoint.number_of_ports());
         for port in host_ports(endpoint) {
             if let Entry::Occupied(mut count) = self.ports.entry(port) {
                 *count.get_mut() -= 1;
@@ -134,11 +134,6 @@ impl Home {
 pub(crate) fn host_ports(endpoint: &Endpoint) -> impl Iterator<Item = HostPort> {
     let singles = endpoint.ports.iter().flat_map(|port| port.singles());
     singles.map(|port| (port.host_ip, port.host_port, port.protocol.number()))
-}
-
-/// How many single ports of the host an endpoint publishes.
-fn number_of_ports(endpoint: &Endpoint) -> usize {
-    endpoint.ports.iter().map(|port| usize::from(port.count)).sum()
 }
 
 /// Adds a place to a group. The list of the group has no room to spare.

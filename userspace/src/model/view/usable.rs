@@ -40,14 +40,17 @@ impl View {
         (!is_there).then_some((claim, owner))
     }
 
+    /// The claim to a MAC, unless its endpoint is gone.
+    pub fn standing_mac_claim(&self, network: &Name, mac: MacAddr) -> Option<&Claim<MacOwner>> {
+        self.mac_claim(network, mac).filter(|_| self.orphaned_mac(network, mac).is_none())
+    }
+
     /// Endpoints of a node that have a MAC which needs a claim and has none, by network and
     /// identifier: an earlier version has made them. A claim of an endpoint that is gone is none.
     pub fn unclaimed_macs(&self, node: &Name) -> Vec<(Name, String)> {
         let own = self.endpoints_on(node).filter(|endpoint| {
             let Endpoint { network, mac, .. } = &endpoint.record;
-            !endpoint.has_derived_mac()
-                && (self.mac_claim(network, *mac).is_none()
-                    || self.orphaned_mac(network, *mac).is_some())
+            !endpoint.has_derived_mac() && self.standing_mac_claim(network, *mac).is_none()
         });
         own.map(|endpoint| (endpoint.record.network, endpoint.record.id)).collect()
     }

@@ -20,7 +20,7 @@ use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use tokio::sync::Mutex;
 
 use super::{error, options::EtcdOptions};
-use crate::store::StoreError;
+use crate::store::{StoreError, host_of};
 
 /// Interval of HTTP/2 pings: etcd closes connections that ping more often than every 5 s
 /// (`--grpc-keepalive-min-time`).
@@ -390,8 +390,7 @@ fn refused(why: impl Into<String>) -> StoreError {
 
 /// Whether `HOST:PORT` is this host, independent of name servers.
 pub fn is_loopback(endpoint: &str) -> bool {
-    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let host = host_of(endpoint);
     match host.parse::<IpAddr>() {
         Ok(ip) => ip.to_canonical().is_loopback(),
         // RFC 6761 §6.3: these names are always loopback.
