@@ -11,6 +11,7 @@ use std::{
 use super::{
     fake::{DEADLINE, Paper, Port, Running, World, eventually, name, network, run, stored},
     paper::State,
+    records::tcp_port,
     refusals::assert_refused,
 };
 use crate::{
@@ -326,13 +327,7 @@ async fn a_contested_port_goes_to_the_container_that_stays() {
 fn of_two_records_with_one_port_one_has_it_and_then_the_other() {
     let paper = Paper::new();
     let reservations = Reservations::default();
-    let port = PublishedPort {
-        host_ip: ANY,
-        host_port: 8080,
-        container_port: 80,
-        protocol: Tcp,
-        count: 1,
-    };
+    let port = tcp_port(8080);
     let key = |id: &str| (id.to_owned(), port);
     let mut wanted = BTreeMap::from([(key("a"), name("web")), (key("b"), name("other"))]);
     for again in [false, true] {
@@ -351,13 +346,7 @@ fn a_search_for_the_holder_of_a_port_keeps_no_other_port_waiting() {
     let paper = Paper::new();
     busy(&paper, (ANY, 8080, Tcp));
     let reservations = Reservations::default();
-    let taken = PublishedPort {
-        host_ip: ANY,
-        host_port: 8080,
-        container_port: 80,
-        protocol: Tcp,
-        count: 1,
-    };
+    let taken = tcp_port(8080);
     let wanted = BTreeMap::from([(("id".to_owned(), taken), name("web"))]);
     let requests = ports::parse(&name("other"), &["9090:90".to_owned()]).unwrap();
     let (tell, told) = mpsc::channel();
@@ -585,13 +574,7 @@ fn a_range_that_would_take_the_last_files_is_refused_at_once() {
 fn very_many_ports_are_held_and_let_go_in_parts() {
     let paper = Paper::new();
     let reservations = Reservations::default();
-    let all = PublishedPort {
-        host_ip: ANY,
-        host_port: 1000,
-        container_port: 1000,
-        protocol: Tcp,
-        count: 10_000,
-    };
+    let all = PublishedPort { container_port: 1000, count: 10_000, ..tcp_port(1000) };
     let mut wanted: BTreeMap<_, _> =
         all.singles().map(|port| (("a".to_owned(), port), name("web"))).collect();
     let sync = |wanted: &_| {
@@ -671,13 +654,7 @@ fn a_request_for_a_range_keeps_nobody_waiting() {
 fn of_many_ports_in_use_the_holders_of_some_are_searched() {
     let paper = Paper::new();
     let reservations = Reservations::default();
-    let all = PublishedPort {
-        host_ip: ANY,
-        host_port: 1000,
-        container_port: 1000,
-        protocol: Tcp,
-        count: 100,
-    };
+    let all = PublishedPort { container_port: 1000, count: 100, ..tcp_port(1000) };
     for port in all.singles() {
         busy(&paper, (ANY, port.host_port, Tcp));
     }

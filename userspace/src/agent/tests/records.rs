@@ -154,7 +154,8 @@ async fn a_container_whose_file_is_lost_keeps_its_interface() {
     assert!(paper.state().namespaces.is_empty() && paper.state().veths.is_empty());
 }
 
-const fn port(host_port: u16) -> PublishedPort {
+/// Port 80 of a container at `host_port` of all addresses of the host, TCP.
+pub(super) const fn tcp_port(host_port: u16) -> PublishedPort {
     PublishedPort {
         host_ip: Ipv4Addr::UNSPECIFIED,
         host_port,
@@ -175,7 +176,7 @@ async fn a_port_that_only_the_store_names_is_not_held() {
     one.network("red").await.unwrap();
     // The namespace is not that of the container `web`.
     for (network, container, host_port) in [("blue", "guest", 2222), ("red", "web", 8080)] {
-        let ports = vec![port(host_port)];
+        let ports = vec![tcp_port(host_port)];
         let spec = unasked(network, container, "/paper/netns/theirs", false);
         forge(&world, &EndpointSpec { ports, ..spec }).await;
     }
@@ -198,7 +199,7 @@ async fn a_port_of_a_process_is_not_taken_by_a_record() {
     let sshd = Holder::Process { name: "sshd".to_owned(), pid: 7 };
     one.paper.state().busy.insert((Ipv4Addr::UNSPECIFIED, 2222, Protocol::Tcp), sshd);
     let mut record = stored(&world).await.endpoints_in(&name("blue")).next().unwrap().record;
-    record.ports = vec![port(2222), port(8080)];
+    record.ports = vec![tcp_port(2222), tcp_port(8080)];
     put(&world, Key::endpoint(&record.network, &record.id), &record).await;
     one.eventually("the free port is published", |state| {
         let ports = state.tables.published.keys().map(|key| u16::from_be_bytes(key.port));
