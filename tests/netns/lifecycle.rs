@@ -325,8 +325,6 @@ fn a_namespace_that_was_being_removed_is_removed_by_name() {
     fs::remove_file(host.dir().join(format!("state/containers/{name}.json"))).unwrap();
     host.start_agent(&[]);
     host.wait_ready();
-    // The agent answers once it has made what the store has.
-    host.ok(&["network", "inspect", "net"]);
     // Who has this lock, which is that of `ip netns` as well, keeps the namespaces from being
     // removed.
     let directory = fs::File::open("/run/netns").unwrap();

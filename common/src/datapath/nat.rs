@@ -157,8 +157,7 @@ pub const fn readdress(ip: &Ipv4Hdr, src: [u8; 4], dst: [u8; 4], hop: bool) -> I
 /// one: it is a SYN, and both directions have sent FIN, or the connection was reset.
 #[inline(always)]
 pub const fn begins_anew(tcp_flags: u8, orig: u32, reply: u32) -> bool {
-    tcp::opens(tcp_flags)
-        && ((orig | reply) & seen::RST != 0 || orig & reply & seen::FIN != 0)
+    tcp::opens(tcp_flags) && ((orig | reply) & seen::RST != 0 || orig & reply & seen::FIN != 0)
 }
 
 /// The `index`-th port (or identifier) to try. The first is the packet's own port, if it is in

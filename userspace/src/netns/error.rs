@@ -1,6 +1,6 @@
 //! Errors of operations on a network namespace.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use nix::errno::Errno;
 
@@ -27,6 +27,10 @@ pub enum NetnsError {
     /// The process lacks the privilege.
     #[error("{0}: permission denied: run as root, CAP_SYS_ADMIN and CAP_NET_ADMIN are needed")]
     Permission(String),
+    /// Another process has held the lock of the directory of named namespaces for all the time that
+    /// was waited.
+    #[error("{}: another process has held its lock, which 'ip netns' takes, for {} s: 'lslocks' shows the process", .0.display(), .1.as_secs())]
+    Locked(PathBuf, Duration),
     /// The kernel refused for another reason.
     #[error("{what}: {source}")]
     Io {

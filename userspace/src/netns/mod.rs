@@ -15,6 +15,7 @@ use std::{
     },
     path::{Path, PathBuf},
     thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -37,6 +38,10 @@ pub type Result<T, E = NetnsError> = std::result::Result<T, E>;
 
 /// Directory in which `ip netns` mounts namespaces.
 pub const DIR: &str = "/run/netns";
+/// How long the agent waits for the lock of [`DIR`]. `ip netns` holds it for some milliseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// Interval of the attempts to take that lock.
+const LOCK_POLL: Duration = Duration::from_millis(5);
 /// Magic number of nsfs, the file system of namespace files (linux/magic.h).
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 /// `NS_GET_NSTYPE` (linux/nsfs.h): `_IO(0xb7, 3)`.
@@ -62,7 +67,8 @@ impl Netns {
     /// namespace that it does not know.
     ///
     /// # Errors
-    /// [`NetnsError::Taken`] if that namespace exists; [`NetnsError::Permission`]; `made` fails.
+    /// [`NetnsError::Taken`] if that namespace exists; [`NetnsError::Permission`];
+    /// [`NetnsError::Locked`]; `made` fails.
     pub fn create(
         name: &Name,
         made: impl FnOnce(NetnsId) -> io::Result<()> + Send,
@@ -78,9 +84,13 @@ impl Netns {
     /// Opens the namespace `/run/netns/NAME`, or makes it if it does not exist.
     ///
     /// # Errors
-    /// [`NetnsError::Permission`], or the kernel refuses.
+    /// [`NetnsError::Permission`], [`NetnsError::Locked`] if it is to be made, or the kernel refuses.
     pub fn ensure(name: &Name) -> Result<Self> {
         let path = Self::path_of(name);
+        // Any user can hold the lock: a namespace that exists is opened without it.
+        if is_nsfs(&path) {
+            return Self::open(&path);
+        }
         let _lock = lock_directory()?;
         if is_nsfs(&path) { Self::open(&path) } else { Self::make_and_open(&path, |_| Ok(())) }
     }
@@ -212,7 +222,7 @@ impl Netns {
     /// it open.
     ///
     /// # Errors
-    /// The kernel refuses. It is no error if the file does not exist.
+    /// [`NetnsError::Locked`], or the kernel refuses. It is no error if the file does not exist.
     pub fn remove(name: &Name) -> Result<()> {
         let path = Self::path_of(name);
         let failed = |error: io::Error| {
@@ -365,9 +375,7 @@ fn is_netns(file: BorrowedFd<'_>) -> bool {
 fn lock_directory() -> Result<Flock<File>> {
     let failed = |error: io::Error| NetnsError::io(format!("preparing {DIR}"), error);
     fs::create_dir_all(DIR).map_err(failed)?;
-    let directory = File::open(DIR).map_err(failed)?;
-    let lock = Flock::lock(directory, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| failed(errno.into()))?;
+    let lock = lock(Path::new(DIR), LOCK_PATIENCE)?;
     let share = || {
         mount(None::<&str>, DIR, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>)
     };
@@ -381,6 +389,26 @@ fn lock_directory() -> Result<Flock<File>> {
         answer => answer.map_err(|errno| failed(errno.into()))?,
     }
     Ok(lock)
+}
+
+/// Takes the lock of a directory, and waits for it for `patience` at most: whoever may read the
+/// directory can hold the lock for any time.
+fn lock(directory: &Path, patience: Duration) -> Result<Flock<File>> {
+    let failed =
+        |error: io::Error| NetnsError::io(format!("preparing {}", directory.display()), error);
+    let mut file = File::open(directory).map_err(failed)?;
+    let start = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((again, Errno::EWOULDBLOCK)) if start.elapsed() < patience => file = again,
+            Err((_, Errno::EWOULDBLOCK)) => {
+                return Err(NetnsError::Locked(directory.to_owned(), patience));
+            }
+            Err((_, errno)) => return Err(failed(errno.into())),
+        }
+        thread::sleep(LOCK_POLL);
+    }
 }
 
 /// Makes a namespace and mounts it on `path`, under the directory's lock. `made` is called before
@@ -452,6 +480,21 @@ mod tests {
         let refused = Netns::rebind(&name, std::process::id().cast_signed()).unwrap_err();
         assert!(refused.to_string().contains("namespace of this process"), "{refused}");
         assert!(Netns::path_of(&name).symlink_metadata().is_err());
+    }
+
+    #[test]
+    fn nobody_waits_for_ever_for_the_lock_of_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path(), Duration::ZERO).unwrap();
+        let refused = lock(dir.path(), Duration::from_millis(10)).unwrap_err();
+        assert!(refused.to_string().contains("'lslocks' shows the process"), "{refused}");
+        let waiting = thread::scope(|scope| {
+            let waiting = scope.spawn(|| lock(dir.path(), Duration::from_secs(20)).map(drop));
+            thread::sleep(Duration::from_millis(20));
+            drop(held);
+            waiting.join().unwrap()
+        });
+        waiting.unwrap();
     }
 
     #[test]

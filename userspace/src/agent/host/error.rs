@@ -38,7 +38,7 @@ pub(super) fn sandbox_refused(error: SandboxError) -> ApiError {
 /// The API error for an error of a network namespace.
 pub(super) fn netns_refused(error: &NetnsError) -> ApiError {
     let kind = match error {
-        NetnsError::Taken(_) => ErrorKind::Conflict,
+        NetnsError::Taken(_) | NetnsError::Locked(..) => ErrorKind::Conflict,
         NetnsError::Missing(_) | NetnsError::DeadProcess(_) => ErrorKind::NotFound,
         NetnsError::NotNetns(_) | NetnsError::OfHost(_) => ErrorKind::Invalid,
         NetnsError::Permission(_) | NetnsError::Io { .. } => ErrorKind::Internal,
