@@ -8,7 +8,7 @@ use std::{
 };
 
 use culvert::{
-    model::{Privileges, RestartPolicy},
+    model::{Isolation, Privileges, RestartPolicy},
     sandbox::{LogLimits, SuperviseSpec},
 };
 use culvert_tests::netns::{Netns, Process, exit_code, wait_for, wait_until};
@@ -58,6 +58,8 @@ impl Setup {
             restart: RestartPolicy::No,
             restarts: None,
             privileges: Privileges::default(),
+            isolation: Isolation::default(),
+            joins: None,
         }
     }
 

@@ -22,7 +22,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::files::{remove_if_there, write_atomically};
 use crate::{
     api::types::ContainerNetwork,
-    model::{Name, NameOptions, NetnsId, Privileges, RestartPolicy, SCHEMA, SandboxRef},
+    model::{Isolation, Name, NameOptions, NetnsId, Privileges, RestartPolicy, SCHEMA, SandboxRef},
     private,
 };
 
@@ -255,6 +255,9 @@ pub(crate) struct Record {
     /// User and capabilities of the commands.
     #[serde(default, skip_serializing_if = "Privileges::is_default")]
     pub(crate) privileges: Privileges,
+    /// What the commands have apart from the host.
+    #[serde(default, skip_serializing_if = "Isolation::is_default")]
+    pub(crate) isolation: Isolation,
     /// What the agent has last written to its resolv.conf. `None`: it has no such file, or the
     /// record is of an earlier version.
     #[serde(default)]
@@ -326,6 +329,7 @@ impl Record {
             auto_remove: false,
             names: NameOptions::default(),
             privileges: Privileges::default(),
+            isolation: Isolation::default(),
             resolv_conf: None,
             restart: RestartPolicy::No,
             restarts: 0,

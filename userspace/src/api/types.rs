@@ -24,7 +24,7 @@ pub use self::{
 };
 use crate::{
     choice::Uplink,
-    model::{Driver, MacAddr, Name, NameOptions, Privileges, RestartPolicy},
+    model::{Driver, Isolation, MacAddr, Name, NameOptions, Privileges, RestartPolicy},
 };
 
 /// The error of a request. `message` is one line that names the object, what is wrong with it and
@@ -280,6 +280,9 @@ pub struct ContainerCreate {
     /// User and capabilities of the commands in the container.
     #[serde(default, skip_serializing_if = "Privileges::is_default")]
     pub privileges: Privileges,
+    /// What the commands in the container have apart from the host.
+    #[serde(default, skip_serializing_if = "Isolation::is_default")]
+    pub isolation: Isolation,
 }
 
 /// Row of `ps`, and the answer to [`ContainerCreate`].
@@ -330,6 +333,9 @@ pub struct ContainerRow {
     /// User and capabilities of its commands, if they are limited.
     #[serde(default, skip_serializing_if = "Privileges::is_default")]
     pub privileges: Privileges,
+    /// What its commands have apart from the host, besides the network.
+    #[serde(default, skip_serializing_if = "Isolation::is_default")]
+    pub isolation: Isolation,
     /// In the answer to [`ContainerCreate`]: defects of the new container, one line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

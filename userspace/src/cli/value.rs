@@ -14,8 +14,8 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     api::DEFAULT_TIMEOUT,
     model::{
-        CapabilityOption, Exposed, Invalid, MacAddr, Name, Publish, RestartPolicy, UserOption, Vni,
-        parse_source, validate,
+        CapabilityOption, Exposed, Invalid, MacAddr, Name, NamespaceMode, Publish, RestartPolicy,
+        TmpfsMount, UserOption, Vni, parse_source, validate,
     },
     store::StoreUrl,
 };
@@ -279,6 +279,16 @@ pub(super) fn user(text: &str) -> Parsed<UserOption> {
 
 /// A capability, or all.
 pub(super) fn capability(text: &str) -> Parsed<CapabilityOption> {
+    text.parse()
+}
+
+/// A namespace of the host or a private one.
+pub(super) fn namespace(text: &str) -> Parsed<NamespaceMode> {
+    text.parse()
+}
+
+/// A file system in memory.
+pub(super) fn tmpfs(text: &str) -> Parsed<TmpfsMount> {
     text.parse()
 }
 

@@ -11,6 +11,7 @@
 //! * [`validate`]: validation with errors of one line.
 
 mod invalid;
+mod isolation;
 mod keys;
 mod name;
 pub mod ops;
@@ -29,6 +30,7 @@ mod view;
 
 pub use crate::store::StoreMark;
 pub use invalid::Invalid;
+pub use isolation::{Isolation, NamespaceMode, TmpfsMount};
 pub use keys::*;
 pub use name::Name;
 pub use ports::{Exposed, PortRequest, Publish, overlapping};

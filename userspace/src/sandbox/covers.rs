@@ -9,7 +9,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsRawFd, RawFd},
+        fd::{AsFd, AsRawFd, RawFd},
         unix::fs::OpenOptionsExt,
     },
     path::{Path, PathBuf},
@@ -19,11 +19,11 @@ use nix::{
     errno::Errno,
     libc,
     mount::{MsFlags, mount},
-    unistd::Pid,
+    unistd::{Pid, fchdir},
 };
 use rustix::process::{PidfdFlags, pidfd_open};
 
-use super::{Result, SandboxError};
+use super::{Result, SandboxError, isolation};
 
 /// Sockets of host programs that would answer for names from the host's point of view, past the
 /// container's files: nss-resolve(8) and the C library's cache. Where they are covered, the C
@@ -38,19 +38,36 @@ const CALM_MS: libc::c_int = 100;
 /// Time until the next check while a file is missing that was covered before, in ms.
 const MISSING_MS: libc::c_int = 5000;
 
-/// The files that are mounted, by the path that they cover.
-#[derive(Debug, Default)]
-pub(super) struct Covers(BTreeMap<PathBuf, PathBuf>);
+/// Where the calling thread has its entry `thread-self`.
+const PROC: &str = "/proc";
+
+/// The files that are mounted.
+#[derive(Debug)]
+pub(super) struct Covers {
+    /// By the path that they cover.
+    files: BTreeMap<PathBuf, PathBuf>,
+    /// The mounts are read-only.
+    read_only: bool,
+    /// A path of the `/proc` in which the calling thread is.
+    proc: &'static str,
+}
+
+impl Default for Covers {
+    fn default() -> Self {
+        Self { files: BTreeMap::new(), read_only: false, proc: PROC }
+    }
+}
 
 impl Covers {
     /// Mounts the files of the directory `etc` over the files of `/etc`. A file of
     /// `/etc/netns/NAME/` takes the place of a file of `etc` with the same name. A file that `/etc`
-    /// does not have is not mounted: there is nothing to mount it on.
+    /// does not have is not mounted: there is nothing to mount it on. `read_only`: the program
+    /// cannot write to the files either.
     ///
     /// # Errors
     /// The kernel refuses to mount a file of `etc`. For a file of `/etc/netns/NAME/` this is logged
     /// only.
-    pub(super) fn mount(name: &str, etc: Option<&Path>) -> Result<Self> {
+    pub(super) fn mount(name: &str, etc: Option<&Path>, read_only: bool) -> Result<Self> {
         let mut wanted = BTreeMap::new();
         if let Some(etc) = etc {
             wanted.extend(files_for(Path::new("/etc"), etc));
@@ -58,10 +75,10 @@ impl Covers {
         }
         let users = name_directory(name).map(|dir| files_for(Path::new("/etc"), &dir));
         wanted.extend(users.into_iter().flatten());
-        let mut mounted = BTreeMap::new();
+        let mut covers = Self { read_only, ..Self::default() };
         for (target, source) in wanted {
-            match cover(&target, &source) {
-                Ok(()) => drop(mounted.insert(target, source)),
+            match covers.cover(&target, &source) {
+                Ok(()) => drop(covers.files.insert(target, source)),
                 Err(Errno::ENOENT | Errno::ENOTDIR) => {}
                 Err(errno) if etc.is_some_and(|etc| source.starts_with(etc)) => {
                     let what = format!("mounting {} on {}", source.display(), target.display());
@@ -72,21 +89,31 @@ impl Covers {
                 }
             }
         }
-        Ok(Self(mounted))
+        Ok(covers)
+    }
+
+    /// Uses this `/proc`, which another one has been mounted over: that one shows the processes of
+    /// another PID namespace, and the calling thread is not among them. The thread, which must have
+    /// a working directory of its own, gets `proc` as its working directory.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn look_into(&mut self, proc: &File) -> nix::Result<()> {
+        fchdir(proc)?;
+        self.proc = ".";
+        Ok(())
     }
 
     /// Waits for the end of a process. Mounts each file again whose mount the kernel has removed in
     /// the meantime. Returns early if the kernel does not report these events.
     pub(super) fn keep_until_end(&self, pid: Pid) {
-        if self.0.is_empty() {
+        if self.files.is_empty() {
             return;
         }
         let process = rustix::process::Pid::from_raw(pid.as_raw())
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        let (Some(process), Ok(mounts)) = (process, File::open("/proc/thread-self/mountinfo"))
-        else {
-            return;
-        };
+        let mounts = File::open(format!("{}/thread-self/mountinfo", self.proc));
+        let (Some(process), Ok(mounts)) = (process, mounts) else { return };
         let ended = |timeout| is_ready(process.as_raw_fd(), None, timeout);
         let next = |complete| if complete { -1 } else { MISSING_MS };
         // mountinfo reports the changes since it was opened. A file may have been replaced before.
@@ -103,11 +130,41 @@ impl Covers {
     /// Mounts each file again whose mount is gone. `false`: a file to mount on does not exist now,
     /// or the kernel refused the mount.
     fn restore(&self) -> bool {
-        self.0.iter().fold(true, |complete, (target, source)| match is_covered(target) {
+        self.files.iter().fold(true, |complete, (target, source)| match self.is_covered(target) {
             Ok(true) => complete,
-            Ok(false) => cover(target, source).is_ok() && complete,
+            Ok(false) => self.cover(target, source).is_ok() && complete,
             Err(_) => false,
         })
+    }
+
+    /// Mounts `source` on `target`. If `target` is a symbolic link, `source` is mounted on the link
+    /// itself: the target of the link has other readers, and is replaced more often.
+    fn cover(&self, target: &Path, source: &Path) -> nix::Result<()> {
+        let covered = open(target).map_err(|error| errno(&error))?;
+        let path = format!("{}/thread-self/fd/{}", self.proc, covered.as_raw_fd());
+        mount(Some(source), path.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        if self.read_only {
+            // The path leads to the new mount now.
+            let root = open(target).map_err(|error| errno(&error))?;
+            isolation::set_read_only(root.as_fd())?;
+        }
+        Ok(())
+    }
+
+    /// Whether anything is mounted on `target`: then `target` is on another mount than its
+    /// directory.
+    fn is_covered(&self, target: &Path) -> io::Result<bool> {
+        let directory = target.parent().unwrap_or(Path::new("/"));
+        Ok(self.mount_id(target)? != self.mount_id(directory)?)
+    }
+
+    /// The identifier in mountinfo of the mount that has a path.
+    fn mount_id(&self, path: &Path) -> io::Result<String> {
+        let file = open(path)?;
+        let info = format!("{}/thread-self/fdinfo/{}", self.proc, file.as_raw_fd());
+        let info = fs::read_to_string(info)?;
+        let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+        id.map(|id| id.trim().to_owned()).ok_or_else(|| io::Error::other("fdinfo has no mnt_id"))
     }
 }
 
@@ -121,28 +178,6 @@ fn name_directory(name: &str) -> Option<PathBuf> {
 fn files_for(to: &Path, from: &Path) -> Vec<(PathBuf, PathBuf)> {
     let entries = fs::read_dir(from).into_iter().flatten().flatten();
     entries.map(|entry| (to.join(entry.file_name()), entry.path())).collect()
-}
-
-/// Mounts `source` on `target`. If `target` is a symbolic link, `source` is mounted on the link
-/// itself: the target of the link has other readers, and is replaced more often.
-fn cover(target: &Path, source: &Path) -> nix::Result<()> {
-    let target = open(target).map_err(|error| errno(&error))?;
-    let target = format!("/proc/thread-self/fd/{}", target.as_raw_fd());
-    mount(Some(source), target.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
-}
-
-/// Whether anything is mounted on `target`: then `target` is on another mount than its directory.
-fn is_covered(target: &Path) -> io::Result<bool> {
-    let directory = target.parent().unwrap_or(Path::new("/"));
-    Ok(mount_id(target)? != mount_id(directory)?)
-}
-
-/// The identifier in mountinfo of the mount that has a path.
-fn mount_id(path: &Path) -> io::Result<String> {
-    let file = open(path)?;
-    let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd()))?;
-    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
-    id.map(|id| id.trim().to_owned()).ok_or_else(|| io::Error::other("fdinfo has no mnt_id"))
 }
 
 /// Opens a path with `O_PATH`. A symbolic link at its end is not followed.
@@ -252,11 +287,12 @@ mod tests {
         let root = dir.path().to_owned();
         let keeper = thread::spawn(move || {
             apart();
-            let covers = Covers(targets.map(|name| (root.join(name), root.join("ours"))).into());
-            for (target, source) in &covers.0 {
-                assert!(!is_covered(target).unwrap());
-                cover(target, source).unwrap();
-                assert!(is_covered(target).unwrap());
+            let files = targets.map(|name| (root.join(name), root.join("ours"))).into();
+            let covers = Covers { files, ..Covers::default() };
+            for (target, source) in &covers.files {
+                assert!(!covers.is_covered(target).unwrap());
+                covers.cover(target, source).unwrap();
+                assert!(covers.is_covered(target).unwrap());
             }
             // Other readers of the link's target still read their own file.
             assert_eq!(fs::read(root.join("theirs")).unwrap(), b"theirs");
@@ -297,10 +333,11 @@ mod tests {
         let target = at.clone();
         let keeper = thread::spawn(move || {
             apart();
-            cover(&target, Path::new(NOTHING)).unwrap();
+            let files = [(target.clone(), NOTHING.into())].into();
+            let covers = Covers { files, ..Covers::default() };
+            covers.cover(&target, Path::new(NOTHING)).unwrap();
             let error = UnixStream::connect(&target).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
-            let covers = Covers([(target, NOTHING.into())].into());
             for complete in [true, false, true] {
                 assert_eq!(covers.restore(), complete);
                 tell.send(gettid()).unwrap();
@@ -320,5 +357,44 @@ mod tests {
         assert!(is_device(tid, &at));
         go.send(()).unwrap();
         keeper.join().unwrap();
+    }
+
+    /// As in a private PID namespace with `--read-only`.
+    #[test]
+    #[ignore = "needs root"]
+    fn a_file_is_covered_again_past_another_proc_and_stays_read_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, source) = (dir.path().join("theirs"), dir.path().join("ours"));
+        fs::write(&target, "theirs").unwrap();
+        fs::write(&source, "ours").unwrap();
+        let (tell, told) = mpsc::channel();
+        let (go, gone) = mpsc::channel();
+        let (covered, ours) = (target.clone(), source.clone());
+        let keeper = thread::spawn(move || {
+            apart();
+            let files = [(covered.clone(), ours.clone())].into();
+            let mut covers = Covers { files, read_only: true, ..Covers::default() };
+            covers.cover(&covered, &ours).unwrap();
+            let proc = open(Path::new("/proc")).unwrap();
+            let none = MsFlags::empty();
+            mount(Some("tmpfs"), "/proc", Some("tmpfs"), none, None::<&str>).unwrap();
+            assert!(!covers.restore(), "this /proc does not have the thread");
+            covers.look_into(&proc).unwrap();
+            tell.send(()).unwrap();
+            gone.recv().unwrap();
+            assert!(!covers.is_covered(&covered).unwrap());
+            assert!(covers.restore() && covers.is_covered(&covered).unwrap());
+            assert_eq!(fs::read(&covered).unwrap(), b"ours");
+            let error = fs::write(&covered, "x").unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+        });
+        told.recv().unwrap();
+        let new = dir.path().join("new");
+        fs::write(&new, "replaced").unwrap();
+        fs::rename(&new, &target).unwrap();
+        go.send(()).unwrap();
+        keeper.join().unwrap();
+        // The host's mounts are as before.
+        fs::write(&source, "ours again").unwrap();
     }
 }

@@ -59,6 +59,9 @@ pub enum SandboxError {
     /// The kernel refused an interface, an address or a route.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// A process whose namespaces were to be entered has ended.
+    #[error("process {0}, the command of the container, has ended: try again")]
+    CommandEnded(i32),
     /// The kernel refused for another reason.
     #[error("{what}: {source}")]
     Io {

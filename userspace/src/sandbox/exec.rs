@@ -26,12 +26,14 @@ use tokio::sync::{Mutex, MutexGuard, oneshot};
 use super::{
     SandboxError,
     covers::Covers,
+    isolation,
     log::{LogLimits, LogWriter, Pump, SharedLog},
-    mounts, privileges,
+    mounts::{self, Names, Separated},
+    privileges,
     signals::{Caught, Signals},
 };
 use crate::{
-    model::{Privileges, RestartPolicy},
+    model::{Isolation, Privileges, RestartPolicy},
     netns::Netns,
 };
 
@@ -75,6 +77,13 @@ pub struct SuperviseSpec {
     /// User and capabilities of the program.
     #[serde(default, skip_serializing_if = "Privileges::is_default")]
     pub privileges: Privileges,
+    /// What the program has apart from the host.
+    #[serde(default, skip_serializing_if = "Isolation::is_default")]
+    pub isolation: Isolation,
+    /// A process with these namespaces and file systems, which the program enters. `None`: they are
+    /// made for it. Without `isolation` it has no effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joins: Option<i32>,
 }
 
 /// The error when a program did not run: one line, and an exit code.
@@ -321,7 +330,6 @@ fn start(spec: &SuperviseSpec, logged: bool) -> Result<Spawned, ExecError> {
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         printed = Some(reader);
     }
-    let mut covers = Covers::default();
     if let Some(path) = &spec.netns {
         let sandbox = Netns::open(path).map_err(SandboxError::from)?;
         setns(&sandbox, CloneFlags::CLONE_NEWNET).map_err(|errno| {
@@ -332,8 +340,10 @@ fn start(spec: &SuperviseSpec, logged: bool) -> Result<Spawned, ExecError> {
                 |errno| SandboxError::io(format!("setting host name {hostname}"), errno),
             )?;
         }
-        covers = mounts::arrange(&spec.name, spec.etc.as_deref())?;
     }
+    let names = Names { name: &spec.name, etc: spec.etc.as_deref() };
+    let names = spec.netns.is_some().then_some(&names);
+    let Separated { mut covers, proc } = mounts::separate(names, &spec.isolation, spec.joins)?;
     let has_terminal = File::open("/dev/tty").is_ok();
     if !has_terminal {
         command.process_group(0);
@@ -342,12 +352,18 @@ fn start(spec: &SuperviseSpec, logged: bool) -> Result<Spawned, ExecError> {
     let is_apart = has_terminal
         && !spec.privileges.is_default()
         && takes_input(fs::read_to_string(LEGACY_TIOCSTI).ok().as_deref());
+    let (mounts_proc, read_only) = (proc.is_some(), spec.isolation.read_only);
     // SAFETY: between fork and exec this makes system calls alone and allocates nothing: the groups
     // are in a vector of `identity`, which the closure owns.
     unsafe {
         command.pre_exec(move || {
             if is_apart {
                 setsid()?;
+            }
+            // Only a process of the new PID namespace can mount it. Without the user's privileges
+            // it could not.
+            if mounts_proc {
+                isolation::mount_proc(read_only)?;
             }
             if let Some(identity) = &identity {
                 identity.take()?;
@@ -356,7 +372,15 @@ fn start(spec: &SuperviseSpec, logged: bool) -> Result<Spawned, ExecError> {
             Ok(prctl::set_pdeathsig(Signal::SIGKILL)?)
         });
     }
-    let child = command.spawn().map_err(|error| refusal(program, &error))?;
+    let child = command.spawn().map_err(|error| match isolation::proc_error(&error) {
+        Some(errno) => ExecError::from(SandboxError::io("--pid private: mounting /proc", errno)),
+        None => refusal(program, &error),
+    })?;
+    if let Some(proc) = &proc
+        && let Err(error) = covers.look_into(proc)
+    {
+        tracing::warn!(%error, "files in /etc that the host replaces are seen by the program");
+    }
     // A pid fits into pid_t; the standard library returns it unsigned.
     Ok(Spawned { pid: Pid::from_raw(child.id().cast_signed()), covers, printed, is_apart })
 }
@@ -405,6 +429,8 @@ mod tests {
             restart: RestartPolicy::No,
             restarts: None,
             privileges: Privileges::default(),
+            isolation: Isolation::default(),
+            joins: None,
         }
     }
 

@@ -16,6 +16,7 @@ mod exec;
 mod gateway;
 mod hosts;
 mod interface;
+mod isolation;
 mod log;
 mod mounts;
 mod privileges;

@@ -1,9 +1,10 @@
 //! The file system of a program in a sandbox. It is the host's, with the two differences that
 //! `ip netns exec` makes: `/sys` shows the sandbox's devices, and the files of `/etc/netns/NAME/`
 //! are mounted over those in `/etc`. The container's own files are mounted over files of `/etc` in
-//! the same way.
+//! the same way. With `--tmpfs`, `--read-only` and private namespaces there are more differences.
 
 use std::{
+    env,
     fs::{File, OpenOptions},
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
@@ -16,23 +17,87 @@ use nix::{
     sys::statvfs::{FsFlags, statvfs},
 };
 
-use super::{Result, SandboxError, covers::Covers};
-use crate::mountinfo::{self, Mount};
+use super::{Result, SandboxError, covers::Covers, isolation};
+use crate::{
+    model::Isolation,
+    mountinfo::{self, Mount},
+};
 
-/// Moves the calling thread to a mount namespace of its own and sets up its mounts. The thread must
-/// already be in the sandbox's network namespace. `etc` is the directory of the container's files.
-/// If `/sys` cannot be mounted, that is logged only: the program may not need it.
-pub(super) fn arrange(name: &str, etc: Option<&Path>) -> Result<Covers> {
+/// The names that a program in a sandbox sees.
+pub(super) struct Names<'a> {
+    /// The container, for `/etc/netns/NAME/`.
+    pub(super) name: &'a str,
+    /// Directory of the container's files.
+    pub(super) etc: Option<&'a Path>,
+}
+
+/// What [`separate`] has set up.
+#[derive(Default)]
+pub(super) struct Separated {
+    /// The mounts to keep.
+    pub(super) covers: Covers,
+    /// The program is to be the first process of a PID namespace, and mounts a `/proc` of it over
+    /// this one.
+    pub(super) proc: Option<File>,
+}
+
+/// Moves the calling thread, and the processes that it starts, to the namespaces other than that of
+/// the network, and sets up their mounts. `names`: as [`arrange`]. `joins`: the process that has
+/// these namespaces already.
+///
+/// # Errors
+/// That process has ended, a directory to mount on does not exist, or the kernel refuses.
+pub(super) fn separate(
+    names: Option<&Names<'_>>,
+    isolation: &Isolation,
+    joins: Option<i32>,
+) -> Result<Separated> {
+    let directory = env::current_dir().ok();
+    if let Some(pid) = joins.filter(|_| !isolation.is_default()) {
+        isolation::join(pid, isolation)?;
+        isolation::return_to(directory);
+        return Ok(Separated::default());
+    }
+    if names.is_none() && isolation.is_default() {
+        return Ok(Separated::default());
+    }
+    isolation::separate(isolation)?;
+    let covers = arrange(names, isolation)?;
+    if !isolation.tmpfs.is_empty() {
+        isolation::return_to(directory);
+    }
+    let proc = isolation.pid.is_private().then(|| {
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open("/proc")
+    });
+    let proc = proc.transpose().map_err(|error| SandboxError::io("opening /proc", error))?;
+    Ok(Separated { covers, proc })
+}
+
+/// Moves the calling thread to a mount namespace of its own and sets up its mounts. With
+/// `names` the thread must already be in the sandbox's network namespace. Without, it has the
+/// host's network, and `/sys` and `/etc` are the host's. If `/sys` cannot be mounted, that is
+/// logged only: the program may not need it.
+fn arrange(names: Option<&Names<'_>>, isolation: &Isolation) -> Result<Covers> {
     let failed = |errno: nix::Error| SandboxError::io("making a mount namespace", errno);
     unshare(CloneFlags::CLONE_NEWNS).map_err(failed)?;
     // Mounts made here must not appear on the host. Later mounts and unmounts of the host must
-    // appear here.
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
-        .map_err(failed)?;
-    if let Err(error) = remount_sys() {
+    // appear here, unless all mounts are to be read-only: a later one could be written to.
+    let kind = if isolation.read_only { MsFlags::MS_PRIVATE } else { MsFlags::MS_SLAVE };
+    mount(None::<&str>, "/", None::<&str>, kind | MsFlags::MS_REC, None::<&str>).map_err(failed)?;
+    if names.is_some()
+        && let Err(error) = remount_sys()
+    {
         tracing::debug!(%error, "/sys shows the host's devices");
     }
-    Covers::mount(name, etc)
+    // Before the files: one that is hidden need not be covered.
+    let writable = isolation::mount_own(isolation)?;
+    let covers = match names {
+        None => Covers::default(),
+        Some(Names { name, etc }) => Covers::mount(name, *etc, isolation.read_only)?,
+    };
+    isolation::protect(isolation, &writable)?;
+    Ok(covers)
 }
 
 /// Mounts a sysfs of this network namespace over `/sys`. Mounts below the old `/sys` (cgroups,

@@ -23,7 +23,10 @@ use culvert::{
             NatQuery, NetworkCreate, Sources, Supervised, VtepChange,
         },
     },
-    model::{Capabilities, CapabilityOption, Driver, Name, NameOptions, Privileges, RunAs},
+    model::{
+        Capabilities, CapabilityOption, Driver, Isolation, Name, NameOptions, NamespaceMode,
+        Privileges, RunAs,
+    },
 };
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
@@ -65,6 +68,12 @@ pub(crate) fn container(name: &str, network: &str) -> ContainerCreate {
         privileges: Privileges {
             user: Some(RunAs { uid: 1000, gid: 100, groups: vec![4] }),
             capabilities: Capabilities::left_by(&[CapabilityOption::All], &[]),
+        },
+        isolation: Isolation {
+            pid: NamespaceMode::Private,
+            ipc: NamespaceMode::Host,
+            read_only: true,
+            tmpfs: vec!["/tmp:size=1m,exec".parse().unwrap()],
         },
     }
 }

@@ -23,7 +23,7 @@ use culvert::{
         },
     },
     choice::{Uplink, XdpSupport},
-    model::{Driver, Name, Privileges, RestartPolicy},
+    model::{Driver, Isolation, Name, Privileges, RestartPolicy},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -342,6 +342,10 @@ impl Backend for Fake {
             privileges: match state.forgetful {
                 true => Privileges::default(),
                 false => request.privileges,
+            },
+            isolation: match state.forgetful {
+                true => Isolation::default(),
+                false => request.isolation,
             },
             warnings: Vec::new(),
         };

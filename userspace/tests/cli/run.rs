@@ -310,6 +310,13 @@ fn privileges_are_passed_on_and_an_agent_that_does_not_know_them_is_refused() {
             "--user",
         ),
         ("--cap-drop net_raw", r#""privileges":{"capabilities":"ffffffffffffdfff"}"#, "--cap-drop"),
+        ("--pid private", r#""isolation":{"pid":"private"}"#, "--pid"),
+        ("--ipc private --pid host", r#""isolation":{"ipc":"private"}"#, "--ipc"),
+        (
+            "--read-only --tmpfs /tmp:size=1m --tmpfs /run",
+            r#""isolation":{"read_only":true,"tmpfs":["/tmp:size=1m","/run"]}"#,
+            "--read-only",
+        ),
     ] {
         let line = format!("run --name c --network host {options} -- touch");
         let mut args = words(&line);
@@ -333,6 +340,17 @@ fn privileges_are_passed_on_and_an_agent_that_does_not_know_them_is_refused() {
         assert_eq!(output.status.code(), Some(1), "{options}");
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(stderr.starts_with(&format!("culvert: {why}")), "{stderr}");
+    }
+    for (options, code, why) in [
+        ("--tmpfs /nonexistent", 1, "--tmpfs /nonexistent: this host has no such directory"),
+        ("--tmpfs /tmp --tmpfs /tmp/a:ro", 2, "--tmpfs /tmp/a:ro: it is in the empty /tmp: "),
+    ] {
+        let line = format!("run --name c --network host {options} -- true");
+        let output = run(&agent.socket(), &words(&line));
+        assert_eq!(output.status.code(), Some(code), "{options}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.starts_with(&format!("culvert: {why}")), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
     }
     assert!(agent.fake.calls().is_empty(), "the agent was not asked");
 }

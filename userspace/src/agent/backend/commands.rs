@@ -357,6 +357,8 @@ impl Agent {
             restart,
             restarts: Some(record.next_restarts()),
             privileges: record.privileges.clone(),
+            isolation: record.isolation.clone(),
+            joins: None,
         };
         let surroundings = Surroundings {
             environment: Some(environment),

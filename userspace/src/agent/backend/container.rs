@@ -91,6 +91,7 @@ impl Agent {
             }
         }
         request.privileges.check().map_err(|why| invalid(format!("{what}: {why}")))?;
+        request.isolation.check().map_err(|why| invalid(format!("{what}: {why}")))?;
         let ports = ports::parse(name, &request.ports)?;
         let from = ports::clients(name, &ports, &request.from)?;
         let network = self.network_of(&request.network)?;
@@ -110,6 +111,7 @@ impl Agent {
         record.restart = request.rerun.as_ref().map(|rerun| rerun.restart).unwrap_or_default();
         record.names = request.names.clone();
         record.privileges = request.privileges.clone();
+        record.isolation = request.isolation.clone();
         let mut attempt = None;
         if let NetworkOf::Stored(network) = &network {
             let attached = self

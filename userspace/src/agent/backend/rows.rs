@@ -61,6 +61,7 @@ fn row(shared: &Shared, record: &Record) -> ContainerRow {
         hostname,
         etc: named.map(|name| etc::directory(state_dir, name).display().to_string()),
         privileges: record.privileges.clone(),
+        isolation: record.isolation.clone(),
         warnings: Vec::new(),
     }
 }

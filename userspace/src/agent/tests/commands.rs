@@ -17,7 +17,10 @@ use crate::{
             ApiError, ContainerCreate, ContainerRow, ContainerState, ErrorKind, Rerun, Supervised,
         },
     },
-    model::{Capabilities, CapabilityOption, Name, Privileges, RestartPolicy, RunAs},
+    model::{
+        Capabilities, CapabilityOption, Isolation, Name, NamespaceMode, Privileges, RestartPolicy,
+        RunAs,
+    },
 };
 
 /// A process, which is killed when this is dropped.
@@ -170,7 +173,8 @@ async fn a_command_is_started_again_when_its_supervisor_is_gone() {
     assert!(!state_dir.join("reruns/web.json").exists());
 }
 
-/// User and capabilities of a command are kept for the next agent, which starts it again.
+/// User, capabilities and namespaces of a command are kept for the next agent, which starts it
+/// again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_that_is_started_again_may_do_no_more_than_before() {
     let world = World::new().await;
@@ -182,12 +186,24 @@ async fn a_command_that_is_started_again_may_do_no_more_than_before() {
     };
     let mut request = detached("web", "blue", "always");
     request.privileges = privileges.clone();
+    let isolation = Isolation {
+        pid: NamespaceMode::Private,
+        ipc: NamespaceMode::Private,
+        read_only: true,
+        tmpfs: vec!["/tmp:size=1m".parse().unwrap()],
+    };
+    request.isolation = isolation.clone();
     let (mut command, mut supervisor) = start(&one, request).await;
-    assert_eq!(row(&one, "web").await.privileges, privileges);
+    let web = row(&one, "web").await;
+    assert_eq!((web.privileges, web.isolation), (privileges.clone(), isolation.clone()));
     let mut wrong = run("job", "blue");
     wrong.privileges.user = Some(RunAs { uid: u32::MAX, ..user });
     let refused = one.agent.container_create(wrong).await;
     assert_refused(refused, ErrorKind::Invalid, "container 'job': --user: 4294967295 is no user");
+    let mut wrong = run("job", "blue");
+    wrong.isolation.tmpfs = vec!["/run".parse().unwrap(), "/run/a".parse().unwrap()];
+    let refused = one.agent.container_create(wrong).await;
+    assert_refused(refused, ErrorKind::Invalid, "container 'job': --tmpfs /run/a: it is in");
 
     let paper = Arc::clone(&one.paper);
     one.stop().await;
@@ -196,6 +212,7 @@ async fn a_command_that_is_started_again_may_do_no_more_than_before() {
     let one = world.start(1, &paper).await.ready().await;
     eventually("it is started again", || async { !launched(&one).is_empty() }).await;
     assert_eq!(paper.state().launched[0].spec.privileges, privileges);
+    assert_eq!(paper.state().launched[0].spec.isolation, isolation);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

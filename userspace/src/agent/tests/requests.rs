@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     api::types::{ContainerCreate, NetworkCreate},
-    model::{Driver, Name, NameOptions, Privileges},
+    model::{Driver, Isolation, Name, NameOptions, Privileges},
 };
 
 pub(super) fn name(text: &str) -> Name {
@@ -44,5 +44,6 @@ pub(super) fn run(container: &str, network: &str) -> ContainerCreate {
         names: NameOptions::default(),
         rerun: None,
         privileges: Privileges::default(),
+        isolation: Isolation::default(),
     }
 }

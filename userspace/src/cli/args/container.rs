@@ -8,8 +8,8 @@ use ipnetwork::IpNetwork;
 use crate::{
     cli::value,
     model::{
-        CapabilityOption, Domain, HostEntry, MacAddr, Name, NameOptions, ResolverOption,
-        RestartPolicy, UserOption,
+        CapabilityOption, Domain, HostEntry, Isolation, MacAddr, Name, NameOptions, NamespaceMode,
+        ResolverOption, RestartPolicy, TmpfsMount, UserOption,
     },
 };
 
@@ -24,11 +24,18 @@ pub(super) const RUN_EXAMPLES: &str = "EXAMPLES:
   culvert run --name probe --network container:web --rm -- ip address
   culvert run --name job --dns 10.0.0.53 --add-host db:10.0.0.9 --rm -- ping -c 1 db
   culvert run --name web -d --user www-data --cap-drop ALL -- httpd -f -p 8080
+  culvert run --name job --pid private --read-only --tmpfs /tmp:size=64m --rm -- make check
 
 SECURITY:
   A container has interfaces, addresses and names of its own. It is no security boundary: its
   command sees the files and the processes of the host. Without --user and --cap-drop it may do
-  all that the user of 'culvert run' may do. See docs/SECURITY.md.
+  all that the user of 'culvert run' may do. It can undo --pid private, --read-only and --tmpfs
+  unless it lacks CAP_SYS_ADMIN (--cap-drop). See docs/SECURITY.md.
+
+SIGNALS:
+  With --pid private the command is process 1. A signal that it does not handle has no effect on
+  it, not even TERM or Ctrl-C; 'culvert rm -f' ends it. It becomes the parent of processes whose
+  own parent has ended, and has to wait for them. When it ends, the kernel kills all the others.
 
 EXIT CODE:
   The command's own, 128 + N if signal N killed it; 127 if there is no such command, 126 if it
@@ -113,6 +120,8 @@ pub(crate) struct RunArgs {
         value_parser = value::capability
     )]
     pub(crate) cap_add: Vec<CapabilityOption>,
+    #[command(flatten)]
+    pub(crate) isolation: IsolationArgs,
     /// Leave it in the background, with its output in a log; print its name
     #[arg(short, long)]
     pub(crate) detach: bool,
@@ -175,6 +184,41 @@ impl From<NameArgs> for NameOptions {
             options: args.dns_option,
             hosts: args.add_host,
         }
+    }
+}
+
+/// Options about what the command has apart from the host, besides its network.
+#[derive(Args, Debug)]
+#[group(skip)]
+pub(crate) struct IsolationArgs {
+    /// Processes that the command sees: those of the host, or only its own
+    #[arg(
+        long,
+        value_name = "host|private",
+        default_value_t = NamespaceMode::Host,
+        value_parser = value::namespace
+    )]
+    pid: NamespaceMode,
+    /// Shared memory, semaphores and queues: those of the host, or its own
+    #[arg(
+        long,
+        value_name = "host|private",
+        default_value_t = NamespaceMode::Host,
+        value_parser = value::namespace
+    )]
+    ipc: NamespaceMode,
+    /// The command cannot write to the host's file systems
+    #[arg(long)]
+    read_only: bool,
+    /// Directory with an empty file system in memory, which the command can write to
+    #[arg(long, value_name = "PATH[:OPTION,...]", value_parser = value::tmpfs)]
+    tmpfs: Vec<TmpfsMount>,
+}
+
+impl From<IsolationArgs> for Isolation {
+    fn from(args: IsolationArgs) -> Self {
+        let IsolationArgs { pid, ipc, read_only, tmpfs } = args;
+        Self { pid, ipc, read_only, tmpfs }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
         failure::{Failure, tell},
         output::{self, Row},
     },
-    model::{Name, NameOptions, Privileges},
+    model::{Isolation, Name, NameOptions, Privileges},
     sandbox,
 };
 
@@ -145,6 +145,7 @@ pub(crate) async fn attach(
             names: NameOptions::default(),
             rerun: None,
             privileges: Privileges::default(),
+            isolation: Isolation::default(),
         })
         .await?;
     tell_warnings(&mut row);

@@ -27,7 +27,7 @@ use crate::{
         failure::{Failure, tell},
         value::LogOpt,
     },
-    model::{Name, NameOptions, RestartPolicy},
+    model::{Isolation, Name, NameOptions, RestartPolicy},
     private,
     sandbox::{self, ExecError, Life, LogLimits, RESOLV_CONF, SuperviseSpec, Surroundings},
 };
@@ -48,6 +48,8 @@ pub(crate) async fn run(
     let privileges = accounts::privileges(args.user.as_ref(), &args.cap_drop, &args.cap_add)?;
     let names = NameOptions::from(args.names);
     check_files(&names)?;
+    let isolation = Isolation::from(args.isolation);
+    check_directories(&isolation)?;
     let rerun = rerun(args.restart, args.detach, args.rm, limits(&args.log_opt))?;
     // From here on a signal must not leave a container without its command.
     let mut signals = Signals::catch()?;
@@ -76,6 +78,7 @@ pub(crate) async fn run(
             names: names.clone(),
             rerun,
             privileges: privileges.clone(),
+            isolation: isolation.clone(),
         })
         .await?;
     tell_warnings(&mut row);
@@ -84,6 +87,7 @@ pub(crate) async fn run(
         _ if row.restart != args.restart => Some("--restart"),
         // It would start the command again without them.
         _ if row.privileges != privileges => privileges.given(),
+        _ if row.isolation != isolation => isolation.given(),
         _ => None,
     };
     if let Some(option) = unknown {
@@ -215,7 +219,8 @@ fn supervised(restarts: u32, failing: Option<String>) -> Supervised {
 
 pub(crate) async fn exec(backend: &dyn Backend, args: ExecArgs) -> Result<u8, Failure> {
     let row = find(backend, &args.name).await?;
-    let spec = spec(&row, args.command, None);
+    // Where the first command runs, the second one has its file systems and namespaces.
+    let spec = SuperviseSpec { joins: row.pid, ..spec(&row, args.command, None) };
     match sandbox::supervise(&spec, async |_| {}, async |_| {}).await {
         Ok(code) => Ok(exit_code(code)),
         Err(error) => Err(not_run(error)),
@@ -236,6 +241,8 @@ fn spec(row: &ContainerRow, command: Vec<String>, log: Option<PathBuf>) -> Super
         restart: RestartPolicy::No,
         restarts: None,
         privileges: row.privileges.clone(),
+        isolation: row.isolation.clone(),
+        joins: None,
     }
 }
 
@@ -253,6 +260,17 @@ fn check_files(names: &NameOptions) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Refuses file systems that cannot be mounted.
+fn check_directories(isolation: &Isolation) -> Result<(), Failure> {
+    isolation.check().map_err(|invalid| Failure::usage(invalid.to_string()))?;
+    match isolation.tmpfs.iter().find(|tmpfs| !tmpfs.path().is_dir()) {
+        None => Ok(()),
+        Some(tmpfs) => Err(Failure::refusal(format!(
+            "--tmpfs {tmpfs}: this host has no such directory to mount it on: make it, it may be empty"
+        ))),
+    }
 }
 
 /// The limits of a log. The last of several options of one name counts.
