@@ -8,7 +8,7 @@ use std::{
 };
 
 use culvert::{
-    model::{Isolation, Privileges, RestartPolicy},
+    model::{Isolation, NamespaceMode, Privileges, RestartPolicy},
     sandbox::{LogLimits, SuperviseSpec},
 };
 use culvert_tests::netns::{Netns, Process, exit_code, wait_for, wait_until};
@@ -206,6 +206,31 @@ fn a_program_does_not_survive_its_supervisor() {
     let setup = Setup::new();
     let mut process = setup.start("run", &setup.traps());
     setup.wait_for_count("ready", 1);
+    let pid = setup.pid();
+    assert!(is_alive(pid));
+    process.stop(Signal::SIGKILL, DEADLINE);
+    wait_until(DEADLINE, "the program ends", || !is_alive(pid));
+}
+
+/// The same in a PID namespace, whose first process does not get signals that it does not handle.
+#[test]
+#[ignore = "needs root"]
+fn the_first_process_of_a_namespace_gets_signals_and_does_not_survive_its_supervisor() {
+    let setup = Setup::new();
+    let mut spec = setup.traps();
+    spec.isolation.pid = NamespaceMode::Private;
+    let mut process = setup.start("run", &spec);
+    setup.wait_for_count("ready", 1);
+    process.signal(Signal::SIGUSR1);
+    setup.wait_for_count("USR1", 1);
+    let pid = setup.pid();
+    assert_eq!(exit_code(process.stop(Signal::SIGTERM, DEADLINE)), 7);
+    assert_eq!(setup.read("notes"), format!("start {pid}\nexit 7\n"));
+
+    let setup = Setup::new();
+    let mut spec = setup.spec(&["sleep", "1000"]);
+    spec.isolation.pid = NamespaceMode::Private;
+    let mut process = setup.start("run", &spec);
     let pid = setup.pid();
     assert!(is_alive(pid));
     process.stop(Signal::SIGKILL, DEADLINE);

@@ -7,6 +7,7 @@ use culvert_tests::{
     netns::wait_until,
 };
 use nix::{
+    libc,
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -126,6 +127,143 @@ fn user_and_capabilities_hold_for_every_command_of_a_container() {
     assert!(sets.iter().all(|(_, set)| *set == "0000000000000000"), "{printed}");
     let line = host.refused(1, &[&run[..], &["--user", "culvert-nobody", "--", "true"]].concat());
     assert!(line.contains("has no user \"culvert-nobody\""), "{line}");
+}
+
+/// System V shared memory of the host, removed on drop.
+struct Segment(i32);
+
+impl Segment {
+    fn new() -> Self {
+        // SAFETY: the arguments are numbers.
+        let id = unsafe { libc::shmget(libc::IPC_PRIVATE, 4096, libc::IPC_CREAT | 0o600) };
+        assert!(id >= 0, "{}", std::io::Error::last_os_error());
+        Self(id)
+    }
+
+    /// Whether the text of `/proc/sysvipc/shm` has it.
+    fn is_in(&self, list: &str) -> bool {
+        let id = self.0.to_string();
+        list.lines().any(|line| line.split_whitespace().nth(1) == Some(id.as_str()))
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        // SAFETY: this command does not use the address.
+        unsafe { libc::shmctl(self.0, libc::IPC_RMID, std::ptr::null_mut()) };
+    }
+}
+
+/// `--pid private` and `--ipc private` hold for the command, for the command that the agent starts
+/// again, and for those of `exec`, which see what the first one has.
+#[test]
+#[ignore = "needs root"]
+fn a_command_in_private_namespaces_sees_only_its_own() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    let segment = Segment::new();
+    let list = ["--", "cat", "/proc/sysvipc/shm"];
+    let once = |options: &[&str], command: &[&str]| {
+        let name = unique_name("once");
+        let run = ["run", "--rm", "--name", &name, "--network", "none"];
+        host.ok(&[&run[..], options, command].concat())
+    };
+    assert!(segment.is_in(&once(&[], &list)));
+    assert!(segment.is_in(&once(&["--pid", "private"], &list)));
+    assert_eq!(once(&["--ipc", "private"], &list).lines().count(), 1, "the heading");
+
+    let script = "echo $$ /proc/[0-9]*; wc -l </proc/sysvipc/shm; ls /dev/shm | wc -l; \
+                  touch /dev/shm/own; sleep 1001 & exec sleep 1000";
+    let name = unique_name("apart");
+    let options = ["--network", "bridge", "--pid", "private", "--ipc", "private"];
+    let [before, after] = printed_twice(host, &name, &options, script, 3);
+    assert_eq!(before, after);
+    assert_eq!(before, ["1 /proc/1", "1", "0"]);
+    let isolation = row(host, &name)["isolation"].clone();
+    assert_eq!(isolation, serde_json::json!({"pid": "private", "ipc": "private"}));
+
+    let process = || format!("/proc/{}", row(host, &name)["pid"]);
+    let program = || fs::read_to_string(format!("{}/comm", process())).unwrap_or_default();
+    wait_until(SOON, "its last program", || program() == "sleep\n");
+    let show = "cat /proc/1/comm; wc -l </proc/sysvipc/shm; ls /dev/shm";
+    let in_a_second_command = host.ok(&["exec", &name, "--", "sh", "-c", show]);
+    assert_eq!(in_a_second_command.lines().collect::<Vec<_>>(), ["sleep", "1", "own"]);
+
+    // All its processes end with it.
+    let pid = row(host, &name)["pid"].to_string();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children: Vec<_> = children.iter().flat_map(|all| all.split_whitespace()).collect();
+    assert_eq!(children.len(), 1);
+    host.ok(&["rm", "-f", &name]);
+    for pid in [pid.as_str(), children[0]] {
+        let process = format!("/proc/{pid}");
+        wait_until(SOON, "its end", || !Path::new(&process).exists());
+    }
+
+    // Exit codes and errors are as without the options, in every mode.
+    for network in ["host", "none", "bridge"] {
+        let options = ["--network", network, "--pid", "private", "--"];
+        let (first, second) = (unique_name("exit"), unique_name("exit"));
+        let run = ["run", "--rm", "--name", &first];
+        let shell = ["sh", "-c", "exit $((41 + $$))"];
+        let shell = host.culvert(&[&run[..], &options, &shell].concat());
+        assert_eq!(shell.status.code(), Some(42), "{network}: {shell:?}");
+        let run = ["run", "--rm", "--name", &second];
+        let line = host.refused(127, &[&run[..], &options, &["culvert-no-such"]].concat());
+        assert!(line.ends_with("command not found"), "{line}");
+    }
+}
+
+/// `--read-only` and `--tmpfs` hold for the command, for the command that the agent starts again,
+/// and for those of `exec`.
+#[test]
+#[ignore = "needs root"]
+fn a_read_only_command_writes_to_its_own_file_systems_only() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    let (own, mark) = (host.dir().join("own"), host.dir().join("mark"));
+    assert!(fs::create_dir(&own).is_ok());
+    let (inside, mark) = (format!("{}/x", own.display()), mark.display().to_string());
+    let theirs = [mark.as_str(), "/etc/hosts", "/proc/sys/kernel/hostname"];
+    let writable = [inside.as_str(), "/dev/null", "/proc/self/comm"];
+    let files = [theirs, writable].concat().join(" ");
+    let try_all = "do (echo x >$file) 2>/dev/null && echo $file; done";
+    let script = format!("for file in {files}; {try_all}; exec sleep 1000");
+    let tmpfs = format!("{}:size=1m,mode=700", own.display());
+    let read_only = ["--network", "bridge", "--read-only", "--tmpfs", &tmpfs];
+    let private = ["--pid", "private", "--ipc", "private"];
+    for more in [&private[..0], &private[..]] {
+        let name = unique_name("readonly");
+        let options = [&read_only[..], more].concat();
+        let [before, after] = printed_twice(host, &name, &options, &script, writable.len());
+        assert_eq!(before, after);
+        assert_eq!(before, writable, "{more:?}");
+        wait_until(SOON, "its pid", || row(host, &name)["pid"].is_number());
+        assert_eq!(host.ok(&["exec", &name, "--", "cat", &inside]), "x");
+        let write = format!("echo x >{mark}");
+        let refused = host.culvert(&["exec", &name, "--", "sh", "-c", &write]);
+        assert!(!refused.status.success(), "{more:?}: {refused:?}");
+        host.ok(&["rm", "-f", &name]);
+        assert!(!Path::new(&mark).exists() && !Path::new(&inside).exists());
+    }
+}
+
+/// A command without capabilities does not undo the options. They need none of its privileges.
+#[test]
+#[ignore = "needs root"]
+fn a_command_without_capabilities_stays_apart() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    let script = "id -u; echo $$; umount /proc 2>/dev/null || echo kept; \
+                  mount -o remount,bind,rw / 2>/dev/null || echo kept; \
+                  touch /tmp/x && echo wrote";
+    for (uid, user) in [("4711", &["--user", "4711:4712"][..]), ("0", &[][..])] {
+        let name = unique_name("apart");
+        let run = ["run", "--rm", "--name", &name, "--network", "bridge", "--cap-drop", "ALL"];
+        let options = ["--pid", "private", "--ipc", "private", "--read-only", "--tmpfs", "/tmp"];
+        let printed = host.ok(&[&run[..], user, &options, &["--", "sh", "-c", script]].concat());
+        assert_eq!(printed.lines().collect::<Vec<_>>(), [uid, "1", "kept", "kept", "wrote"]);
+    }
 }
 
 /// The files and directories below `directory` on which other users have a permission. The files of
