@@ -24,7 +24,7 @@ pub(super) const RUN_EXAMPLES: &str = "EXAMPLES:
   culvert run --name probe --network container:web --rm -- ip address
   culvert run --name job --dns 10.0.0.53 --add-host db:10.0.0.9 --rm -- ping -c 1 db
   culvert run --name web -d --user www-data --cap-drop ALL -- httpd -f -p 8080
-  culvert run --name job --pid private --read-only --tmpfs /tmp:size=64m --rm -- make check
+  culvert run --name job --pid private --read-only --tmpfs /tmp:size=64m --rm -- sort /srv/list
 
 SECURITY:
   A container has interfaces, addresses and names of its own. It is no security boundary: its
