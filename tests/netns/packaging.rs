@@ -182,7 +182,7 @@ fn an_agent_with_the_stricter_settings_serves_containers() {
     host.run_idle(&second, "bridge", &["--restart", "always"]);
     host.wait_ping(&first, &host.ip(&second, "bridge"));
     let problems = host.json(&["status"])["problems"].to_string();
-    assert!(!problems.contains("permi") && !problems.contains("starter"), "{problems}");
+    assert!(!problems.contains("not permitted") && !problems.contains("starter"), "{problems}");
     let pid = host.json(&["status"])["agent"]["pid"].to_string();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     assert!(status.contains("NoNewPrivs:\t1\n") && status.contains("Seccomp:\t2\n"), "{status}");

@@ -97,11 +97,11 @@ const FAMILIES: [c_int; 5] =
     [libc::AF_UNIX, libc::AF_NETLINK, libc::AF_INET, libc::AF_INET6, libc::AF_PACKET];
 
 /// What [`confine`] has done, for the log, which is not set up then.
-static DONE: OnceLock<Limit> = OnceLock::new();
+static DONE: OnceLock<Confinement> = OnceLock::new();
 
-/// The limit of this process.
+/// Whether the agent has limited its system calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Limit {
+enum Confinement {
     /// `--seccomp off`.
     Off,
     /// The filter and `no_new_privs`.
@@ -119,34 +119,36 @@ pub fn confine(mode: SeccompMode) {
         SeccompMode::Off => None,
     };
     capabilities::give_up();
-    let limit = match started {
-        None => Limit::Off,
+    let done = match started {
+        None => Confinement::Off,
         // Commands that are started again would have the limit.
-        Some(Err(error)) => Limit::Failed(format!("the starter process does not start: {error}")),
+        Some(Err(error)) => {
+            Confinement::Failed(format!("the starter process does not start: {error}"))
+        }
         Some(Ok(())) => match limit_thread() {
-            Ok(()) => Limit::On,
-            Err(error) => Limit::Failed(error.to_string()),
+            Ok(()) => Confinement::On,
+            Err(error) => Confinement::Failed(error.to_string()),
         },
     };
-    let _ = DONE.set(limit);
+    let _ = DONE.set(done);
 }
 
 /// Writes to the log what [`confine`] has done, if it was called.
 pub(super) fn tell() {
     match DONE.get() {
-        None | Some(Limit::Failed(_)) => {}
-        Some(Limit::On) => {
+        None | Some(Confinement::Failed(_)) => {}
+        Some(Confinement::On) => {
             let number = REFUSED.len() + REFUSED_HERE.len();
             tracing::info!("system calls: {number} are refused to the agent, with no_new_privs");
         }
-        Some(Limit::Off) => tracing::info!("system calls: the agent's are not limited"),
+        Some(Confinement::Off) => tracing::info!("system calls: the agent's are not limited"),
     }
 }
 
 /// Keeps the problems in `status`: the agent is not limited, or its starter has ended.
 pub(super) async fn keep(shared: Arc<Shared>) {
     let problems = &shared.shown.problems;
-    if let Some(Limit::Failed(why)) = DONE.get() {
+    if let Some(Confinement::Failed(why)) = DONE.get() {
         let line = format!(
             "system calls: the agent's are not limited: {why}; to start the agent without the limit, give --seccomp off"
         );
