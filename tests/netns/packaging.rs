@@ -72,6 +72,29 @@ const KEYS: [(&str, &[&str]); 6] = [
     (JAIL, &["web/enabled", "web/filter", "web/logpath", "web/backend", "web/action"]),
 ];
 
+/// Settings that give a unit mounts of its own (systemd.exec(5)): mounts of the agent would not
+/// reach the host.
+const OWN_MOUNTS: [&str; 18] = [
+    "PrivateTmp",
+    "PrivateDevices",
+    "PrivateMounts",
+    "PrivateNetwork",
+    "PrivateIPC",
+    "ProtectSystem",
+    "ProtectHome",
+    "ProtectKernelTunables",
+    "ProtectKernelModules",
+    "ProtectKernelLogs",
+    "ProtectControlGroups",
+    "ProtectProc",
+    "ProcSubset",
+    "ReadWritePaths",
+    "ReadOnlyPaths",
+    "InaccessiblePaths",
+    "BindPaths",
+    "DynamicUser",
+];
+
 /// Path of a file.
 fn path(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("packaging").join(file)
@@ -103,6 +126,8 @@ fn the_files_have_the_keys_of_their_systems() {
         let found: BTreeSet<String> = values(file).into_keys().collect();
         let known: BTreeSet<String> = keys.iter().copied().map(str::to_owned).collect();
         assert_eq!(found, known, "{file}");
+        let own_mounts = OWN_MOUNTS.map(|setting| format!("Service/{setting}"));
+        assert!(own_mounts.iter().all(|setting| !found.contains(setting)), "{file}");
     }
     assert_eq!(values(NETWORKD)["Link/Unmanaged"], "yes");
     assert_eq!(format!("/var/lib/{}", values(UNIT)["Service/StateDirectory"]), DEFAULT_STATE_DIR);
@@ -129,6 +154,40 @@ fn the_files_have_the_keys_of_their_systems() {
             eprintln!("systemd-analyze is not installed: the keys alone were checked");
         }
         Err(error) => unreachable!("systemd-analyze: {error}"),
+    }
+}
+
+/// An agent with the capabilities and `no_new_privs` of the stricter settings serves containers.
+/// setpriv(1) sets both in place of systemd.
+#[test]
+#[ignore = "needs root"]
+fn an_agent_with_the_stricter_settings_serves_containers() {
+    let strict = values(STRICT);
+    assert_eq!(strict["Service/NoNewPrivileges"], "yes");
+    let kept = strict["Service/CapabilityBoundingSet"].to_lowercase();
+    let kept: Vec<String> =
+        kept.split_whitespace().map(|name| name.replacen("cap_", ",+", 1)).collect();
+    let mut cluster = Cluster::without_agents(1, 1500);
+    let host = &mut cluster.hosts[0];
+    let plain = host.agent_command(&[]);
+    let mut command = Command::new(plain.get_program());
+    // The first two arguments are `nsenter`'s.
+    command.args(plain.get_args().take(2)).args(["setpriv", "--no-new-privs", "--bounding-set"]);
+    command.arg(format!("-all{}", kept.concat())).args(plain.get_args().skip(2));
+    host.agent = Some(Process::spawn(command));
+    host.wait_ready();
+
+    let (first, second) = (unique_name("first"), unique_name("second"));
+    host.run_idle(&first, "bridge", &["-p", "80:80"]);
+    host.run_idle(&second, "bridge", &["--restart", "always"]);
+    host.wait_ping(&first, &host.ip(&second, "bridge"));
+    let problems = host.json(&["status"])["problems"].to_string();
+    assert!(!problems.contains("not permitted") && !problems.contains("starter"), "{problems}");
+    let pid = host.json(&["status"])["agent"]["pid"].to_string();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("NoNewPrivs:\t1\n") && status.contains("Seccomp:\t2\n"), "{status}");
+    for name in [&first, &second] {
+        host.ok(&["rm", "-f", name]);
     }
 }
 

@@ -85,6 +85,64 @@ fn the_agent_gives_up_capabilities_and_commands_have_them() {
     host.ok(&["rm", "-f", &name]);
 }
 
+/// The process that starts the supervisors of an agent.
+fn starter_of(agent: &str) -> i32 {
+    let found = Command::new("pgrep").args(["-P", agent, "-f", "__starter"]).output();
+    let found = found.unwrap_or_else(|error| unreachable!("pgrep: {error}"));
+    let pid = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+    pid.parse().unwrap_or_else(|error| unreachable!("{pid:?}: {error}"))
+}
+
+/// The values of `no_new_privs` and seccomp of a process.
+fn limits_of(pid: &str) -> [String; 2] {
+    ["NoNewPrivs", "Seccomp"].map(|name| value(Path::new(&format!("/proc/{pid}/status")), name))
+}
+
+/// Each thread of the agent has `no_new_privs` and the seccomp filter. A command has neither, also
+/// when the agent starts it again. `--seccomp off` turns both off. Without its starter, the agent
+/// starts no command again and says so; the next agent does.
+#[test]
+#[ignore = "needs root"]
+fn the_agent_limits_itself_and_no_command() {
+    let mut cluster = Cluster::new(1);
+    let host = &mut cluster.hosts[0];
+    let own = limits_of("self");
+    let pid = host.json(&["status"])["agent"]["pid"].to_string();
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let tasks: Vec<_> = tasks.map(|task| task.path().join("status")).collect();
+    assert!(tasks.len() > 1);
+    // A thread may have ended since.
+    for task in tasks.iter().filter(|task| !value(task, "Seccomp").is_empty()) {
+        assert_eq!(["NoNewPrivs", "Seccomp"].map(|name| value(task, name)), ["1", "2"]);
+    }
+    let starter = starter_of(&pid);
+    assert_eq!(limits_of(&starter.to_string()), own);
+
+    let script = "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status; exec sleep 1000";
+    let name = unique_name("free");
+    let [before, after] = printed_twice(host, &name, &["--network", "none"], script, 2);
+    assert_eq!(before, after);
+    let values: Vec<_> = after.iter().filter_map(|line| line.split_once('\t')).collect();
+    assert_eq!(values.iter().map(|(_, value)| *value).collect::<Vec<_>>(), own);
+
+    assert!(kill(Pid::from_raw(starter), Signal::SIGKILL).is_ok());
+    let told = |words: &str| host.json(&["status"])["problems"].to_string().contains(words);
+    wait_until(SOON, "the problem", || told("starter: the process that starts commands again"));
+    let supervisors = format!("--socket {} .*__supervise", host.socket().display());
+    let killed = Command::new("pkill").args(["-KILL", "-f", "--", &supervisors]).status();
+    assert!(killed.is_ok_and(|status| status.success()));
+    wait_until(SOON, "the refusal", || told("starter process has ended: restart the agent"));
+
+    host.stop_agent(Signal::SIGTERM);
+    host.start_agent(&["--seccomp", "off"]);
+    host.wait_ready();
+    let lines = || host.ok(&["logs", &name]).lines().count();
+    wait_until(SOON, "the third start", || lines() == 6);
+    assert_eq!(limits_of(&host.json(&["status"])["agent"]["pid"].to_string()), own);
+    assert!(!host.json(&["status"])["problems"].to_string().contains("starter"));
+    host.ok(&["rm", "-f", &name]);
+}
+
 /// `--user` and `--cap-drop` hold for the command, for the command that the agent starts again, and
 /// for those of `exec`. Such a command reads its files in `/etc`, and opens its standard output.
 #[test]

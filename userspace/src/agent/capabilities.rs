@@ -6,8 +6,8 @@
 //! as it is. This does not hold with `no_new_privs` or with the secure bit `NO_ROOT`, nor for another
 //! user than root. The agent then keeps all that it has.
 //!
-//! For the same reason the agent sets neither `no_new_privs` nor a seccomp filter: every program that
-//! it starts would have them, too.
+//! With `--seccomp on` a process starts the supervisors that the agent has started before it gives
+//! anything up ([`super::seccomp`]). They have all capabilities then in any case.
 
 use std::sync::OnceLock;
 
@@ -35,6 +35,9 @@ const NEEDED: [(CapabilitySet, &str); 11] = [
     (CapabilitySet::SYS_RESOURCE, "writes to the blocks of a full disk that are kept for root"),
 ];
 
+/// Whether `no_new_privs` was set when [`give_up`] was called: the agent then sets it for itself.
+static LIMITED: OnceLock<bool> = OnceLock::new();
+
 /// What [`give_up`] has done, for the log, which is not set up then.
 static DONE: OnceLock<KeptCapabilities> = OnceLock::new();
 
@@ -49,7 +52,8 @@ enum KeptCapabilities {
 
 /// Gives up the capabilities that the agent does not need. Must be called while the process has one
 /// thread: capabilities belong to threads, and new ones inherit them.
-pub fn give_up() {
+pub(super) fn give_up() {
+    let _ = LIMITED.set(has_no_new_privs());
     let kept = limit()
         .unwrap_or_else(|errno| KeptCapabilities::All(format!("the kernel refuses: {errno}")));
     let _ = DONE.set(kept);
@@ -70,9 +74,13 @@ pub(super) fn tell() {
     }
 }
 
-/// Whether programs that the agent starts cannot gain privileges, which those of `run` can: the unit
-/// of the agent sets `NoNewPrivileges=`.
+/// Whether commands that are started again cannot gain privileges, which those of `run` can: the
+/// unit of the agent sets `NoNewPrivileges=`.
 pub(super) fn are_limited() -> bool {
+    LIMITED.get().copied().unwrap_or_else(has_no_new_privs)
+}
+
+fn has_no_new_privs() -> bool {
     no_new_privs().unwrap_or(false)
 }
 

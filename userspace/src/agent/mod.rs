@@ -16,7 +16,8 @@
 //! * `ports`: the published ports of the host; `denied`: the clients that may not use them.
 //! * `purge`: `culvert purge` without a running agent, and its completion by the next agent.
 //! * `open_files`: the limit of open files; `memory`: returns free memory to the kernel.
-//! * `capabilities`: the capabilities that the agent keeps.
+//! * `capabilities`: the capabilities that the agent keeps; `seccomp`: the system calls that it
+//!   gives up.
 //! * `attempts`, `containers`, `etc`, `files`, `reruns`, `unfinished`: the files in the state
 //!   directory.
 //!
@@ -46,6 +47,7 @@ mod platform;
 mod ports;
 mod purge;
 mod reruns;
+mod seccomp;
 mod shared;
 mod start;
 mod state;
@@ -71,10 +73,7 @@ use self::{
     shared::Shared,
     start::Started,
 };
-pub use self::{
-    capabilities::give_up as give_up_capabilities, certificates::last_certificates,
-    purge::purge_offline,
-};
+pub use self::{certificates::last_certificates, purge::purge_offline, seccomp::confine};
 use crate::{
     api,
     config::{AgentOptions, PurgeOptions},
@@ -94,6 +93,7 @@ use crate::{
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     start::log(&options.log, options.trace)?;
     capabilities::tell();
+    seccomp::tell();
     doctor::preflight().map_err(|line| anyhow!(line))?;
     // One for the process: an agent that starts anew at another address is the same agent, whose
     // former lease may still live.
@@ -241,6 +241,7 @@ async fn run_once(
     tasks.spawn(shared.disk.clone().keep(shared.ending.shutdown.clone()));
     // Before the store is reached: a certificate may be why it is not.
     tasks.spawn(certificates::keep(Arc::clone(&shared)));
+    tasks.spawn(seccomp::keep(Arc::clone(&shared)));
     tasks.spawn(egress::keep(Arc::clone(&shared)));
     tasks.spawn(path_mtu::keep(Arc::clone(&shared)));
     // Before containers are plugged, and without the store.

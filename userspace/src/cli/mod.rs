@@ -107,6 +107,7 @@ async fn ask(command: Command, auto_remove: bool, mut context: Context<'_>) -> R
         Command::Supervise { spec } => {
             return verbs::supervise_detached(client, &spec, auto_remove).await;
         }
+        Command::Starter => verbs::starter().await?,
         Command::Exec(args) => return verbs::exec(client, args).await,
         Command::Attach(args) => verbs::attach(client, args, format, out).await?,
         Command::Detach(args) => verbs::detach(client, args).await?,

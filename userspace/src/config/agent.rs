@@ -50,6 +50,8 @@ pub struct AgentOptions {
     pub cleanup_on_exit: bool,
     /// `--log` or `RUST_LOG`: a filter of tracing-subscriber's `EnvFilter` that parses.
     pub log: String,
+    /// `--seccomp`: whether the agent limits its own system calls.
+    pub seccomp: SeccompMode,
     /// `--trace`: the programs' trace lines go to the log, through aya-log.
     pub trace: bool,
     /// `--ageing`: a learned FDB entry whose MAC sends nothing for so long is removed.
@@ -99,6 +101,16 @@ pub enum DeviceMode {
     Veth,
     /// A netkit pair.
     Netkit,
+}
+
+/// Whether the agent limits its own system calls. Commands of containers are not limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SeccompMode {
+    /// A seccomp filter and `no_new_privs`.
+    #[default]
+    On,
+    /// Neither.
+    Off,
 }
 
 /// Options of `culvert purge` when no agent runs.

@@ -8,7 +8,7 @@ mod conntrack;
 
 pub use agent::{
     AgentOptions, DEFAULT_AGEING_S, DEFAULT_BPFFS, DEFAULT_SOCKET, DEFAULT_STATE_DIR,
-    DEFAULT_VXLAN_PORT, DatapathMode, DeviceMode, PurgeOptions, StoreAccess,
+    DEFAULT_VXLAN_PORT, DatapathMode, DeviceMode, PurgeOptions, SeccompMode, StoreAccess,
 };
 pub use conntrack::{
     ConntrackOptions, DEFAULT_NAT_PORTS, FlowTimeouts, MAX_CONNTRACK, MIN_CONNTRACK,

@@ -78,7 +78,7 @@ pub enum Life {
 
 /// What a supervisor and its program get from another process than the one that starts it. Each
 /// `None` is inherited.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Surroundings {
     /// Environment: names and values.
     pub environment: Option<Vec<(String, String)>>,

@@ -4,6 +4,7 @@
 //! * [`plug_gateway`]: the device that is a network's gateway on this host.
 //! * [`keep_gro`], [`keep_room`] and [`Rooms`]: devices that make the BPF programs faster.
 //! * [`supervise`]: programs that run in a sandbox; [`may_have`]: capabilities that they can have.
+//! * [`start_starter`]: a process that starts supervisors with all privileges of the agent.
 //! * [`Resolver`], [`hosts()`]: the contents of a container's files in `/etc`.
 //! * [`LogReader`]: what a detached program has printed.
 
@@ -24,6 +25,7 @@ mod resolver;
 mod rooms;
 mod signals;
 mod spec;
+mod starter;
 mod sysctl;
 
 pub use assist::{
@@ -49,6 +51,7 @@ pub use privileges::may_have;
 pub use resolver::{RESOLV_CONF, RESOLVER_ADVICE, ResolvConf, Resolver};
 pub use rooms::{Enrolled, Rooms, enrol, fence};
 pub use spec::PlugSpec;
+pub use starter::{follow_starter, serve_starter, spawn_by_starter, start_starter};
 
 /// Result of this module.
 pub type Result<T, E = SandboxError> = std::result::Result<T, E>;

@@ -22,7 +22,7 @@ use crate::{
     limits::name_limit,
     model::{Name, NetnsId},
     netns::{Netns, NetnsError},
-    sandbox::{SuperviseSpec, Surroundings, spawn_detached},
+    sandbox::{SuperviseSpec, Surroundings, spawn_by_starter},
 };
 
 #[async_trait]
@@ -32,7 +32,7 @@ impl Commands for Host {
         // The agent has raised its own limit, which programs that use select(2) cannot stand.
         let surroundings = Surroundings { files: open_files::before(), ..surroundings.clone() };
         let arguments: [OsString; 2] = ["--socket".into(), socket.into()];
-        let started = spawn_detached(spec, &arguments, &surroundings).await;
+        let started = spawn_by_starter(spec, &arguments, &surroundings).await;
         started.map(drop).map_err(|error| error.message)
     }
 

@@ -24,7 +24,7 @@ use crate::{
         Backend as _,
         types::{ApiError, ContainerRow},
     },
-    config::{AgentOptions, ConntrackOptions, DatapathMode, DeviceMode, StoreAccess},
+    config::{AgentOptions, ConntrackOptions, DatapathMode, DeviceMode, SeccompMode, StoreAccess},
     model::{Alive, Node, ROOT, View},
     store::{FileStore, Follower, StateStore, new_id},
 };
@@ -125,6 +125,7 @@ impl World {
             bpffs: "/paper/bpf".into(),
             allow_private_mounts: false,
             cleanup_on_exit: false,
+            seccomp: SeccompMode::On,
             log: "info".to_owned(),
             trace: false,
             ageing: Duration::from_secs(300),

@@ -11,7 +11,7 @@ use crate::{
     cli::value,
     config::{
         AgentOptions, ConntrackOptions, DEFAULT_AGEING_S, DEFAULT_BPFFS, DEFAULT_STATE_DIR,
-        DEFAULT_VXLAN_PORT, DatapathMode, DeviceMode, StoreAccess,
+        DEFAULT_VXLAN_PORT, DatapathMode, DeviceMode, SeccompMode, StoreAccess,
     },
     model::{Invalid, Name},
 };
@@ -71,6 +71,9 @@ pub(crate) struct AgentArgs {
     /// Remove everything of Culvert from this host when asked to stop
     #[arg(long)]
     cleanup_on_exit: bool,
+    /// Limit the agent's own system calls (seccomp) and privileges (no_new_privs), not those of commands
+    #[arg(long, value_name = "on|off", hide_possible_values = true, default_value = "on")]
+    seccomp: SeccompMode,
     /// Seconds after which a learned MAC not seen again is forgotten
     #[arg(
         long,
@@ -217,6 +220,7 @@ impl AgentArgs {
             bpffs,
             allow_private_mounts: self.allow_private_mounts,
             cleanup_on_exit: self.cleanup_on_exit,
+            seccomp: self.seccomp,
             log: self.log,
             trace: self.trace,
             ageing: self.ageing.0,

@@ -168,6 +168,9 @@ pub(super) enum Command {
         /// Shell
         shell: clap_complete::Shell,
     },
+    /// The process that starts supervisors for the agent.
+    #[command(name = "__starter", hide = true)]
+    Starter,
     /// The supervisor that `run -d` starts for its command.
     #[command(name = "__supervise", hide = true)]
     Supervise {

@@ -1,4 +1,4 @@
-//! The verbs that do not need a running agent: `agent`, `purge`, `completion`.
+//! The verbs that do not need a running agent: `agent`, `purge`, `completion`, `__starter`.
 
 use std::{io::Write, time::Duration};
 
@@ -9,6 +9,7 @@ use crate::{
     api::{Backend, Client, Unreachable},
     cli::failure::Failure,
     config::{AgentOptions, PurgeOptions},
+    sandbox,
 };
 
 /// Time that the agent may take to end after it has purged its host.
@@ -16,7 +17,7 @@ const FAREWELL: Duration = Duration::from_secs(10);
 
 pub(crate) fn agent(options: AgentOptions) -> Result<u8, Failure> {
     // Before there are threads.
-    agent::give_up_capabilities();
+    agent::confine(options.seccomp);
     // Several threads: a slow system call must not delay the renewal of the store's lease.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -51,6 +52,12 @@ pub(crate) async fn purge(client: &Client, options: PurgeOptions) -> Result<(), 
         sleep(Duration::from_millis(20)).await;
     }
     Ok(())
+}
+
+pub(crate) async fn starter() -> Result<(), Failure> {
+    sandbox::serve_starter()
+        .await
+        .map_err(|error| Failure::usage(format!("__starter is culvert's own: {error}")))
 }
 
 pub(crate) fn completion(

@@ -16,7 +16,7 @@ mod telling;
 
 pub(super) use container::{attach, detach, ps, rm};
 pub(super) use doctor::doctor;
-pub(super) use local::{agent, completion, purge};
+pub(super) use local::{agent, completion, purge, starter};
 pub(super) use logs::logs;
 pub(super) use nat::nat;
 pub(super) use network::network;
