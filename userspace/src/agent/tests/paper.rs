@@ -76,6 +76,8 @@ pub(super) struct State {
     pub(super) wanted: BTreeMap<String, LocalEndpoint>,
     /// Error of every attempt to plug.
     pub(super) refuse_plug: Option<PlugError>,
+    /// Error of every attempt to make a missing sandbox.
+    pub(super) refuse_revival: Option<ApiError>,
     /// Error of every removal of a sandbox.
     pub(super) refuse_removal: Option<ApiError>,
     /// Error of every attempt to unplug.
@@ -481,7 +483,11 @@ impl Devices for Paper {
     }
 
     async fn ensure_sandbox(&self, name: &Name, _running: Option<i32>) -> Result<(), ApiError> {
-        self.state().namespaces.entry(Self::path_of(name)).or_default();
+        let mut state = self.state();
+        if let Some(error) = &state.refuse_revival {
+            return Err(error.clone());
+        }
+        state.namespaces.entry(Self::path_of(name)).or_default();
         Ok(())
     }
 
