@@ -238,6 +238,8 @@ impl Engine {
                 () = wait_until(self.underlay_stale) => self.host_changed().await,
                 () = wait_until(self.looks.next()) => self.look_inside().await,
                 () = wait_until(self.choice.due()) => self.check_choice().await,
+                // The next condition is looked at again.
+                () = self.shared.ports_closed() => {}
                 () = std::future::ready(()), if self.informed && self.shared.has_ports_left() => {
                     self.hold_ports(false);
                 }

@@ -177,6 +177,8 @@ pub(super) struct Paper {
     pub(super) lookups: Gate,
     /// Gate before a port is held.
     pub(super) holds: Gate,
+    /// Gate before a port is let go.
+    pub(super) closes: Arc<Gate>,
     /// Gate before a device pair is made.
     pub(super) plugging: Gate,
     /// Gate before the start of a supervisor has ended.
@@ -209,6 +211,7 @@ impl Paper {
             reads: Gate::default(),
             lookups: Gate::default(),
             holds: Gate::default(),
+            closes: Arc::default(),
             plugging: Gate::default(),
             launching: Gate::default(),
             repairing: Gate::default(),
