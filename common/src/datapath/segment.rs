@@ -111,6 +111,16 @@ const fn confirms(ack: u32, flow: &Flow) -> bool {
         && (acked <= WINDOW >> BLOCK_BITS || acked == sent)
 }
 
+/// Whether the numbers of [`seen::AHEAD`] begin at most [`WINDOW`] ahead of what was believed since:
+/// what was missing before them has been sent again. In order, each of them would have been
+/// believed.
+#[inline(always)]
+const fn leads_on(flow: &Flow) -> bool {
+    let gap = blocks(flow.next_seq >> BLOCK_BITS, flow.first_seq >> BLOCK_BITS);
+    // The numbers of two blocks may be nearly one block further apart than the blocks.
+    flow.seen & seen::AHEAD != 0 && gap < WINDOW >> BLOCK_BITS
+}
+
 impl TcpSegment {
     /// The segment with this header in `upper_len` bytes of header and payload. Of a fragmented
     /// packet only the first fragment counts.
@@ -332,7 +342,9 @@ impl TcpSegment {
 
     /// Whether the segment is far ahead of its direction, but not of what the other side has
     /// acknowledged: the programs have not seen what was sent in between. More than [`WINDOW`] may
-    /// be under way. Then the numbers that led to this one must have been acknowledged.
+    /// be under way. Then the numbers that led to this one must have been acknowledged, or must lead
+    /// on from what is believed: segments that were lost before this host come later than those
+    /// after them.
     #[inline(always)]
     const fn follows_ack(&self, flow: &Flow, other: &Flow) -> bool {
         let last = flow.first_seq & BLOCK;
@@ -340,7 +352,7 @@ impl TcpSegment {
         is_far(flow.next_seq, self.end)
             && other.seen & seen::ACK != 0
             && (self.end.wrapping_sub(other.last_ack) <= WINDOW
-                || (goes_on && confirms(other.last_ack, flow)))
+                || (goes_on && (leads_on(flow) || confirms(other.last_ack, flow))))
     }
 
     /// The new [`Flow::first_seq`] of a direction with [`seen::AHEAD`], after a segment whose
