@@ -279,7 +279,7 @@ impl TcpSegment {
             flow.seen & other.seen & seen::ACK != 0
         };
         if pending && !again {
-            let seen = (flow.seen & !seen::AHEAD) | seen::PENDING;
+            let seen = (flow.seen & !(seen::AHEAD | seen::AHEAD_FIN)) | seen::PENDING;
             return Followed { seen, changes: change::TIME | change::FIRST };
         }
         // Without an acknowledgement a SYN of the other side proves nothing. It replaces no number.
@@ -317,10 +317,19 @@ impl TcpSegment {
             changes |= change::FIRST | change::NEXT;
         } else if self.moves_seq(flow) || self.follows_ack(flow, other) {
             changes |= change::NEXT;
-            bits &= !seen::AHEAD;
+            if self.confirms_fin(flow) {
+                bits |= seen::FIN;
+            }
+            bits &= !(seen::AHEAD | seen::AHEAD_FIN);
         } else if is_far(flow.next_seq, self.end) && flow.seen & other.seen & seen::ACK != 0 {
             changes |= change::AHEAD;
             bits = (bits & !seen::PENDING) | seen::AHEAD;
+            let ahead = self.ahead(flow);
+            if self.flags & FIN != 0 && self.end >> BLOCK_BITS == ahead & BLOCK {
+                bits |= seen::AHEAD_FIN;
+            } else if ahead != flow.first_seq {
+                bits &= !seen::AHEAD_FIN;
+            }
         }
         if self.flags & FIN != 0 && (!begun || self.ends(flow)) {
             bits |= seen::FIN;
@@ -375,6 +384,16 @@ impl TcpSegment {
             && blocks(last, at) <= WINDOW >> BLOCK_BITS
             && reached <= IN_FLIGHT >> BLOCK_BITS;
         ((if goes_on { first } else { at }) << BLOCK_BITS) | at
+    }
+
+    /// Whether the segment, whose number is believed, shows that its side has sent a FIN whose number
+    /// was not believed: it is that FIN again, or it has nothing to send and is where the FIN was. A
+    /// number that is guessed is there once in about 60,000 times.
+    #[inline(always)]
+    const fn confirms_fin(&self, flow: &Flow) -> bool {
+        flow.seen & seen::AHEAD_FIN != 0
+            && (self.seq == self.end || self.flags & FIN != 0)
+            && self.end >> BLOCK_BITS == flow.first_seq & BLOCK
     }
 
     /// Whether a segment with FIN is at the end of what its side has sent.

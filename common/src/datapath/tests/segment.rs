@@ -409,6 +409,41 @@ fn a_stale_transfer_that_ends_at_once_is_followed_again() {
     assert_eq!((kept.orig.last_ack, kept.reply.next_seq), (end, end + 5));
 }
 
+#[test]
+fn a_close_that_comes_first_after_a_gap_ends_the_flow() {
+    // Only the FINs of both sides and the last acknowledgement are seen.
+    let mut kept = connected();
+    kept.back(ACK, S1, C1, 10);
+    kept.out(ACK, C1, S1 + 10, 10);
+    let stale = kept;
+    let (client, server) = (C1.wrapping_add(50 << 20), S1 + (70 << 20));
+    kept.out(FIN | ACK, client, server, 0);
+    kept.back(FIN | ACK, server, client.wrapping_add(1), 0);
+    assert_eq!(kept.state(), FlowState::TcpEstablished);
+    kept.out(ACK, client.wrapping_add(1), server + 1, 0);
+    assert_eq!(kept.state(), FlowState::TcpFinWait);
+    // A FIN elsewhere closes nothing, whether the numbers of the transfer come after it or before.
+    for forged in [C1.wrapping_add(90 << 20), client.wrapping_sub(90_000), client] {
+        for first in [true, false] {
+            let mut kept = stale;
+            if first {
+                kept.out(FIN | ACK, forged, S1 + 10, 0);
+            }
+            kept.out(ACK, client, S1 + 10, 200_000);
+            if !first && forged != client {
+                kept.out(FIN | ACK, forged, S1 + 10, 0);
+            }
+            let sent = client.wrapping_add(200_000);
+            kept.out(ACK, sent, S1 + 10, 100);
+            kept.back(ACK, S1 + 10, sent.wrapping_add(100), 0);
+            kept.out(ACK, sent.wrapping_add(100), S1 + 10, 0);
+            assert_eq!(kept.orig.next_seq, sent.wrapping_add(100));
+            assert_eq!(kept.state(), FlowState::TcpEstablished, "{forged:#x} {first}");
+            assert_eq!(kept.orig.seen & (bits::AHEAD | bits::AHEAD_FIN), 0);
+        }
+    }
+}
+
 /// A transfer whose first `lost` segments are lost before this host, which sees the others of
 /// `window`, and then the lost ones again. `delay` segments more pass before all of these are
 /// acknowledged. Returns the number of rounds from there until both sides' numbers are known.
