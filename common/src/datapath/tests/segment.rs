@@ -469,7 +469,7 @@ fn transfer_after_a_loss(lost: u32, window: u32, delay: u32) -> Option<u32> {
     for segment in window..window + delay {
         send(&mut kept, segment);
     }
-    (0..100).find(|round| {
+    (0..100_u32).find(|round| {
         acknowledge(&mut kept, window + round);
         send(&mut kept, window + delay + round);
         let known = (kept.reply.next_seq, kept.orig.last_ack);
