@@ -60,7 +60,7 @@ impl World {
         let tag = unique_name("chaos");
         let [a, b, c, d] = ["a", "b", "c", "d"].map(|letter| format!("{tag}-{letter}"));
         let [one, two] = &cluster.hosts[..] else { unreachable!() };
-        one.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+        one.overlay("net", "10.0.0.0/24", &[]);
         one.ok(&["network", "create", "-d", "bridge", "--subnet", "10.7.0.0/24", "br"]);
         cluster.wait_network("net");
         one.run_idle(&a, "net", &["--ip", "10.0.0.2"]);

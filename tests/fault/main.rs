@@ -25,7 +25,7 @@ use crate::store::as_client;
 fn an_outage_of_the_store_stops_nothing() {
     let mut cluster = Cluster::new(2);
     let (first, second) = (unique_name("fault"), unique_name("fault"));
-    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.hosts[0].overlay("net", "10.0.0.0/24", &[]);
     cluster.wait_network("net");
     cluster.hosts[0].run_idle(&first, "net", &["--ip", "10.0.0.2"]);
     cluster.hosts[1].run_idle(&second, "net", &["--ip", "10.0.0.3"]);
@@ -104,7 +104,7 @@ fn put(cluster: &Cluster, records: &[(&str, &[u8])]) {
 fn garbage_in_the_store() {
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     put(
         &cluster,
         &[
@@ -137,7 +137,7 @@ fn garbage_in_the_store() {
 fn a_wiped_store_deletes_nothing() {
     let mut cluster = Cluster::new(1);
     let (first, second) = (unique_name("wipe"), unique_name("wipe"));
-    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.hosts[0].overlay("net", "10.0.0.0/24", &[]);
     cluster.hosts[0].run_idle(&first, "net", &["--ip", "10.0.0.2"]);
     cluster.hosts[0].run_idle(&second, "net", &["--ip", "10.0.0.3"]);
     cluster.hosts[0].wait_ping(&first, "10.0.0.3");
@@ -238,7 +238,7 @@ fn an_agent_whose_store_is_replaced_cleans_up_its_host() {
     cluster.hosts[0].start_agent(&["--cleanup-on-exit"]);
     cluster.hosts[0].wait_ready();
     let name = unique_name("clean");
-    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.hosts[0].overlay("net", "10.0.0.0/24", &[]);
     cluster.hosts[0].run_idle(&name, "net", &["--ip", "10.0.0.2"]);
     assert!(cluster.etcd.wipe().is_ok() && cluster.etcd.resume().is_ok());
     let host = &mut cluster.hosts[0];
@@ -299,7 +299,7 @@ fn a_full_store_is_told_by_its_alarm_and_stops_nothing() {
         host.wait_ready();
     }
     let (first, second) = (unique_name("full1"), unique_name("full2"));
-    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.hosts[0].overlay("net", "10.0.0.0/24", &[]);
     cluster.wait_network("net");
     cluster.hosts[0].run_idle(&first, "net", &["--ip", "10.0.0.2", "-p", "8080:80"]);
     cluster.hosts[1].run_idle(&second, "net", &["--ip", "10.0.0.3"]);
@@ -356,7 +356,7 @@ fn a_full_store_is_told_by_its_alarm_and_stops_nothing() {
 #[ignore = "needs root"]
 fn killed_in_the_middle_of_churn() {
     let mut cluster = Cluster::new(2);
-    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.hosts[0].overlay("net", "10.0.0.0/24", &[]);
     cluster.wait_network("net");
     let keeper = unique_name("keep");
     cluster.hosts[0].run_idle(&keeper, "net", &["--ip", "10.0.0.2"]);

@@ -299,17 +299,7 @@ fn detach(host: &Host, what: &str) {
 #[ignore = "needs root"]
 fn what_reaches_the_kernel_s_socket_gets_nowhere() {
     let cluster = Cluster::new(2);
-    cluster.hosts[0].ok(&[
-        "network",
-        "create",
-        "-d",
-        "overlay",
-        "--subnet",
-        "10.0.0.0/24",
-        "--vni",
-        "700",
-        "net",
-    ]);
+    cluster.hosts[0].overlay("net", "10.0.0.0/24", &["--vni", "700"]);
     cluster.wait_network("net");
     let names = [unique_name("a"), unique_name("b")];
     for (host, name) in cluster.hosts.iter().zip(&names) {
@@ -466,7 +456,7 @@ fn a_container_without_its_program_is_cut_off() {
 fn frames_of_tcp_are_merged_before_they_are_decapsulated() {
     let cluster = Cluster::new(2);
     let hosts = &cluster.hosts;
-    hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    hosts[0].overlay("net", "10.0.0.0/24", &[]);
     cluster.wait_network("net");
     let names = [unique_name("a"), unique_name("b")];
     for (host, name) in hosts.iter().zip(&names) {

@@ -334,7 +334,7 @@ fn other_gateways_and_the_lans_broadcast_address_are_closed() {
 fn no_one_but_root_sends_vxlan_from_a_host() {
     let world = World::new(2);
     let (host, peer) = (world.host(), &world.cluster.hosts[1]);
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "shared"]);
+    host.overlay("shared", "10.9.0.0/24", &[]);
     let (name, _) = world.run("shared", &[]);
     let far = unique_name("far");
     peer.run_idle(&far, "shared", &[]);

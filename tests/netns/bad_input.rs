@@ -80,7 +80,7 @@ fn networks() {
 fn containers() {
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/29", "net"]);
+    host.overlay("net", "10.0.0.0/29", &[]);
     let first = unique_name("first");
     let name = unique_name("x");
     host.run_idle(&first, "net", &["--ip", "10.0.0.2"]);

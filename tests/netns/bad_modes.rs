@@ -59,16 +59,7 @@ fn ports_that_cannot_be_had() {
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     host.ok(&["network", "create", "-d", "bridge", "--internal", "inner"]);
-    host.ok(&[
-        "network",
-        "create",
-        "-d",
-        "overlay",
-        "--subnet",
-        "10.0.0.0/24",
-        "--internal",
-        "deep",
-    ]);
+    host.overlay("deep", "10.0.0.0/24", &["--internal"]);
     let (first, name) = (unique_name("first"), unique_name("x"));
     host.run_idle(&first, "bridge", &["-p", "8080:80"]);
     let run = |network: &'static str, ports: &[&'static str]| {

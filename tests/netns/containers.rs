@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 
 fn one_host() -> Cluster {
     let cluster = Cluster::new(1);
-    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.hosts[0].overlay("net", "10.0.0.0/24", &[]);
     cluster
 }
 
@@ -187,7 +187,7 @@ fn attach_and_detach() {
 fn connect_and_disconnect() {
     let cluster = one_host();
     let host = &cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.5.0.0/24", "second"]);
+    host.overlay("second", "10.5.0.0/24", &[]);
     let name = unique_name("two");
     host.run_idle(&name, "net", &[]);
     host.ok(&["network", "connect", "second", &name]);
@@ -225,7 +225,7 @@ fn addresses_are_given_once() {
 #[ignore = "needs root"]
 fn concurrent_creates_never_share_an_address() {
     let cluster = Cluster::new(2);
-    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.hosts[0].overlay("net", "10.0.0.0/24", &[]);
     cluster.wait_network("net");
     let mut running = Vec::new();
     for index in 0..16 {
@@ -264,7 +264,7 @@ fn trace_lines_when_asked_for() {
     cluster.hosts[0].start_agent(&["--trace"]);
     cluster.hosts[0].wait_ready();
     let host = &cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     let (first, second) = (unique_name("tr"), unique_name("tr"));
     host.run_idle(&first, "net", &[]);
     host.run_idle(&second, "net", &[]);

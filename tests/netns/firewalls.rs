@@ -133,7 +133,7 @@ fn check(firewall: &Firewall) {
     let (client, vtep) = (&world.external.host, host.vtep());
     let (web, web_ip) = world.run("bridge", &["-p", "8080:80", "-p", "8080:80/udp"]);
     let (private, _) = world.run("bridge", &["-p", "8081:80", "--from", "198.18.0.0/15"]);
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "over"]);
+    host.overlay("over", "10.9.0.0/24", &[]);
     world.cluster.wait_network("over");
     let (near, _) = world.run("over", &["--ip", "10.9.0.2"]);
     world.cluster.hosts[1].run_idle(&unique_name("far"), "over", &["--ip", "10.9.0.3"]);

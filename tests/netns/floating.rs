@@ -84,19 +84,11 @@ fn host_reaches(host: &Host, ip: &str) -> bool {
 fn a_floating_address_moves_between_hosts() {
     let cluster = Cluster::new(2);
     let [one, two] = [&cluster.hosts[0], &cluster.hosts[1]];
-    one.ok(&[
-        "network",
-        "create",
-        "-d",
-        "overlay",
-        "--subnet",
-        "10.0.0.0/24",
-        "--subnet",
-        "fd00:1::/64",
-        "--opt",
-        "anti_spoof=false",
+    one.overlay(
         "floating",
-    ]);
+        "10.0.0.0/24",
+        &["--subnet", "fd00:1::/64", "--opt", "anti_spoof=false"],
+    );
     cluster.wait_network("floating");
     let routers =
         [Member::new(one, "floating", "10.0.0.2"), Member::new(two, "floating", "10.0.0.3")];
@@ -149,7 +141,7 @@ fn a_floating_address_moves_between_hosts() {
 fn an_address_does_not_float_with_anti_spoofing() {
     let cluster = Cluster::new(1);
     let one = &cluster.hosts[0];
-    one.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "fixed"]);
+    one.overlay("fixed", "10.0.0.0/24", &[]);
     let router = Member::new(one, "fixed", "10.0.0.2");
     let client = Member::new(one, "fixed", "10.0.0.4");
     one.wait_ping(&client.name, "10.0.0.2");
@@ -167,17 +159,7 @@ fn an_address_does_not_float_with_anti_spoofing() {
 fn a_container_has_several_addresses() {
     let cluster = Cluster::new(2);
     let [one, two] = [&cluster.hosts[0], &cluster.hosts[1]];
-    one.ok(&[
-        "network",
-        "create",
-        "-d",
-        "overlay",
-        "--subnet",
-        "10.0.0.0/24",
-        "--subnet",
-        "fd00:1::/64",
-        "several",
-    ]);
+    one.overlay("several", "10.0.0.0/24", &["--subnet", "fd00:1::/64"]);
     cluster.wait_network("several");
     let client = Member::new(two, "several", "10.0.0.5");
     let name = unique_name("server");
@@ -235,17 +217,7 @@ fn a_container_has_several_addresses() {
 fn an_additional_address_moves_between_containers() {
     let cluster = Cluster::new(2);
     let [one, two] = [&cluster.hosts[0], &cluster.hosts[1]];
-    one.ok(&[
-        "network",
-        "create",
-        "-d",
-        "overlay",
-        "--subnet",
-        "10.0.0.0/24",
-        "--subnet",
-        "fd00:1::/64",
-        "moving",
-    ]);
+    one.overlay("moving", "10.0.0.0/24", &["--subnet", "fd00:1::/64"]);
     cluster.wait_network("moving");
     let servers = [Member::new(one, "moving", "10.0.0.2"), Member::new(two, "moving", "10.0.0.3")];
     let clients = [Member::new(one, "moving", "10.0.0.4"), Member::new(two, "moving", "10.0.0.5")];

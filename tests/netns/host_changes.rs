@@ -68,7 +68,7 @@ fn is_repaired_in(
 fn a_host_with_a_new_address_is_reached_there() {
     let cluster = Cluster::new(2);
     let [one, two] = &cluster.hosts[..] else { unreachable!() };
-    one.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    one.overlay("net", "10.0.0.0/24", &[]);
     cluster.wait_network("net");
     let (first, second) = (unique_name("moved1"), unique_name("moved2"));
     one.run_idle(&first, "net", &["--ip", "10.0.0.2"]);
@@ -272,7 +272,7 @@ fn an_uplink_without_an_ethernet_header_is_refused() {
 fn changed_devices_are_put_right_and_told() {
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     let name = unique_name("dev");
     host.run_idle(&name, "net", &["--ip", "10.0.0.2", "-p", "8080:80"]);
     host.netns.run("ping -c1 -W2 10.0.0.2");
@@ -404,7 +404,7 @@ fn changed_devices_are_put_right_and_told() {
 fn changes_in_a_container_are_put_right_and_told() {
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     let name = unique_name("inside");
     host.run_idle(&name, "net", &["--ip", "10.0.0.2"]);
     let kind = "container interface";
@@ -471,7 +471,7 @@ fn changes_in_an_attached_namespace_are_put_right_and_told() {
     let (router, inner) = (Netns::new("router"), Netns::new("attached"));
     inner.connect("own0", &router, "peer0", 1500);
     inner.run("ip addr add 10.66.0.2/24 dev own0; ip route add default via 10.66.0.1");
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     let (name, path) = (unique_name("guest"), inner.path().display().to_string());
     host.ok(&["attach", "--name", &name, "--netns", &path, "--network", "net"]);
     let ip = host.ip(&name, "net");

@@ -35,7 +35,7 @@ fn a_hosts_own_network_is_not_taken_from_it() {
     let cluster = Cluster::new(2);
     let [one, two] = &cluster.hosts[..] else { unreachable!() };
     connect_lan(two, "10.9.0.5/24");
-    one.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "net"]);
+    one.overlay("net", "10.9.0.0/24", &[]);
     cluster.wait_network("net");
     let name = unique_name("lan");
     let line = two.refused(1, &["run", "-d", "--name", &name, "--network", "net", "sleep", "60"]);
@@ -57,7 +57,7 @@ fn a_hosts_own_network_is_not_taken_from_it() {
 fn host_with_a_gateway() -> Cluster {
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "net"]);
+    host.overlay("net", "10.9.0.0/24", &[]);
     host.run_idle(&unique_name("routed"), "net", &["--ip", "10.9.0.9"]);
     wait_until(SOON, "the gateway's route", || device_to(host, "10.9.0.9").starts_with("cvg"));
     cluster
@@ -163,7 +163,7 @@ fn a_permanent_neighbour_is_left_alone() {
         host.netns.run(&format!("ip neigh show {} dev up0", other.vtep()))
     };
     let early = enter(one, two);
-    one.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "net"]);
+    one.overlay("net", "10.9.0.0/24", &[]);
     cluster.wait_network("net");
     let names = [unique_name("fix1"), unique_name("fix2"), unique_name("fix3")];
     for ((host, name), ip) in cluster.hosts.iter().zip(&names).zip(["2", "3", "4"]) {
@@ -222,7 +222,7 @@ fn wide_routes_leave_a_choice() {
          && ip route add 0.0.0.0/1 dev tun9 && ip route add 128.0.0.0/1 dev tun9",
     );
     host.ok(&["network", "create", "-d", "overlay", "vpn"]);
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "100.64.0.0/24", "given"]);
+    host.overlay("given", "100.64.0.0/24", &[]);
     let subnet = |name: &str| {
         host.json(&["network", "inspect", name])[0]["IPAM"]["Config"][0]["Subnet"].clone()
     };

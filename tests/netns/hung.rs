@@ -38,7 +38,7 @@ fn hung(host: &Host, timeout: Duration, args: &[&str]) -> String {
 fn a_stopped_agent_is_named_and_does_nothing_late() {
     let mut cluster = Cluster::new(1);
     let host = &mut cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     let name = unique_name("late");
     let agent = host.agent.as_mut().unwrap();
     let pid = agent.pid().to_string();
@@ -71,7 +71,7 @@ fn a_stopped_agent_is_named_and_does_nothing_late() {
 fn a_hung_store_is_named_and_ps_tells_modes_without_it() {
     let mut cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     let web = unique_name("web");
     host.run_idle(&web, "net", &["--ip", "10.0.0.7"]);
     let names = ["lan", "alone", "bare", "side"].map(unique_name);
@@ -114,7 +114,7 @@ fn a_hung_store_is_named_and_ps_tells_modes_without_it() {
 fn a_run_that_failed_in_doubt_does_not_come_true_later() {
     let mut cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     let name = unique_name("doubt");
     let options = ["--name", &name, "--network", "net", "--ip", "10.0.0.7", "-p", "8080:80"];
     let run = [&["run", "-d"][..], &options, &["--", "sleep", "infinity"]].concat();
@@ -204,7 +204,7 @@ fn a_full_or_read_only_state_directory_is_a_problem_until_it_can_be_written() {
     cluster.hosts[0].start_agent(&[]);
     cluster.hosts[0].wait_ready();
     let host = &cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     let (first, second) = (unique_name("full"), unique_name("full"));
     host.run_idle(&first, "net", &[]);
     let problem = |part: &str| {

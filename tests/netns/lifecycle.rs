@@ -21,7 +21,7 @@ use nix::{
 
 fn overlay_pair() -> (Cluster, String, String) {
     let cluster = Cluster::new(2);
-    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.hosts[0].overlay("net", "10.0.0.0/24", &[]);
     cluster.wait_network("net");
     let (first, second) = (unique_name("life1"), unique_name("life2"));
     cluster.hosts[0].run_idle(&first, "net", &["--ip", "10.0.0.2"]);
@@ -129,7 +129,7 @@ fn kill_supervisors(host: &Host) {
 #[ignore = "needs root"]
 fn commands_come_back_after_a_reboot_and_rm_is_carried_out() {
     let mut cluster = Cluster::new(2);
-    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.hosts[0].overlay("net", "10.0.0.0/24", &[]);
     cluster.wait_network("net");
     let [web, once, plain, peer] = ["web", "once", "plain", "peer"].map(unique_name);
     let host = &cluster.hosts[0];
@@ -296,7 +296,7 @@ fn is_removed_by_name(host: &mut Host, name: &str) {
 fn a_namespace_that_a_killed_agent_has_left_is_removed_by_name() {
     let mut cluster = Cluster::new(1);
     let host = &mut cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     let name = unique_name("half");
     let unwritable = Unwritable::records(host);
     let run = host.culvert_command(&["run", "--name", &name, "--network", "none", "--", "true"]);
@@ -317,7 +317,7 @@ fn a_namespace_that_a_killed_agent_has_left_is_removed_by_name() {
 fn a_namespace_that_was_being_removed_is_removed_by_name() {
     let mut cluster = Cluster::new(1);
     let host = &mut cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     let name = unique_name("half");
     let head = ["run", "--name", &name, "--network", "net", "--ip", "10.0.0.2"];
     host.ok(&[&head[..], &["--", "true"]].concat());
@@ -347,7 +347,7 @@ fn what_a_killed_agent_was_attaching_is_taken_back() {
     let mut cluster = Cluster::new(1);
     let name = unique_name("half");
     let path = container(&name);
-    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.hosts[0].overlay("net", "10.0.0.0/24", &[]);
     cluster.etcd.freeze().unwrap();
     let host = &mut cluster.hosts[0];
     let run = host.culvert_command(&["run", "--name", &name, "--network", "net", "--", "true"]);
@@ -405,7 +405,7 @@ fn purge_removes_ours_and_nothing_else() {
     let before = state(host);
     host.start_agent(&[]);
     host.wait_ready();
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     let name = unique_name("life1");
     host.run_idle(&name, "net", &[]);
     assert_ne!(state(host).0, before.0);

@@ -105,7 +105,7 @@ fn an_entry_that_is_removed_from_any_map_comes_back_and_is_told() {
         "ip link add card0 type veth peer name card1; ip link set card0 up; \
          ip link set card1 up; ip addr add 198.51.100.1/24 dev card0",
     );
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     cluster.wait_network("net");
     let (first, second) = (unique_name("entry1"), unique_name("entry2"));
     host.run_idle(

@@ -157,7 +157,7 @@ fn several_networks_with_fixed_addresses() {
     let world = World::new(1);
     let host = world.host();
     host.ok(&["network", "create", "-d", "bridge", "--subnet", "10.7.0.0/24", "br"]);
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.8.0.0/24", "over"]);
+    host.overlay("over", "10.8.0.0/24", &[]);
     let fixed = ["--ip", "172.17.0.77", "--mac", "02:aa:bb:cc:dd:01"];
     let (name, _) = world.run("bridge", &fixed);
     for (network, ip, mac) in
@@ -290,7 +290,7 @@ fn purge_takes_ports_and_gateways_along() {
     let switches = "sysctl -n net.ipv4.conf.lo.route_localnet net.ipv4.conf.lo.accept_local \
                     net.ipv4.ip_forward net.ipv4.conf.up0.forwarding";
     let before = world.host().netns.run(switches);
-    world.host().ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "over"]);
+    world.host().overlay("over", "10.0.0.0/24", &[]);
     let (name, _) = world.run("bridge", &["-p", "8080:80"]);
     world.run("over", &["-p", "8081:80"]);
     let server = echo(&container(&name), "tcp", 80);

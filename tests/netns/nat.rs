@@ -125,7 +125,7 @@ fn a_flow_leaves_by_no_address_that_the_host_has_lost() {
 fn an_external_host_sees_the_host() {
     let world = World::new(1);
     let host = world.host();
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "over"]);
+    host.overlay("over", "10.0.0.0/24", &[]);
     host.ok(&["network", "create", "-d", "bridge", "br"]);
     let tcp = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
     let udp = Server::udp(world.external.host.path(), any(53));

@@ -120,7 +120,7 @@ fn a_container_reaches_a_port_of_docker() {
     let host = world.host();
     let (_, docker) = docker_on(host);
     let servers = echoes(docker.path(), 80);
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "over"]);
+    host.overlay("over", "10.9.0.0/24", &[]);
     for network in ["bridge", "over"] {
         let (name, ip) = world.run(network, &[]);
         for address in [host.vtep(), DOCKER0] {
@@ -161,7 +161,7 @@ fn a_container_of_docker_reaches_a_published_port() {
     let named = format!("{}:8083:80", host.vtep());
     let options = ["-p", "8080:80", "-p", "8080:80/udp", "-p", "127.0.0.1:8082:80", "-p", &named];
     // The host's default network would have the same subnet as Docker.
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "over"]);
+    host.overlay("over", "10.9.0.0/24", &[]);
     let (name, _) = world.run("over", &options);
     let servers = echoes(&container(&name), 80);
     // Docker is started after the agent.
@@ -340,7 +340,7 @@ fn a_port_that_docker_translates_is_left_to_it() {
     let host = world.host();
     let (iptables, docker) = docker_on(host);
     let _servers = echoes(docker.path(), 80);
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "over"]);
+    host.overlay("over", "10.9.0.0/24", &[]);
     let reached = |proto: &str, port| exchange(&world.external.host, proto, host.vtep(), port, 10);
     let name = unique_name("x");
     for port in ["8081:80", "8081:80/udp", "8080-8082:80-82"] {

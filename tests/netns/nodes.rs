@@ -16,7 +16,7 @@ const LEASE: Duration = Duration::from_secs(40);
 
 /// Makes an overlay network that all hosts know.
 fn network(cluster: &Cluster) {
-    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.hosts[0].overlay("net", "10.0.0.0/24", &[]);
     cluster.wait_network("net");
 }
 
@@ -147,7 +147,7 @@ fn a_copy_of_a_host_is_refused_and_costs_the_original_nothing() {
         host.start_agent(&[]);
         host.wait_ready();
     }
-    cluster.hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    cluster.hosts[0].overlay("net", "10.0.0.0/24", &[]);
     wait_until(SOON, "the network on the second host", || {
         cluster.hosts[1].culvert(&["network", "inspect", "net"]).status.success()
     });
@@ -293,7 +293,7 @@ fn a_stranger_at_the_path_of_a_process_is_not_plugged() {
     wait_until(SOON, "the problem in status", || told().is_some());
     assert!(!stranger.succeeds("ip link show eth0"));
     // The other namespace does not join a second network either.
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.5.0.0/24", "more"]);
+    host.overlay("more", "10.5.0.0/24", &[]);
     assert!(host.refused(1, &["network", "connect", "more", &name]).contains("another one"));
     let again = ["attach", "--name", &name, "--network", "more", "--netns", &path];
     assert!(host.refused(1, &again).contains(&format!("'culvert detach {name}' first")));

@@ -57,7 +57,7 @@ fn vxlan_of_another_system_on_the_same_port_is_passed_on() {
 
     // A network of Culvert exists beside the other overlay.
     let [one, two] = &cluster.hosts[..] else { unreachable!() };
-    one.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    one.overlay("net", "10.0.0.0/24", &[]);
     cluster.wait_network("net");
     let (first, second) = (unique_name("beside1"), unique_name("beside2"));
     one.run_idle(&first, "net", &["--ip", "10.0.0.2"]);

@@ -290,7 +290,7 @@ fn arp_is_suppressed_and_broadcast_is_not() {
     let pair = Pair::new(3, &[]);
     let three = &pair.cluster.hosts[2];
     let over3 = unique_name("over3");
-    three.ok(&["network", "create", "-d", "overlay", "--subnet", "10.1.0.0/24", "other"]);
+    three.overlay("other", "10.1.0.0/24", &[]);
     pair.cluster.wait_network("other");
     three.run_idle(&over3, "other", &[]);
 
@@ -480,16 +480,7 @@ fn learned_entries_age() {
     cluster.hosts[0].start_agent(&["--ageing", "2"]);
     cluster.hosts[0].wait_ready();
     let host = &cluster.hosts[0];
-    host.ok(&[
-        "network",
-        "create",
-        "--learning",
-        "--subnet",
-        "10.0.0.0/24",
-        "-d",
-        "overlay",
-        "net",
-    ]);
+    host.overlay("net", "10.0.0.0/24", &["--learning"]);
     let name = unique_name("over1");
     host.run_idle(&name, "net", &["--ip", "10.0.0.2"]);
     host.ok(&["vtep", "add", "192.0.2.6", "--network", "net"]);

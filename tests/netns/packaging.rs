@@ -212,7 +212,7 @@ fn the_files_name_every_device() {
     let before = devices(host);
     host.start_agent(&[]);
     host.wait_ready();
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     host.run_idle(&unique_name("over"), "net", &["-p", "8080:80"]);
     host.run_idle(&unique_name("bridged"), "bridge", &[]);
     assert!(before.iter().all(|name| !name.starts_with(prefix)), "{before:?}");
@@ -256,7 +256,7 @@ fn configured(networkd: &Process, prefix: &str) -> Vec<String> {
 fn networkd_leaves_the_devices_alone() {
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     let (first, second) = (unique_name("netd"), unique_name("netd"));
     host.run_idle(&first, "net", &["--ip", "10.0.0.2"]);
     host.netns.run("ip link add spare0 type bridge && ip link set spare0 up");

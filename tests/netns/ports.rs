@@ -69,7 +69,7 @@ pub(crate) fn talk(stream: &mut TcpStream) {
 fn everybody_reaches_a_published_port() {
     let world = World::new(1);
     let host = world.host();
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "over"]);
+    host.overlay("over", "10.0.0.0/24", &[]);
     host.ok(&["network", "create", "-d", "bridge", "--subnet", "10.7.0.0/24", "br"]);
     let (other, _) = world.run("bridge", &[]);
     for (network, gateway, port) in [("over", "10.0.0.1", 8080_u16), ("br", "10.7.0.1", 8081)] {
@@ -274,7 +274,7 @@ fn a_range_of_very_many_ports() {
 fn each_host_of_an_overlay_has_its_own_door() {
     let world = World::new(2);
     let hosts = &world.cluster.hosts;
-    hosts[0].ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    hosts[0].overlay("net", "10.0.0.0/24", &[]);
     world.cluster.wait_network("net");
     let (first, first_ip) = world.run("net", &["-p", "8080:80", "-p", "8080:80/udp"]);
     let second = unique_name("c");

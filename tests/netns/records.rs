@@ -104,17 +104,7 @@ fn hides_first_process() -> bool {
 fn the_hosts_own_and_other_programs_namespaces_get_no_interface() {
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
-    host.ok(&[
-        "network",
-        "create",
-        "-d",
-        "overlay",
-        "--subnet",
-        "10.0.0.0/24",
-        "--vni",
-        "300",
-        "net",
-    ]);
+    host.overlay("net", "10.0.0.0/24", &["--vni", "300"]);
     // A mount of the host's namespace elsewhere, and a link to one of its paths.
     let mounted = Mounted::new(host.netns.path(), host.dir().join("mounted"));
     let link = host.dir().join("link");

@@ -28,7 +28,7 @@ fn an_attached_namespace_answers_by_the_network() {
     router.run("ip addr add 10.66.0.1/24 dev peer0; ip addr add 198.51.100.9/32 dev lo");
     let state = || inner.run("ip rule; ip -6 rule; ip route show table all");
     let before = state();
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "over"]);
+    host.overlay("over", "10.9.0.0/24", &[]);
     let (name, path) = (unique_name("attached"), inner.path().display().to_string());
     let publish = ["-p", "8080:80", "-p", "8080:80/udp"];
     let attach = ["attach", "--name", &name, "--netns", &path, "--network", "over"];
@@ -68,7 +68,7 @@ fn an_attached_namespace_answers_by_the_network() {
 fn ports_are_published_through_two_networks() {
     let world = World::new(1);
     let host = world.host();
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "over"]);
+    host.overlay("over", "10.9.0.0/24", &[]);
     host.ok(&["network", "create", "-d", "bridge", "--subnet", "10.7.0.0/24", "br"]);
     for own in [false, true] {
         let (router, inner) = (Netns::new("router"), Netns::new("twofold"));
@@ -126,7 +126,7 @@ fn ports_are_published_through_two_networks() {
 fn a_second_network_leaves_the_published_port_of_the_first() {
     let world = World::new(1);
     let host = world.host();
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24", "over"]);
+    host.overlay("over", "10.9.0.0/24", &[]);
     let (name, _) = world.run("bridge", &["-p", "8080:80"]);
     host.ok(&["network", "connect", "over", &name]);
     let server = echo(&container(&name), "tcp", 80);

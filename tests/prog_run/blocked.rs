@@ -143,6 +143,12 @@ fn the_store_on_this_host(lab: &mut Lab) {
     for host in [US, GATEWAY] {
         is_blocked(lab, &syn(&host, STORE));
     }
+    // Answers to the host are not looked up: they begin no flow, and the store refuses them.
+    for flags in [ACK, SYN | ACK] {
+        let answer = to_gateway(&V4::segment(&ONE, &GATEWAY, (PORT, STORE), flags, &[]));
+        lab.at_container(Interface::A1, &answer.frame()).reaches_host();
+    }
+    assert_eq!(entries(lab), 0);
     lab.at_container(Interface::A1, &syn(&GATEWAY, 22).frame()).begins_to_host();
 }
 

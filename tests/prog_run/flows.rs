@@ -90,7 +90,7 @@ fn exchange(lab: &mut Lab, segments: &[(bool, u8)]) {
 /// The `seen` flags of both directions that decide the state.
 fn seen(lab: &Lab) -> (u32, u32) {
     let [orig, reply] = keys();
-    let seen = |key| flow(lab, &key).seen & !(seen::PENDING | seen::AHEAD);
+    let seen = |key| flow(lab, &key).seen & !(seen::PENDING | seen::AHEAD | seen::AHEAD_FIN);
     (seen(orig), seen(reply))
 }
 

@@ -6,6 +6,7 @@
 
 #![warn(clippy::indexing_slicing)]
 
+mod files;
 mod lab;
 mod paths;
 mod privilege;

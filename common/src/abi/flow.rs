@@ -77,6 +77,8 @@ pub mod seen {
     /// [`Flow::first_seq`](super::Flow::first_seq) has them, see
     /// [`TcpSegment::ahead`](crate::datapath::segment::TcpSegment::ahead).
     pub const AHEAD: u32 = 1 << 6;
+    /// TCP: a FIN at the last one of the numbers of [`AHEAD`].
+    pub const AHEAD_FIN: u32 = 1 << 7;
 }
 
 /// Addresses and ports of a packet, as on the wire. ICMP echo has its identifier

@@ -302,6 +302,13 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
 #[inline(never)]
 fn may_reach(net: &NetworkInfo, routed: &Routed) -> Result<(), DropReason> {
     let Tuple { dst, dst_port, .. } = routed.key.tuple;
+    // Most such segments are answers to the host, which reaches containers with the gateway's
+    // address. They begin no flow there, not even to a published port, and a socket of the host that
+    // listens refuses them.
+    let is_tcp = routed.key.protocol == PROTO_TCP;
+    if dst == net.gateway_ip && is_tcp && !tcp::opens(routed.tcp.flags) {
+        return Ok(());
+    }
     // One key for all look-ups: the stack is short.
     let mut key = PublishedKey::whole(MappedAddr::v4(dst));
     match why_blocked(&key) {
@@ -314,7 +321,7 @@ fn may_reach(net: &NetworkInfo, routed: &Routed) -> Result<(), DropReason> {
     }
     // Clients reach etcd over TCP alone. A segment that opens no connection is checked, too: it would
     // begin a masqueraded flow, with which later segments pass.
-    if routed.key.protocol == PROTO_TCP {
+    if is_tcp {
         (key.port, key.protocol) = (dst_port, PROTO_TCP);
         if why_blocked(&key) != 0 {
             return Err(DropReason::Blocked);

@@ -96,21 +96,11 @@ impl World {
         let external = External::of(&cluster);
         for Tenant { network, vni } in [RED, BLUE] {
             let vni = vni.to_string();
-            cluster.hosts[0].ok(&[
-                "network",
-                "create",
-                "-d",
-                "overlay",
-                "--subnet",
-                "10.0.0.0/24",
-                "--subnet",
-                "fd00:10::/64",
-                "--opt",
-                "allow_overlap=true",
-                "--vni",
-                &vni,
+            cluster.hosts[0].overlay(
                 network,
-            ]);
+                "10.0.0.0/24",
+                &["--subnet", "fd00:10::/64", "--opt", "allow_overlap=true", "--vni", &vni],
+            );
             cluster.wait_network(network);
         }
         // A port of a host can be published once only.

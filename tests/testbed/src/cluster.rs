@@ -368,6 +368,15 @@ impl Host {
         errors
     }
 
+    /// Creates an overlay network with a subnet. `options` are further options of `network create`.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn overlay(&self, name: &str, subnet: &str, options: &[&str]) {
+        let head = ["network", "create", "-d", "overlay", "--subnet", subnet];
+        self.ok(&[&head, options, &[name]].concat());
+    }
+
     /// Starts a container that only waits.
     ///
     /// # Panics

@@ -4,21 +4,17 @@
 //! The store has only the endpoints. Sandbox, process and log of a container concern this host
 //! alone.
 
+mod process;
+
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::OnceLock,
 };
 
-use rustix::{
-    io::Errno,
-    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
-};
 use serde::{Deserialize, Serialize};
-use tokio::io::{Interest, unix::AsyncFd};
 
+pub(crate) use self::process::{Process, Running, boot, if_alive, is_past};
 use super::files::{remove_if_there, write_atomically};
 use crate::{
     api::types::ContainerNetwork,
@@ -38,183 +34,6 @@ pub(crate) enum Origin {
     Host,
     /// `--network container:NAME`: the namespace of another container.
     Shares(Name),
-}
-
-/// The present boot of this machine: the first 64 bits of its identifier (random(4)). `None`: the
-/// kernel does not tell.
-pub(crate) fn boot() -> Option<u64> {
-    static BOOT: OnceLock<Option<u64>> = OnceLock::new();
-    *BOOT.get_or_init(|| {
-        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(16).collect();
-        u64::from_str_radix(&digits, 16).ok()
-    })
-}
-
-/// Whether something that was noted in the boot `noted` is from before a reboot. Not if either boot
-/// is not known.
-pub(crate) fn is_past(noted: Option<u64>) -> bool {
-    noted.zip(boot()).is_some_and(|(noted, now)| noted != now)
-}
-
-/// What was read of a process in `/proc`. `None`: no process has the number, or it has ended
-/// meanwhile.
-///
-/// # Errors
-/// Every other error: the process may run.
-pub(crate) fn if_alive<T>(read: io::Result<T>) -> io::Result<Option<T>> {
-    match read {
-        Ok(read) => Ok(Some(read)),
-        Err(error) => match Errno::from_io_error(&error) {
-            Some(Errno::NOENT | Errno::SRCH) => Ok(None),
-            _ => Err(error),
-        },
-    }
-}
-
-/// A process. Boot and start time tell it from a later process with the same number.
-///
-/// A pidfd cannot take its place: the record outlives the agent on disk, and the inode of a pidfd
-/// is unique only since Linux 6.9 (pidfs). [`Process::open`] gets one from it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Process {
-    /// Process number.
-    pub(crate) pid: i32,
-    /// Field 22 of `/proc/PID/stat` (proc(5)), in clock ticks since boot.
-    pub(crate) start_time: u64,
-    /// The boot. `None` in a record of an earlier version.
-    #[serde(default)]
-    pub(crate) boot: Option<u64>,
-}
-
-impl Process {
-    /// The process that has this number now; `None` if there is none, or it has ended and nobody
-    /// has waited for it.
-    ///
-    /// # Errors
-    /// It is not known, as when no file descriptor is left.
-    pub(crate) fn find(pid: i32) -> io::Result<Option<Self>> {
-        Ok(Self::with_parent(pid)?.map(|(process, _)| process))
-    }
-
-    /// As [`Self::find`], with the number of its parent.
-    ///
-    /// # Errors
-    /// As [`Self::find`].
-    pub(crate) fn with_parent(pid: i32) -> io::Result<Option<(Self, i32)>> {
-        let Some(stat) = if_alive(fs::read(format!("/proc/{pid}/stat")))? else { return Ok(None) };
-        // The name of a program may be any bytes.
-        let stat = String::from_utf8_lossy(&stat);
-        let malformed = || io::Error::other(format!("/proc/{pid}/stat is malformed"));
-        // Field 2, the name in parentheses, may contain spaces and parentheses.
-        let (_, after_name) = stat.rsplit_once(") ").ok_or_else(malformed)?;
-        let mut fields = after_name.split(' ');
-        if matches!(fields.next(), Some("Z" | "X")) {
-            return Ok(None);
-        }
-        let parent = fields.next().and_then(|field| field.parse().ok()).ok_or_else(malformed)?;
-        // The parent is field 4; 17 fields lie between it and field 22.
-        let start_time = fields.nth(17).and_then(|field| field.parse().ok());
-        let start_time = start_time.ok_or_else(malformed)?;
-        Ok(Some((Self { pid, start_time, boot: boot() }, parent)))
-    }
-
-    /// The processes that run, each with the number of its parent.
-    ///
-    /// # Errors
-    /// As [`Self::find`]: the directory cannot be read, or a process cannot be looked at.
-    pub(crate) fn all() -> io::Result<impl Iterator<Item = io::Result<(Self, i32)>>> {
-        let entries = fs::read_dir("/proc")?;
-        Ok(entries.filter_map(|entry| match entry {
-            Ok(entry) => {
-                let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-                Self::with_parent(pid).transpose()
-            }
-            Err(error) => Some(Err(error)),
-        }))
-    }
-
-    /// The processes that this one has started and that run. None if it has ended.
-    ///
-    /// # Errors
-    /// It is not known, as when no file descriptor is left.
-    pub(crate) fn children(&self) -> io::Result<Vec<Self>> {
-        let mut children = Vec::new();
-        for found in Self::all()? {
-            let (child, parent) = found?;
-            if parent == self.pid {
-                children.push(child);
-            }
-        }
-        // The number was this process's all the time.
-        Ok(if self.is_alive()? { children } else { Vec::new() })
-    }
-
-    /// Whether the process still runs.
-    ///
-    /// # Errors
-    /// It is not known, as when no file descriptor is left.
-    fn is_alive(&self) -> io::Result<bool> {
-        if is_past(self.boot) {
-            return Ok(false);
-        }
-        let found = Self::find(self.pid)?;
-        Ok(found.is_some_and(|found| found.start_time == self.start_time))
-    }
-
-    /// Whether the process still runs, as far as is known: an agent that cannot look must not take
-    /// it for dead.
-    pub(crate) fn lives(&self) -> bool {
-        self.is_alive().unwrap_or(true)
-    }
-
-    /// Opens the process, if it still runs. A signal to the returned value cannot reach a later
-    /// process with the same number.
-    ///
-    /// # Errors
-    /// It is not known whether it runs, as when no file descriptor is left.
-    pub(crate) fn open(&self) -> io::Result<Option<Running>> {
-        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
-        if !self.is_alive()? {
-            return Ok(None);
-        }
-        let fd = match pidfd_open(pid, PidfdFlags::empty()) {
-            Err(Errno::SRCH) => return Ok(None),
-            opened => opened?,
-        };
-        // The number is still this process's, so it was when the descriptor was opened.
-        if !self.is_alive()? {
-            return Ok(None);
-        }
-        // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, and `Running` owns
-        // it.
-        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
-        Ok(Some(Running(fd)))
-    }
-}
-
-/// An open process (pidfd_open(2)). It may have ended since it was opened.
-#[derive(Debug)]
-pub(crate) struct Running(AsyncFd<OwnedFd>);
-
-impl Running {
-    /// Kills the process. It is no error if it has ended.
-    pub(crate) fn kill(&self) {
-        let _ = pidfd_send_signal(&self.0, Signal::KILL);
-    }
-
-    /// Stops the process: it starts no other one until it is killed.
-    pub(crate) fn stop(&self) {
-        let _ = pidfd_send_signal(&self.0, Signal::STOP);
-    }
-
-    /// Waits until the process has ended.
-    ///
-    /// # Errors
-    /// The runtime stops.
-    pub(crate) async fn ended(&self) -> io::Result<()> {
-        self.0.readable().await.map(drop)
-    }
 }
 
 /// `containers/NAME.json`.
@@ -595,7 +414,7 @@ mod tests {
         assert!(!record.orphaned() && !record.abandoned(), "it was never started");
         record.begun = true;
         assert!(record.orphaned() && record.abandoned());
-        record.supervisor = Some(found(std::process::id()));
+        record.supervisor = Process::find(std::process::id().cast_signed()).unwrap();
         assert!(!record.orphaned() && !record.abandoned(), "its supervisor looks after it");
         record.supervisor = None;
         (record.begun, record.exit_code) = (false, Some(0));
@@ -606,76 +425,5 @@ mod tests {
         let text = serde_json::to_string(&record).unwrap();
         let old: Record = serde_json::from_str(&text.replace("\"begun\":false,", "")).unwrap();
         assert_eq!(old, record);
-    }
-
-    fn found(pid: u32) -> Process {
-        Process::find(pid.cast_signed()).unwrap().unwrap()
-    }
-
-    #[test]
-    fn a_process_that_cannot_be_looked_at_is_not_dead() {
-        let read = |errno: Errno| if_alive::<()>(Err(errno.into()));
-        for errno in [Errno::NOENT, Errno::SRCH] {
-            assert!(read(errno).unwrap().is_none(), "{errno}");
-        }
-        for errno in [Errno::MFILE, Errno::NFILE, Errno::ACCESS, Errno::NOMEM] {
-            assert!(read(errno).is_err(), "{errno}");
-        }
-        assert!(Process::find(-1).unwrap().is_none());
-        let own = std::process::id().cast_signed();
-        let (process, parent) = Process::with_parent(own).unwrap().unwrap();
-        assert_eq!((process.pid, parent), (own, nix::unistd::getppid().as_raw()));
-    }
-
-    #[test]
-    fn a_process_is_told_from_a_later_one_with_its_number() {
-        let own = found(std::process::id());
-        assert!(own.lives());
-        assert!(!Process { start_time: own.start_time + 1, ..own }.lives());
-        assert!(!Process { boot: own.boot.map(|boot| boot ^ 1), ..own }.lives());
-        assert!(Process { boot: None, ..own }.lives(), "a record of an earlier version");
-
-        let mut child =
-            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        let process = found(child.id());
-        assert!(process.lives());
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(!process.lives());
-    }
-
-    #[test]
-    fn the_children_of_a_process_are_found() {
-        let own = found(std::process::id());
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let process = found(child.id());
-        let children = own.children().unwrap();
-        let (none, later) =
-            (process.children().unwrap(), Process { start_time: own.start_time + 1, ..own });
-        let of_later = later.children().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(children.contains(&process), "{children:?}");
-        assert!(none.is_empty() && of_later.is_empty());
-        assert!(!own.children().unwrap().contains(&process));
-    }
-
-    #[tokio::test]
-    async fn an_open_process_is_killed_and_its_end_is_seen() {
-        let stdin = std::process::Stdio::piped;
-        let mut child = std::process::Command::new("cat").stdin(stdin()).spawn().unwrap();
-        let process = found(child.id());
-        let later = Process { start_time: process.start_time + 1, ..process };
-        assert!(later.open().unwrap().is_none());
-        let running = process.open().unwrap().unwrap();
-        let soon = std::time::Duration::from_millis(20);
-        assert!(tokio::time::timeout(soon, running.ended()).await.is_err());
-        running.kill();
-        let deadline = std::time::Duration::from_secs(10);
-        tokio::time::timeout(deadline, running.ended()).await.unwrap().unwrap();
-        assert!(!process.lives(), "a process that nobody has waited for has ended, too");
-        child.wait().unwrap();
-        running.kill();
-        assert!(process.open().unwrap().is_none());
     }
 }

@@ -17,6 +17,7 @@ use std::{
 };
 
 use culvert_common::abi::MAX_PUBLISHED;
+use tokio::sync::Notify;
 
 pub(crate) use self::request::{clients, parse};
 use self::words::{refusal, refusal_by, spelled};
@@ -59,6 +60,8 @@ pub(crate) struct Reservations {
     state: Mutex<State>,
     /// Locked while sockets of [`State::released`] are closed, before `state`.
     closing: Mutex<()>,
+    /// Told when a request has closed such sockets.
+    closed: Notify,
 }
 
 /// A port of an endpoint that could not be held. It is published all the same if nobody serves
@@ -296,9 +299,17 @@ impl Reservations {
 
     /// Closes all sockets of ports whose endpoints are gone, or waits until another thread has.
     fn close_all(&self) {
-        let _closing = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        let closing = self.closing.lock().unwrap_or_else(PoisonError::into_inner);
         let released = std::mem::take(&mut self.state().released);
         drop(released);
+        drop(closing);
+        self.closed.notify_one();
+    }
+
+    /// Waits until a request has closed sockets. Meanwhile [`Self::is_unfinished`] is false, and
+    /// [`Self::sync`] binds none.
+    pub(crate) async fn closed(&self) {
+        self.closed.notified().await;
     }
 
     /// Closes up to [`BATCH`] of these sockets. Returns whether all are closed.

@@ -223,6 +223,12 @@ impl Shared {
         self.ports.is_unfinished()
     }
 
+    /// Waits until [`Self::has_ports_left`] may have become true without a call of
+    /// [`Self::hold_ports`].
+    pub(super) async fn ports_closed(&self) {
+        self.ports.closed().await;
+    }
+
     /// The store, for a request that changes state. While the agent starts, the request waits for
     /// [`STARTING`] at most.
     ///

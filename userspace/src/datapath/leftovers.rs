@@ -8,52 +8,30 @@
 //! Only interfaces of the calling thread's network namespace are examined, so that the programs of
 //! agents in other namespaces stay attached.
 
+mod listed;
+mod processes;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ffi::OsStr,
-    fmt, fs, io,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
-    },
+    fmt, io,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
-use aya::{
-    maps::MapInfo,
-    programs::{ProgramInfo, loaded_programs},
-};
-use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_link_type};
+use aya::{maps::MapInfo, programs::loaded_programs};
 use culvert_common::abi::{names, programs};
 
-use super::{
-    Carried, Datapath, DatapathError, LINKS, PINNED_MAPS, bpffs, carry, link, pins,
-    syscall::{attributes, bpf},
+use self::{
+    listed::{attached, is_named, maps_of, open_link, our_programs},
+    processes::{running, sees_all_processes},
 };
+use super::{Carried, Datapath, DatapathError, LINKS, bpffs, carry, link, pins};
 use crate::netlink::Link;
 
-/// Names of the programs of all versions.
-const PROGRAMS: [&str; 8] = [
-    programs::FROM_CONTAINER,
-    programs::FROM_UNDERLAY,
-    programs::FROM_HOST,
-    programs::FROM_LOOPBACK,
-    programs::FROM_CLIENT,
-    programs::FROM_CLIENT_L3,
-    programs::TO_UNDERLAY,
-    programs::FROM_UNDERLAY_XDP,
-];
-/// The greatest number of programs at a hook (`bpf_mprog_max`).
-const MOST: usize = 64;
-/// Bytes of a program's name that the kernel keeps.
-const NAME_LEN: usize = 15;
 /// Depth in a BPF file system up to which pins are searched, in directories.
 const DEPTH: usize = 5;
 /// The BPF file system that the system mounts. It stays mounted also without pins.
 const SYSTEM_BPFFS: &str = "/sys/fs/bpf";
-
-/// `PROC_PID_INIT_INO`: inode of the initial PID namespace, which has all processes.
-const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 /// State of the agent that attached a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -317,113 +295,6 @@ fn flow_tables(leftovers: &[Leftover]) -> BTreeSet<(u32, u32)> {
         .collect()
 }
 
-/// The names of all loaded programs of Culvert, of all versions and in all network namespaces, by
-/// identifier.
-fn our_programs() -> BTreeMap<u32, &'static str> {
-    // The iterator has an error for a program that was unloaded meanwhile.
-    let programs = loaded_programs().filter_map(Result::ok);
-    programs.filter_map(|info| Some((info.id(), our_name(&info)?))).collect()
-}
-
-/// The name of a program of Culvert. `None`: the program is not Culvert's.
-fn our_name(info: &ProgramInfo) -> Option<&'static str> {
-    let name = PROGRAMS.iter().find(|name| {
-        let kept = name.as_bytes().get(..NAME_LEN).unwrap_or(name.as_bytes());
-        kept == info.name()
-    })?;
-    // A program is Culvert's if it has the map of the counters and two more maps of Culvert.
-    // Programs of others may have one map with such a name.
-    let maps = maps_of(info);
-    let counted = maps.iter().any(|map| is_named(map, names::STATS));
-    let ours = PINNED_MAPS.iter().filter(|name| maps.iter().any(|map| is_named(map, name)));
-    (counted && ours.count() >= 3).then_some(*name)
-}
-
-fn is_named(map: &MapInfo, name: &str) -> bool {
-    map.name() == name.as_bytes()
-}
-
-/// The maps of a program that can be read.
-fn maps_of(program: &ProgramInfo) -> Vec<MapInfo> {
-    let ids = program.map_ids().ok().flatten().unwrap_or_default();
-    ids.into_iter().filter_map(|id| MapInfo::from_id(id).ok()).collect()
-}
-
-/// The identifiers of programs and links at an interface: at tcx, at the far side of a netkit pair,
-/// and the XDP program if it is one of `ours`.
-fn attached(interface: &Link, ours: &BTreeMap<u32, &'static str>) -> io::Result<Vec<(u32, u32)>> {
-    let ifindex = interface.index;
-    let mut found = Vec::new();
-    for hook in [bpf_attach_type::BPF_TCX_INGRESS, bpf_attach_type::BPF_TCX_EGRESS] {
-        match query(ifindex, hook) {
-            Ok(programs) => found.extend(programs),
-            // The interface is gone.
-            Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    // For an interface that is not a netkit device the kernel returns an error.
-    found.extend(query(ifindex, bpf_attach_type::BPF_NETKIT_PEER).unwrap_or_default());
-    if let Some(program) = interface.xdp_program.filter(|id| ours.contains_key(id)) {
-        found.extend(xdp_link(program, ifindex)?.map(|link| (program, link)));
-    }
-    // A program without a link was attached by another tool.
-    found.retain(|(_, link)| *link != 0);
-    Ok(found)
-}
-
-/// The identifiers of the programs at a hook of an interface, and of their links, in the order of
-/// execution (`BPF_PROG_QUERY`).
-fn query(ifindex: u32, hook: bpf_attach_type) -> io::Result<Vec<(u32, u32)>> {
-    let (mut programs, mut links) = ([0_u32; MOST], [0_u32; MOST]);
-    let mut attr = attributes();
-    attr.query.__bindgen_anon_1.target_ifindex = ifindex;
-    attr.query.attach_type = hook as u32;
-    attr.query.prog_ids = (&raw mut programs) as u64;
-    attr.query.link_ids = (&raw mut links) as u64;
-    attr.query.__bindgen_anon_2.count = MOST as u32;
-    // SAFETY: the command writes at most `count` numbers to each of the arrays, which have as many
-    // and outlive the call.
-    unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) }?;
-    // SAFETY: both members of the union are integers of the same size.
-    let count = unsafe { attr.query.__bindgen_anon_2.count };
-    Ok(programs.into_iter().zip(links).take(count as usize).collect())
-}
-
-/// The link of an XDP program to an interface. Links of other network namespaces can have the same
-/// interface index, but not the same program: each agent loads its own.
-fn xdp_link(program: u32, ifindex: u32) -> io::Result<Option<u32>> {
-    const XDP: u32 = bpf_link_type::BPF_LINK_TYPE_XDP as u32;
-    let mut id = 0;
-    loop {
-        let mut attr = attributes();
-        attr.__bindgen_anon_6.__bindgen_anon_1.start_id = id;
-        // SAFETY: `attr` leads to no memory.
-        match unsafe { bpf(bpf_cmd::BPF_LINK_GET_NEXT_ID, &mut attr) } {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            answer => answer?,
-        };
-        // SAFETY: the member is an integer, for which all bytes are a value.
-        id = unsafe { attr.__bindgen_anon_6.next_id };
-        // For a link that was removed meanwhile the kernel returns an error.
-        let Ok(info) = open_link(id).and_then(|link| pins::link_info(link.as_fd())) else {
-            continue;
-        };
-        if info.type_ == XDP && info.prog_id == program && pins::ifindex_of(&info) == Some(ifindex)
-        {
-            return Ok(Some(id));
-        }
-    }
-}
-
-/// Opens a link by its identifier.
-fn open_link(id: u32) -> io::Result<OwnedFd> {
-    let mut attr = attributes();
-    attr.__bindgen_anon_6.__bindgen_anon_1.link_id = id;
-    // SAFETY: `attr` leads to no memory.
-    pins::owned(unsafe { bpf(bpf_cmd::BPF_LINK_GET_FD_BY_ID, &mut attr) }?)
-}
-
 /// The links that are pinned in a directory of an ABI version: identifier and pin. A pin that
 /// cannot be opened is left out.
 fn pinned_in(version_dir: &Path) -> Vec<(u32, PathBuf)> {
@@ -469,70 +340,6 @@ fn tell_owners(found: &mut [Leftover], running: &BTreeMap<u32, i32>, all_seen: b
     }
 }
 
-/// Whether `/proc` has all processes: this process is in the initial PID namespace, and `/proc`
-/// belongs to that namespace too. In a `/proc` of another namespace there is no `/proc/self`.
-fn sees_all_processes() -> bool {
-    fs::metadata("/proc/self/ns/pid")
-        .is_ok_and(|namespace| namespace.ino() == INITIAL_PID_NAMESPACE)
-}
-
-/// The pids of other agents that have these programs, or maps of these programs, open, by
-/// identifier of the program.
-fn running(wanted: &BTreeSet<u32>) -> BTreeMap<u32, i32> {
-    let mut by_map: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
-    for program in loaded_programs().filter_map(Result::ok) {
-        let id = program.id();
-        if wanted.contains(&id) {
-            for map in program.map_ids().ok().flatten().unwrap_or_default() {
-                by_map.entry(map).or_default().insert(id);
-            }
-        }
-    }
-    let mut running = BTreeMap::new();
-    // The pid of this process in `/proc`. It may differ from that of getpid(2), because `/proc` may
-    // be of another PID namespace.
-    let own = fs::read_link("/proc/self").ok().and_then(|own| number_in(own.as_os_str()));
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = number_in(&process.file_name()).filter(|pid| Some(*pid) != own) else {
-            continue;
-        };
-        let words = fs::read(process.path().join("cmdline")).unwrap_or_default();
-        if !words.split(|byte| *byte == 0).any(|word| word == b"agent") {
-            continue;
-        }
-        for file in fs::read_dir(process.path().join("fdinfo")).into_iter().flatten().flatten() {
-            let info = fs::read_to_string(file.path()).unwrap_or_default();
-            let program = program_of(&info).filter(|id| wanted.contains(id));
-            let users = map_of(&info).and_then(|map| by_map.get(&map)).into_iter().flatten();
-            running.extend(program.iter().chain(users).map(|id| (*id, pid)));
-        }
-    }
-    running
-}
-
-/// The name of a process in `/proc` as a number.
-fn number_in(name: &OsStr) -> Option<i32> {
-    name.to_str()?.parse().ok()
-}
-
-/// The identifier of the program that a file descriptor leads to (proc_pid_fdinfo(5)).
-fn program_of(fdinfo: &str) -> Option<u32> {
-    // The file descriptor of a link has the line `prog_id:` as well.
-    if fdinfo.lines().any(|line| line.starts_with("link_id:")) {
-        return None;
-    }
-    field(fdinfo, "prog_id:")
-}
-
-/// The identifier of the map that a file descriptor leads to.
-fn map_of(fdinfo: &str) -> Option<u32> {
-    field(fdinfo, "map_id:")
-}
-
-fn field(fdinfo: &str, name: &str) -> Option<u32> {
-    fdinfo.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
-}
-
 #[cfg(test)]
 impl Leftover {
     /// A program on an uplink, for a test.
@@ -551,17 +358,6 @@ impl Leftover {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn descriptors_of_programs_are_told_from_others() {
-        let program = "pos:\t0\nflags:\t02000002\nprog_type:\t3\nprog_tag:\t00\nprog_id:\t42\n";
-        assert_eq!(program_of(program), Some(42));
-        assert_eq!(program_of("link_type:\ttcx\nlink_id:\t7\nprog_tag:\t00\nprog_id:\t42\n"), None);
-        assert_eq!(program_of("pos:\t0\nmap_id:\t42\n"), None);
-        assert_eq!(program_of("prog_id:\tx\n"), None);
-        assert_eq!(map_of("pos:\t0\nmap_type:\t1\nmap_id:\t42\n"), Some(42));
-        assert_eq!(map_of(program), None);
-    }
 
     #[test]
     fn an_agent_owns_all_that_is_pinned_in_its_file_system() {

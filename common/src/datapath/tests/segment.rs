@@ -410,6 +410,92 @@ fn a_stale_transfer_that_ends_at_once_is_followed_again() {
 }
 
 #[test]
+fn a_close_that_comes_first_after_a_gap_ends_the_flow() {
+    // Only the FINs of both sides and the last acknowledgement are seen.
+    let mut kept = connected();
+    kept.back(ACK, S1, C1, 10);
+    kept.out(ACK, C1, S1 + 10, 10);
+    let stale = kept;
+    let (client, server) = (C1.wrapping_add(50 << 20), S1 + (70 << 20));
+    kept.out(FIN | ACK, client, server, 0);
+    kept.back(FIN | ACK, server, client.wrapping_add(1), 0);
+    assert_eq!(kept.state(), FlowState::TcpEstablished);
+    kept.out(ACK, client.wrapping_add(1), server + 1, 0);
+    assert_eq!(kept.state(), FlowState::TcpFinWait);
+    // A FIN elsewhere closes nothing, whether the numbers of the transfer come after it or before.
+    for forged in [C1.wrapping_add(90 << 20), client.wrapping_sub(90_000), client] {
+        for first in [true, false] {
+            let mut kept = stale;
+            if first {
+                kept.out(FIN | ACK, forged, S1 + 10, 0);
+            }
+            kept.out(ACK, client, S1 + 10, 200_000);
+            if !first && forged != client {
+                kept.out(FIN | ACK, forged, S1 + 10, 0);
+            }
+            let sent = client.wrapping_add(200_000);
+            kept.out(ACK, sent, S1 + 10, 100);
+            kept.back(ACK, S1 + 10, sent.wrapping_add(100), 0);
+            kept.out(ACK, sent.wrapping_add(100), S1 + 10, 0);
+            assert_eq!(kept.orig.next_seq, sent.wrapping_add(100));
+            assert_eq!(kept.state(), FlowState::TcpEstablished, "{forged:#x} {first}");
+            assert_eq!(kept.orig.seen & (bits::AHEAD | bits::AHEAD_FIN), 0);
+        }
+    }
+}
+
+/// A transfer whose first `lost` segments are lost before this host, which sees the others of
+/// `window`, and then the lost ones again. `delay` segments more pass before all of these are
+/// acknowledged. Returns the number of rounds from there until both sides' numbers are known.
+fn transfer_after_a_loss(lost: u32, window: u32, delay: u32) -> Option<u32> {
+    const STEP: u32 = 60_000;
+    let mut kept = connected();
+    kept.back(ACK, S1, C1, 10);
+    kept.out(ACK, C1, S1 + 10, 10);
+    let at = |segment: u32| S1 + 10 + segment * STEP;
+    let client = C1.wrapping_add(10);
+    let send = |kept: &mut Kept, segment: u32| kept.back(ACK, at(segment), client, STEP);
+    let acknowledge = |kept: &mut Kept, segments: u32| kept.out(ACK, client, at(segments), 0);
+    for segment in lost..window {
+        send(&mut kept, segment);
+        acknowledge(&mut kept, 0);
+    }
+    for segment in 0..lost {
+        send(&mut kept, segment);
+        if segment + 1 < lost {
+            acknowledge(&mut kept, segment + 1);
+        }
+    }
+    for segment in window..window + delay {
+        send(&mut kept, segment);
+    }
+    (0..100_u32).find(|round| {
+        acknowledge(&mut kept, window + round);
+        send(&mut kept, window + delay + round);
+        let known = (kept.reply.next_seq, kept.orig.last_ack);
+        known == (at(window + delay + round + 1), at(window + round))
+    })
+}
+
+#[test]
+fn numbers_lead_on_once_what_was_missing_before_them_was_sent() {
+    let mut kept = connected();
+    let send = |kept: &mut Kept, offset: u32, len: u32| {
+        kept.out(ACK, C1.wrapping_add(offset), S1 + 100, len);
+        kept.orig.next_seq.wrapping_sub(C1)
+    };
+    kept.out(ACK, C1, S1, 100);
+    kept.back(ACK, S1, C1.wrapping_add(100), 100);
+    assert_eq!(send(&mut kept, 2 << 20, 0), 100);
+    assert_eq!(send(&mut kept, 100, 900_000), 900_100);
+    // More than a MB is still missing.
+    assert_eq!(send(&mut kept, (2 << 20) + 60_000, 0), 900_100);
+    assert_eq!(send(&mut kept, 900_100, 300_000), 1_200_100);
+    assert_eq!(send(&mut kept, 2_400_000, 0), 2_400_000);
+    assert_eq!(kept.orig.seen & bits::AHEAD, 0);
+}
+
+#[test]
 fn a_flow_picked_up_in_a_fast_transfer_is_established() {
     let window = 64 << 20;
     let mut kept = Kept::begin(segment(ACK, 1_000, 5_000, 0));
@@ -549,6 +635,16 @@ proptest! {
             kept.pass(from_orig, segment(flags, seq, ack, len));
             prop_assert_eq!(kept.state(), before);
         }
+    }
+
+    /// More than 1 MB is lost before this host, and more than that is under way after it.
+    #[test]
+    fn a_transfer_is_followed_again_after_a_loss(
+        lost in 18_u32..120,
+        more in 20_u32..600,
+        delay in 1_u32..60,
+    ) {
+        prop_assert_eq!(transfer_after_a_loss(lost, lost + more, delay), Some(0));
     }
 
     /// Segments of any content do not panic, and a reset flow stays reset.

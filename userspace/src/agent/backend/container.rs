@@ -523,7 +523,7 @@ impl Agent {
         self.remove_etc(&record.name);
         self.remove_rerun(&record.name);
         let removed = self.shared.containers().remove(&record.name);
-        for problem in ["command", "abandoned", "search"] {
+        for problem in ["command", "abandoned", "search", "sandbox"] {
             self.shared.shown.problems.set(&format!("{problem}/{}", record.name), None);
         }
         let what = format!("container '{}'", record.name);

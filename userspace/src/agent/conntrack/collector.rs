@@ -22,20 +22,20 @@ use crate::datapath::{
 pub(super) struct Limits {
     /// Entries that a round reads; a flow has two.
     pub(super) round: u32,
-    /// Entries that a round reads while the table is crowded.
-    pub(super) crowded_round: u32,
+    /// Entries that a round reads while the table is nearly full.
+    pub(super) nearly_full_round: u32,
     /// Entries that are read in one system call.
     pub(super) slice: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { round: 8_192, crowded_round: 4 * 8_192, slice: 4_096 }
+        Self { round: 8_192, nearly_full_round: 4 * 8_192, slice: 4_096 }
     }
 }
 
-/// Fill level in percent above which the table is crowded: a round then reads more entries.
-const CROWDED: u64 = 75;
+/// Fill level in percent above which the table is nearly full: a round then reads more entries.
+const NEARLY_FULL: u64 = 75;
 
 /// Flows of one state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,8 +112,8 @@ impl Collector {
         table: &dyn FlowTable,
         criteria: &Criteria<'_>,
     ) -> Result<(), DatapathError> {
-        let Limits { round, crowded_round, slice, .. } = self.limits;
-        let mut left = if self.is_crowded(table) { crowded_round } else { round };
+        let Limits { round, nearly_full_round, slice, .. } = self.limits;
+        let mut left = if self.is_nearly_full(table) { nearly_full_round } else { round };
         if self.pass.walked.is_none() {
             self.pass.walked = Some(Walked::begin(table)?);
         }
@@ -164,8 +164,8 @@ impl Collector {
         }
     }
 
-    fn is_crowded(&self, table: &dyn FlowTable) -> bool {
-        self.entries * 100 > u64::from(table.capacity()) * 2 * CROWDED
+    fn is_nearly_full(&self, table: &dyn FlowTable) -> bool {
+        self.entries * 100 > u64::from(table.capacity()) * 2 * NEARLY_FULL
     }
 
     /// Examines one entry. Removes its flow if the flow has ended. Returns the container in whose

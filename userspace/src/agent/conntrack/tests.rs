@@ -20,7 +20,7 @@ use crate::config::FlowTimeouts;
 const NOW: u64 = 1000 * SECOND;
 
 fn limits() -> Limits {
-    Limits { round: 64, crowded_round: 256, slice: 16 }
+    Limits { round: 64, nearly_full_round: 256, slice: 16 }
 }
 
 fn round(collector: &mut Collector, table: &MemoryFlows, now_ns: u64) {
@@ -159,7 +159,7 @@ proptest! {
         let mut seen = BTreeSet::new();
         let mut rounds = 0;
         // A round may exceed its bound by the rest of one bucket.
-        let most = limits().crowded_round as usize + 16;
+        let most = limits().nearly_full_round as usize + 16;
         while !seen.is_superset(&expected) || keys(&table) != expected {
             rounds += 1;
             prop_assert!(rounds <= before.len() / 32 + 2, "not through after {} rounds", rounds);

@@ -238,6 +238,8 @@ impl Engine {
                 () = wait_until(self.underlay_stale) => self.host_changed().await,
                 () = wait_until(self.looks.next()) => self.look_inside().await,
                 () = wait_until(self.choice.due()) => self.check_choice().await,
+                // The next condition is looked at again.
+                () = self.shared.ports_closed() => {}
                 () = std::future::ready(()), if self.informed && self.shared.has_ports_left() => {
                     self.hold_ports(false);
                 }
@@ -376,7 +378,7 @@ impl Engine {
 
     /// Brings the maps of one network up to date.
     fn write_network(&mut self, name: &Name) -> Result<(), ApplyError<DatapathError>> {
-        let platform = self.shared.platform.as_ref();
+        let platform = Arc::clone(&self.shared.platform);
         let began = Instant::now();
         let state = {
             let view = self.shared.view();
@@ -388,14 +390,15 @@ impl Engine {
         if let Some(old) = self.vnis.get(name).copied()
             && Some(old) != vni
         {
-            self.reconciler.network_to(platform, old, None)?;
+            self.reconciler.network_to(platform.as_ref(), old, None)?;
             self.vnis.remove(name);
+            self.forget_subnet(old);
         }
         if let Some(state) = state {
             self.vnis.insert(name.clone(), state.vni);
             self.trim |= state.fdb.len() > LARGE;
             let new_vtep = state.vteps.keys().any(|ip| !self.reconciler.uses(*ip));
-            let steps = self.reconciler.network_to(platform, state.vni, Some(&state))?;
+            let steps = self.reconciler.network_to(platform.as_ref(), state.vni, Some(&state))?;
             let took = began.elapsed();
             tracing::debug!(network = name.as_str(), steps, ?computed, ?took, "maps written");
             self.underlay_dirty |= new_vtep;

@@ -75,6 +75,20 @@ impl Engine {
         self.shared.shown.problems.set_below(PROBLEMS, lines);
         Ok(())
     }
+
+    /// Forgets the subnet of a network that has no endpoint here any more, and what was told of it.
+    pub(super) fn forget_subnet(&mut self, vni: u32) {
+        self.subnets.remove(&vni);
+        self.yielding.remove(&vni);
+        let problems = &self.shared.shown.problems;
+        problems.set(&format!("subnet/{vni}"), None);
+        problems.set(&format!("{PROBLEMS}{vni}"), None);
+        // The removal of a gateway device that is there tells its own problem.
+        if !self.gateways.contains_key(&vni) {
+            problems.set(&format!("gateway/{vni}"), None);
+            self.forget_gateway(vni);
+        }
+    }
 }
 
 /// The problem, on one line, that routes of the host lead to parts of a network's subnet, or to more

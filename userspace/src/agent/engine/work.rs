@@ -220,7 +220,11 @@ impl Engine {
         };
         for name in owned {
             let made = self.shared.platform.ensure_sandbox(&name, self.running(&name)).await;
-            let line = made.err().map(|error| format!("container '{name}': {}", error.message));
+            // The lock is held until the problem is set: a container that is removed meanwhile has
+            // none.
+            let containers = self.shared.containers();
+            let failed = made.err().filter(|_| containers.get(&name).is_some());
+            let line = failed.map(|error| format!("container '{name}': {}", error.message));
             self.shared.shown.problems.set(&format!("sandbox/{name}"), line);
         }
     }

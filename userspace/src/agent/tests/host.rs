@@ -6,6 +6,7 @@ use ipnetwork::IpNetwork;
 use super::fake::{Paper, Running, World, eventually, name, stored};
 use crate::{
     agent::platform::HostEvent,
+    api::Backend as _,
     model::{Key, Node, encode},
     store::Write,
 };
@@ -191,5 +192,25 @@ async fn a_network_with_the_address_of_another_host_is_told() {
     world.store.commit(Vec::new(), vec![Write::Delete(key)]).await.unwrap();
     eventually("no problem", || async { !has_problem(&one, "10.0.1.77, the VTEP") }).await;
     assert!(one.paper.state().routed.contains_key(&VNI));
+    one.paper.reads.close(false);
+}
+
+/// What was told of the subnet of a network would stay in `status` for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_nobody_uses_here_has_no_problem() {
+    let world = World::new().await;
+    let one = start_with_a_network(&world).await;
+    let node = Node::new(name("peer"), "9".repeat(64), [10, 0, 1, 77].into(), 4789);
+    let value = encode(&node).unwrap();
+    let write = Write::Put { key: Key::node(&node.name), value, lease: None };
+    world.store.commit(Vec::new(), vec![write]).await.unwrap();
+    let route = "10.0.1.128/25";
+    one.paper.state().routes.push(route.parse().unwrap());
+    tell_route(&one, route);
+    for words in ["10.0.1.77, the VTEP", "has a route to 10.0.1.128/25"] {
+        eventually("the problem", || async { has_problem(&one, words) }).await;
+    }
+    one.agent.container_remove(&name("web"), false).await.unwrap();
+    eventually("no problem", || async { !has_problem(&one, "network 'blue'") }).await;
     one.paper.reads.close(false);
 }

@@ -1,6 +1,9 @@
 //! A simulated host, without a kernel.
 
+mod devices;
+mod maps;
 mod ports;
+mod underlay;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,12 +16,9 @@ use std::{
     time::Duration,
 };
 
-use crate::datapath::entry::{FdbEntry, LearnedEntry, NeighEntry, PathMtu, UnderlayPath};
+use crate::datapath::entry::{LearnedEntry, PathMtu};
 use async_trait::async_trait;
-use culvert_common::abi::{
-    Code, Counter, DEFAULT_FLOWS, Direction, DropReason, EndpointInfo, FdbKey, HeardEntry,
-    MappedAddr, NeighKey, PublishedEntry, PublishedKey,
-};
+use culvert_common::abi::{DEFAULT_FLOWS, DropReason, FdbKey, HeardEntry, NeighKey};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use tokio::sync::mpsc;
 
@@ -29,20 +29,17 @@ use crate::{
         conntrack::testing::MemoryFlows,
         containers::Process,
         platform::{
-            Adopted, Audit, ClientLinks, Commands, Devices, FoundSupervisor, Holder, HostEvent,
-            Launch, Made, Maps, NodeFacts, OtherLinks, Paths, PlugError, PluggedPair, Remote,
-            Underlay, UplinkCheck, UplinkChoice, UplinkFault, Wanted,
+            ClientLinks, Commands, FoundSupervisor, Holder, HostEvent, Launch, NodeFacts,
+            OtherLinks, PlugError, Wanted,
         },
     },
-    api::types::{ApiError, ErrorKind},
-    choice::{Uplink, device::Device},
-    datapath::{Changes, DatapathError, FlowTable, Found, PinCheck, Price, Repaired},
-    model::{Driver, HostRoute, Name, NetnsId, SandboxRef, excludes_gateway, validate},
+    api::types::ApiError,
+    datapath::{Changes, DatapathError, Found},
+    model::{Name, NetnsId},
     netfilter::Rules,
-    netlink::{Announcement, PairKind, subnet_of},
-    probe::{Answer, Answers, PathProbe},
+    netlink::Announcement,
+    probe::{Answer, PathProbe},
     reconcile::{Kernel, LocalEndpoint, Op, Tables},
-    sandbox::{GatewaySpec, RESOLV_CONF, Resolver},
 };
 
 /// Time that a step of a test may take.
@@ -76,6 +73,8 @@ pub(super) struct State {
     pub(super) wanted: BTreeMap<String, LocalEndpoint>,
     /// Error of every attempt to plug.
     pub(super) refuse_plug: Option<PlugError>,
+    /// Error of every attempt to make a missing sandbox.
+    pub(super) refuse_revival: Option<ApiError>,
     /// Error of every removal of a sandbox.
     pub(super) refuse_removal: Option<ApiError>,
     /// Error of every attempt to unplug.
@@ -175,6 +174,8 @@ pub(super) struct Paper {
     pub(super) lookups: Gate,
     /// Gate before a port is held.
     pub(super) holds: Gate,
+    /// Gate before a port is let go.
+    pub(super) closes: Arc<Gate>,
     /// Gate before a device pair is made.
     pub(super) plugging: Gate,
     /// Gate before the start of a supervisor has ended.
@@ -207,6 +208,7 @@ impl Paper {
             reads: Gate::default(),
             lookups: Gate::default(),
             holds: Gate::default(),
+            closes: Arc::default(),
             plugging: Gate::default(),
             launching: Gate::default(),
             repairing: Gate::default(),
@@ -304,466 +306,5 @@ impl Commands for Paper {
             Some((wanted.name, found))
         });
         Ok(found.collect())
-    }
-}
-
-#[async_trait]
-impl Devices for Paper {
-    async fn plugged(&self) -> Result<BTreeMap<String, u32>, PlugError> {
-        Ok(self.state().veths.clone())
-    }
-
-    async fn plug(&self, endpoint: &LocalEndpoint) -> Result<PluggedPair, PlugError> {
-        tokio::task::block_in_place(|| self.plugging.pass());
-        let mut state = self.state();
-        if let Some(error) = &state.refuse_plug {
-            return Err(error.clone());
-        }
-        let netns = endpoint.sandbox.netns.clone();
-        let Some(names) = state.namespaces.get_mut(&netns) else {
-            return Err(PlugError::Absent(format!("{} is not there", netns.display())));
-        };
-        names.insert(endpoint.ifname.clone());
-        state.next_ifindex += 1;
-        let next = state.next_ifindex;
-        let ifindex = *state.veths.entry(endpoint.id.clone()).or_insert(next);
-        state.attached.insert(ifindex);
-        if state.plugs_put_right {
-            state.changed.remove(&ifindex);
-        }
-        state.wanted.insert(endpoint.id.clone(), endpoint.clone());
-        let found = state.inside.remove(&endpoint.id);
-        if found.is_some() {
-            self.tell(HostEvent::Sandbox([endpoint.id.clone()].into()));
-        }
-        Ok(PluggedPair { ifindex, found })
-    }
-
-    async fn unplug(&self, endpoint: &str, ifindex: Option<u32>) -> Result<(), PlugError> {
-        let mut state = self.state();
-        if let Some(error) = &state.refuse_unplug {
-            return Err(error.clone());
-        }
-        state.veths.remove(endpoint);
-        if let Some(ifindex) = ifindex {
-            state.attached.remove(&ifindex);
-        }
-        Ok(())
-    }
-
-    async fn announce(&self, announcements: Vec<Announcement>) -> Result<(), PlugError> {
-        let mut state = self.state();
-        if state.mute {
-            return Err(PlugError::Refused(ErrorKind::Internal, "mute".to_owned()));
-        }
-        state.announced.extend(announcements);
-        Ok(())
-    }
-
-    fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError> {
-        self.state().attached.retain(|ifindex| ifindexes.contains(ifindex));
-        Ok(())
-    }
-
-    async fn gateways(&self) -> Result<BTreeMap<u32, u32>, PlugError> {
-        Ok(self.state().gateways.clone())
-    }
-
-    async fn leads_into(&self, endpoint: &str, netns: &Path) -> bool {
-        let state = self.state();
-        state.veths.contains_key(endpoint)
-            && state.namespaces.contains_key(netns)
-            && !state.foreign.contains(netns)
-    }
-
-    async fn forget_rules(&self, _sandbox: &SandboxRef) -> Result<(), PlugError> {
-        Ok(())
-    }
-
-    async fn plug_gateway(&self, gateway: &GatewaySpec) -> Result<u32, PlugError> {
-        let mut state = self.state();
-        state.next_ifindex += 1;
-        let next = state.next_ifindex;
-        Ok(*state.gateways.entry(gateway.vni).or_insert(next))
-    }
-
-    async fn open_gateway(&self, gateway: &GatewaySpec, _ifindex: u32) -> Result<(), PlugError> {
-        let mut state = self.state();
-        let excluded = |address: &IpNetwork| {
-            state.routes.iter().find(|route| excludes_gateway(**route, *address)).copied()
-        };
-        if let Some(route) = gateway.address.as_ref().and_then(excluded) {
-            state.routed.remove(&gateway.vni);
-            let line = format!("this host has a route to {route} by up0");
-            return Err(PlugError::Refused(ErrorKind::Conflict, line));
-        }
-        match gateway.address {
-            Some(address) => drop(state.routed.insert(gateway.vni, subnet_of(address))),
-            None => drop(state.routed.remove(&gateway.vni)),
-        }
-        Ok(())
-    }
-
-    async fn keep_settings(
-        &self,
-        _vnis: &[u32],
-        _endpoints: &[String],
-        _loopback: bool,
-    ) -> Repaired {
-        Repaired::default()
-    }
-
-    async fn gateways_differ(
-        &self,
-        _gateways: &[GatewaySpec],
-    ) -> Result<BTreeMap<u32, String>, PlugError> {
-        Ok(BTreeMap::new())
-    }
-
-    async fn host_sides_differ(
-        &self,
-        mtus: &BTreeMap<u32, u16>,
-    ) -> Result<BTreeMap<u32, String>, PlugError> {
-        let mut state = self.state();
-        state.looks += 1;
-        if let Some(error) = &state.refuse_looks {
-            return Err(error.clone());
-        }
-        let found = mtus.keys().filter_map(|ifindex| state.changed.remove_entry(ifindex));
-        Ok(found.collect())
-    }
-
-    fn host_side_problem(&self, ifindex: u32) -> Option<String> {
-        self.state().stuck.get(&ifindex).cloned()
-    }
-
-    fn repair_pins(&self, check: PinCheck) -> Repaired {
-        let found = match check {
-            PinCheck::Files => Changes::default(),
-            PinCheck::Objects => std::mem::take(&mut self.state().exchanged),
-        };
-        Repaired { found, failed: None }
-    }
-
-    fn repair_links(&self, _check: PinCheck) -> Repaired {
-        self.repairing.pass();
-        Repaired { found: std::mem::take(&mut self.state().detached), failed: None }
-    }
-
-    fn detach_gateway(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.state().left.insert(ifindex);
-        Ok(())
-    }
-
-    async fn unplug_gateway(&self, vni: u32, _ifindex: u32) -> Result<(), PlugError> {
-        self.state().gateways.remove(&vni);
-        Ok(())
-    }
-
-    async fn take_loopback(&self, take: bool) -> Result<(), PlugError> {
-        self.state().loopback = take;
-        Ok(())
-    }
-
-    fn sandbox_path(&self, name: &Name) -> PathBuf {
-        Self::path_of(name)
-    }
-
-    async fn make_sandbox(&self, name: &Name, made: Made) -> Result<PathBuf, ApiError> {
-        let path = Self::path_of(name);
-        let mut state = self.state();
-        if state.namespaces.contains_key(&path) {
-            return Err(ApiError::new(ErrorKind::Conflict, "sandbox exists already"));
-        }
-        made(NETNS).map_err(|error| ApiError::new(ErrorKind::Internal, error.to_string()))?;
-        state.namespaces.insert(path.clone(), BTreeSet::new());
-        Ok(path)
-    }
-
-    async fn ensure_sandbox(&self, name: &Name, _running: Option<i32>) -> Result<(), ApiError> {
-        self.state().namespaces.entry(Self::path_of(name)).or_default();
-        Ok(())
-    }
-
-    fn sandbox_id(&self, name: &Name) -> Option<NetnsId> {
-        let (path, state) = (Self::path_of(name), self.state());
-        let ino = if state.foreign.contains(&path) { NETNS.ino + 1 } else { NETNS.ino };
-        state.namespaces.contains_key(&path).then_some(NetnsId { ino, ..NETNS })
-    }
-
-    async fn remove_sandbox(&self, name: &Name) -> Result<(), ApiError> {
-        if let Some(error) = &self.state().refuse_removal {
-            return Err(error.clone());
-        }
-        self.state().namespaces.remove(&Self::path_of(name));
-        Ok(())
-    }
-
-    async fn adopt(&self, netns: Option<&Path>, pid: Option<i32>) -> Result<Adopted, ApiError> {
-        let path = netns.map_or_else(
-            || PathBuf::from(format!("/proc/{}/ns/net", pid.unwrap_or_default())),
-            Path::to_owned,
-        );
-        if self.state().namespaces.contains_key(&path) {
-            Ok(Adopted { path, through: None })
-        } else {
-            Err(ApiError::new(
-                ErrorKind::NotFound,
-                format!("{} does not exist: PATH is valid", path.display()),
-            ))
-        }
-    }
-
-    async fn choose_ifname(
-        &self,
-        netns: &Path,
-        asked: Option<&str>,
-        reserved: &[String],
-    ) -> Result<String, ApiError> {
-        let state = self.state();
-        let taken = |name: &str| {
-            state.namespaces.get(netns).is_some_and(|names| names.contains(name))
-                || reserved.iter().any(|other| other == name)
-        };
-        match asked {
-            Some(name) if taken(name) => {
-                Err(ApiError::new(ErrorKind::Conflict, format!("interface name {name} is taken")))
-            }
-            Some(name) => Ok(name.to_owned()),
-            None => Ok((0..).map(|n| format!("eth{n}")).find(|name| !taken(name)).unwrap()),
-        }
-    }
-
-    fn resolver(&self) -> Resolver {
-        let text = self.state().resolv_conf.clone();
-        Resolver::choose(|path| (path == RESOLV_CONF).then(|| text.clone()))
-    }
-
-    async fn purge(&self) -> Result<(), ApiError> {
-        let mut state = self.state();
-        state.tables = Tables::default();
-        state.purged = true;
-        Ok(())
-    }
-}
-
-impl Maps for Paper {
-    fn audit(&self) -> Audit {
-        Audit { found: std::mem::take(&mut self.state().found), problems: Vec::new() }
-    }
-
-    fn fdb(&self) -> Result<BTreeMap<FdbKey, FdbEntry>, DatapathError> {
-        self.state().shown += 1;
-        Ok(self.read()?.fdb)
-    }
-
-    fn learned(&self) -> Result<Vec<(FdbKey, LearnedEntry)>, DatapathError> {
-        Ok(self.state().learned.iter().map(|(key, entry)| (*key, *entry)).collect())
-    }
-
-    fn now_ns(&self) -> u64 {
-        1_000_000_000_000
-    }
-
-    fn ageing(&self) -> Duration {
-        Duration::from_secs(300)
-    }
-
-    fn forget(&self, key: &FdbKey) -> Result<(), DatapathError> {
-        self.state().learned.remove(key);
-        Ok(())
-    }
-
-    fn neighbours(&self) -> Result<BTreeMap<NeighKey, NeighEntry>, DatapathError> {
-        self.state().shown += 1;
-        Ok(self.read()?.neighbours)
-    }
-
-    fn heard(&self) -> Result<Vec<(NeighKey, HeardEntry)>, DatapathError> {
-        Ok(self.state().heard.iter().map(|(key, entry)| (*key, *entry)).collect())
-    }
-
-    fn underlay(&self) -> Result<BTreeMap<[u8; 4], UnderlayPath>, DatapathError> {
-        Ok(self.read()?.underlay)
-    }
-
-    fn take_path_hints(&self) -> Result<BTreeMap<[u8; 4], u32>, DatapathError> {
-        Ok(std::mem::take(&mut self.state().path_hints))
-    }
-
-    fn path_mtus(&self) -> Result<BTreeMap<[u8; 4], PathMtu>, DatapathError> {
-        Ok(self.state().path_mtus.clone())
-    }
-
-    fn set_path_mtus(&self, entries: &[([u8; 4], PathMtu)]) -> Result<(), DatapathError> {
-        let mut state = self.state();
-        if state.full {
-            return Err(full());
-        }
-        state.path_mtu_writes += usize::from(!entries.is_empty());
-        state.path_mtus.extend(entries.iter().copied());
-        Ok(())
-    }
-
-    fn forget_path_mtu(&self, vtep: [u8; 4]) -> Result<(), DatapathError> {
-        self.state().path_mtus.remove(&vtep);
-        Ok(())
-    }
-
-    fn flows(&self) -> &dyn FlowTable {
-        &self.flows
-    }
-
-    fn endpoints(&self) -> Result<BTreeMap<u32, EndpointInfo>, DatapathError> {
-        Ok(self.read()?.endpoints)
-    }
-
-    fn host_addresses(&self) -> Result<BTreeSet<MappedAddr>, DatapathError> {
-        let v4 = |ip: Ipv4Addr| MappedAddr::v4(ip.octets());
-        // The flows of the tests are masqueraded as this one.
-        let masquerade = Ipv4Addr::new(198, 51, 100, 1);
-        Ok(self.state().facts.ips.iter().copied().chain([masquerade]).map(v4).collect())
-    }
-
-    fn published(&self) -> Result<BTreeMap<PublishedKey, PublishedEntry>, DatapathError> {
-        Ok(self.read()?.published)
-    }
-
-    fn deny(&self, source: Ipv4Network) -> Result<(), DatapathError> {
-        let mut state = self.state();
-        if state.deny_nobody {
-            return Err(full());
-        }
-        state.denied.insert(source);
-        Ok(())
-    }
-
-    fn allow(&self, source: Ipv4Network) -> Result<(), DatapathError> {
-        self.state().denied.remove(&source);
-        Ok(())
-    }
-
-    fn packets(&self, code: Code) -> Result<u64, DatapathError> {
-        let Code::Drop(reason) = code else { return Ok(0) };
-        Ok(self.state().dropped.get(&reason).copied().unwrap_or_default())
-    }
-
-    fn stats(&self) -> Result<Vec<(Direction, Code, Counter)>, DatapathError> {
-        Ok(Vec::new())
-    }
-}
-
-#[async_trait]
-impl Underlay for Paper {
-    async fn event(&self) -> Option<HostEvent> {
-        let event = self.events.lock().await.recv().await;
-        self.taken.fetch_add(1, Ordering::Relaxed);
-        event
-    }
-
-    async fn paths(
-        &self,
-        vteps: &BTreeMap<Ipv4Addr, Remote>,
-        _used: &BTreeSet<Ipv4Addr>,
-    ) -> Result<Paths, PlugError> {
-        let path = |(vtep, remote): (&Ipv4Addr, &Remote)| {
-            let path = UnderlayPath {
-                ifindex: 2,
-                next_hop: vtep.octets(),
-                port: remote.port,
-                inner_mtu: 1450,
-                next_hop_mac: [2; 6],
-                uplink_mac: [4; 6],
-            };
-            (vtep.octets(), path)
-        };
-        Ok(Paths { paths: vteps.iter().map(path).collect(), problems: BTreeMap::new() })
-    }
-
-    async fn probe(&self, probes: Vec<PathProbe>, answers: Answers) -> Result<(), ApiError> {
-        let mut state = self.state();
-        for probe in &probes {
-            let answer = state.answers.get(&probe.to.ip().octets()).cloned();
-            let _ = answers.send((*probe, answer.unwrap_or(Answer::Silent)));
-        }
-        state.probes.extend(probes);
-        Ok(())
-    }
-
-    async fn check_uplinks(&self) -> UplinkCheck {
-        self.state().looks += 1;
-        UplinkCheck::default()
-    }
-
-    async fn keep_client_links(&self, _publishes: bool) -> Vec<String> {
-        Vec::new()
-    }
-
-    fn client_links(&self) -> ClientLinks {
-        let mut state = self.state();
-        state.client_links_read += 1;
-        state.client_links.clone()
-    }
-
-    async fn other_links(&self) -> Result<OtherLinks, ApiError> {
-        Ok(self.state().other_links.clone())
-    }
-
-    fn uplinks(&self) -> (Vec<Uplink>, Option<Price>) {
-        (Vec::new(), None)
-    }
-
-    fn shares_port(&self) -> bool {
-        false
-    }
-
-    fn device(&self) -> Device {
-        Device { kind: PairKind::Veth, reason: "there is no kernel".to_owned() }
-    }
-
-    async fn max_mtu(&self, driver: Driver) -> Result<u16, ApiError> {
-        Ok(match driver {
-            Driver::Overlay => 1450,
-            Driver::Bridge => 1500,
-        })
-    }
-
-    async fn routes(&self) -> Result<Vec<HostRoute>, ApiError> {
-        let route = |to: &IpNetwork| HostRoute { destination: *to, device: "up0".to_owned() };
-        Ok(self.state().routes.iter().map(route).collect())
-    }
-
-    async fn routes_into(&self, subnets: &[IpNetwork]) -> Result<Vec<HostRoute>, ApiError> {
-        let mut routes = self.routes().await?;
-        let leads_into = |to| subnets.iter().any(|subnet| validate::overlap(*subnet, to));
-        routes.retain(|route| route.is_taken() && leads_into(route.destination));
-        Ok(routes)
-    }
-
-    async fn choose_uplinks(
-        &self,
-        given: &[String],
-        vtep_ip: Option<Ipv4Addr>,
-    ) -> Result<UplinkChoice, ApiError> {
-        let default = self.state().default_link.clone();
-        let uplinks: Vec<String> =
-            if given.is_empty() { default.iter().cloned().collect() } else { given.to_vec() };
-        let vtep = vtep_ip.unwrap_or(Ipv4Addr::new(192, 0, 2, 1));
-        let chosen = if uplinks.is_empty() {
-            Err(UplinkFault::Absent("no default route tells the uplink".to_owned()))
-        } else {
-            Ok((uplinks, vtep))
-        };
-        let lost = self.state().vtep_lost;
-        let addresses = if lost { Vec::new() } else { vec![Ipv4Addr::new(192, 0, 2, 1)] };
-        Ok(UplinkChoice { addresses, default, chosen })
-    }
-
-    async fn facts(&self) -> Result<NodeFacts, ApiError> {
-        Ok(self.state().facts.clone())
-    }
-
-    fn ifname(&self, ifindex: u32) -> String {
-        format!("if{ifindex}")
     }
 }

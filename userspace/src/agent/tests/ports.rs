@@ -8,6 +8,8 @@ use std::{
     time::Instant,
 };
 
+use futures::FutureExt as _;
+
 use super::{
     fake::{DEADLINE, Paper, Port, Running, World, eventually, name, network, run, stored},
     paper::State,
@@ -611,6 +613,40 @@ fn a_port_that_was_released_can_be_had_at_once() {
     let _next = assign(&reservations, &paper, "next", &ports).unwrap();
     assert_eq!(held(&paper).len(), 10_000);
     assert!(!reservations.is_unfinished());
+}
+
+/// The engine binds nothing while a request closes sockets, and goes on once they are closed. It
+/// would else wait for another event.
+#[test]
+fn the_end_of_a_request_that_closes_ports_is_told() {
+    let paper = Paper::new();
+    let reservations = Reservations::default();
+    let all = PublishedPort { container_port: 1000, count: 4097, ..tcp_port(1000) };
+    let many: BTreeMap<_, _> =
+        all.singles().map(|port| (("a".to_owned(), port), name("web"))).collect();
+    let next = BTreeMap::from([(("b".to_owned(), tcp_port(9000)), name("next"))]);
+    let sync = |wanted: &_| {
+        reservations.sync(paper.as_ref(), wanted, false);
+        reservations.is_unfinished()
+    };
+    let none = BTreeMap::new();
+    assert_eq!([&many, &many, &none].map(sync), [true, false, true]);
+    paper.closes.close(true);
+    thread::scope(|scope| {
+        let request = scope.spawn(|| assign(&reservations, &paper, "x", &["8000:80"]).map(drop));
+        let deadline = Instant::now() + DEADLINE;
+        while paper.closes.waiting() == 0 {
+            assert!(Instant::now() < deadline, "nobody closes the port");
+            thread::yield_now();
+        }
+        assert!(!sync(&next), "nothing can be done meanwhile");
+        assert!(reservations.closed().now_or_never().is_none());
+        paper.closes.close(false);
+        request.join().unwrap().unwrap();
+    });
+    assert!(reservations.closed().now_or_never().is_some() && reservations.is_unfinished());
+    assert!(!sync(&next));
+    assert_eq!(held(&paper), [(9000, Tcp)]);
 }
 
 /// A range takes a long time to bind: the engine, and requests for other ports, do not wait.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use super::{
-    fake::{Paper, Running, World, name, run, stored, two_hosts},
+    fake::{Paper, Running, World, eventually, name, run, stored, two_hosts},
     paper::NETNS,
     refusals::assert_refused,
 };
@@ -135,4 +135,21 @@ async fn a_purge_removes_what_was_not_finished() {
     paper.state().foreign.insert(path("other"));
     one.agent.purge().await.unwrap();
     assert_eq!(paper.state().namespaces.keys().collect::<Vec<_>>(), [&path("other")]);
+}
+
+/// The problem of a sandbox ends with its container.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_that_cannot_be_made_again_is_told_until_its_container_is_removed() {
+    let world = World::new().await;
+    let one = world.start(1, &Paper::new()).await.ready().await;
+    one.run("web", "none").await.unwrap();
+    let paper = Arc::clone(&one.paper);
+    one.stop().await;
+    paper.state().namespaces.clear();
+    paper.state().refuse_revival = Some(ApiError::new(ErrorKind::Internal, "no namespace"));
+    let one = world.start(1, &paper).await.ready().await;
+    let told = || async { problems(&one) == ["container 'web': no namespace"] };
+    eventually("the problem", told).await;
+    one.agent.container_remove(&name("web"), false).await.unwrap();
+    assert!(problems(&one).is_empty(), "{:?}", problems(&one));
 }

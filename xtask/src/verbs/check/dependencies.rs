@@ -1,12 +1,12 @@
 //! Dependencies that no source file names.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::Value;
 
 use super::metadata::{self, text};
+use crate::files;
 
 /// Every `package: dependency` whose crate no source file of the package names. A build dependency
 /// must be named in the build script, any other dependency in another source file.
@@ -17,8 +17,7 @@ pub(super) fn unused() -> Result<Vec<String>> {
         let Some(dir) = manifest.parent() else {
             continue;
         };
-        let mut sources = Vec::new();
-        collect(dir, dir, &mut sources)?;
+        let sources = sources(dir)?;
         let dependencies = package.get("dependencies").and_then(Value::as_array);
         for dependency in dependencies.into_iter().flatten() {
             let name = text(dependency, "name");
@@ -37,24 +36,19 @@ pub(super) fn unused() -> Result<Vec<String>> {
     Ok(unused)
 }
 
-/// Reads every Rust source under `dir` that belongs to the package at `root`.
-fn collect(root: &Path, dir: &Path, sources: &mut Vec<(PathBuf, String)>) -> Result<()> {
-    let entries =
-        fs::read_dir(dir).with_context(|| format!("{}: cannot be read", dir.display()))?;
-    for entry in entries {
-        let path = entry?.path();
-        if path.is_dir() {
-            // A directory with a manifest is another package.
-            if path != root.join("target") && !path.join("Cargo.toml").exists() {
-                collect(root, &path, sources)?;
-            }
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            let source = fs::read_to_string(&path)
-                .with_context(|| format!("{}: cannot be read", path.display()))?;
+/// Every Rust source of the package at `root`, with its path.
+fn sources(root: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let target = root.join("target");
+    // A directory with a manifest is another package.
+    let of_package = |dir: &Path| dir != target && !dir.join("Cargo.toml").exists();
+    let mut sources = Vec::new();
+    for path in files::below(root, &of_package)? {
+        if files::is_rust(&path) {
+            let source = files::read(&path)?;
             sources.push((path, source));
         }
     }
-    Ok(())
+    Ok(sources)
 }
 
 /// Whether `source` has `word` as a whole identifier outside of line comments.

@@ -19,7 +19,7 @@ use culvert_bpf_build::{BuildError, build_programs};
 use self::find::{Mutant, mutants, one_line};
 use super::command::programs;
 use super::tally::Tally;
-use crate::{paths, process, ui};
+use crate::{files, paths, process, ui};
 
 /// Name of the stage.
 pub(super) const NAME: &str = "mutants";
@@ -135,44 +135,19 @@ fn judge(mutants: &[Mutant], trials: &[Trial]) -> Result<()> {
     Ok(())
 }
 
-/// All checks, in the order of files and lines.
+/// All checks, in the order of files and lines. The sources of tests have none.
 fn all(root: &Path) -> Result<Vec<Mutant>> {
-    let mut files = Vec::new();
-    for folder in SOURCES {
-        collect(root, folder, &mut files)?;
-    }
     let mut all = Vec::new();
-    for file in files {
-        all.extend(mutants(&file, &read(&root.join(&file))?)?);
+    for folder in SOURCES {
+        let sources = files::below(&root.join(folder), &|dir| !dir.ends_with("tests"))?;
+        for path in sources {
+            let name = path.strip_prefix(root)?.to_string_lossy().into_owned();
+            if files::is_rust(&path) && !path.ends_with("tests.rs") {
+                all.extend(mutants(&name, &files::read(&path)?)?);
+            }
+        }
     }
     Ok(all)
-}
-
-/// Adds the sources in `folder`, without those of tests, in the order of their names.
-fn collect(root: &Path, folder: &str, files: &mut Vec<String>) -> Result<()> {
-    let path = root.join(folder);
-    let entries = fs::read_dir(&path).with_context(|| path.display().to_string())?;
-    let mut names = Vec::new();
-    for entry in entries {
-        names.push(entry?.file_name().to_string_lossy().into_owned());
-    }
-    names.sort();
-    for name in names {
-        let file = format!("{folder}/{name}");
-        if name == "tests" || name == "tests.rs" {
-            continue;
-        }
-        if root.join(&file).is_dir() {
-            collect(root, &file, files)?;
-        } else if name.ends_with(".rs") {
-            files.push(file);
-        }
-    }
-    Ok(())
-}
-
-fn read(path: &Path) -> Result<String> {
-    fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))
 }
 
 /// What an exception names: file and condition.
@@ -184,7 +159,7 @@ fn key(mutant: &Mutant) -> Key {
 
 /// Reads the exceptions, and checks that each names a check.
 fn read_exceptions(root: &Path, mutants: &[Mutant]) -> Result<BTreeMap<Key, String>> {
-    let exceptions = parse_exceptions(&read(&root.join(EXCEPTIONS))?)?;
+    let exceptions = parse_exceptions(&files::read(&root.join(EXCEPTIONS))?)?;
     for (file, condition) in exceptions.keys() {
         if !mutants.iter().any(|it| it.file == *file && it.condition == *condition) {
             bail!("{EXCEPTIONS}: {file} has no check '{condition}': remove the exception");
@@ -253,7 +228,7 @@ impl Sources {
     /// Builds the object without a check. `None`: the compiler or the linker refuses it.
     fn without(&self, mutant: &Mutant) -> Result<Option<PathBuf>> {
         let path = self.root.join(&mutant.file);
-        let text = read(&path)?;
+        let text = files::read(&path)?;
         let write = |text: &str| {
             fs::write(&path, text).with_context(|| format!("{}: cannot be written", path.display()))
         };

@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::Paper;
+use super::{Gate, Paper};
 use crate::{
     agent::platform::{Files, Holder, PortError, PortHold, Ports},
     api::types::ApiError,
@@ -21,11 +21,16 @@ use crate::{
 pub(in crate::agent::tests) type Port = (Ipv4Addr, u16, Protocol);
 
 /// A port that is held until this is dropped.
-struct Hold(Arc<Mutex<BTreeSet<Port>>>, Port);
+struct Hold {
+    held: Arc<Mutex<BTreeSet<Port>>>,
+    port: Port,
+    closes: Arc<Gate>,
+}
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.0.lock().unwrap().remove(&self.1);
+        self.closes.pass();
+        self.held.lock().unwrap().remove(&self.port);
     }
 }
 
@@ -65,7 +70,8 @@ impl Ports for Paper {
         if !state.held.lock().unwrap().insert((ip, port, protocol)) {
             return Err(PortError::InUse);
         }
-        Ok(Box::new(Hold(Arc::clone(&state.held), (ip, port, protocol))))
+        let (held, closes) = (Arc::clone(&state.held), Arc::clone(&self.closes));
+        Ok(Box::new(Hold { held, port: (ip, port, protocol), closes }))
     }
 
     fn port_holder(&self, ip: Ipv4Addr, port: u16, protocol: Protocol) -> Holder {

@@ -26,12 +26,11 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{paths, ui};
+use crate::{files, paths, ui};
 use modules::{Crate, Sources};
 use table::{DOCUMENT, Table};
 
@@ -46,19 +45,8 @@ const DEMANDED: [&str; 4] = ["ebpf/src", "userspace/src", "bench/src", "xtask/sr
 /// There are faults: each is printed as a line, `file:line: what is wrong`.
 pub(super) fn check() -> Result<String> {
     let root = paths::root();
-    let document = root.join(DOCUMENT);
-    let document = fs::read_to_string(&document)
-        .with_context(|| format!("{}: cannot be read", document.display()))?;
-    let mut sources = Sources::new();
-    for entry in
-        fs::read_dir(&root).with_context(|| format!("{}: cannot be read", root.display()))?
-    {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if path.is_dir() && name != "target" && !name.starts_with('.') {
-            collect(&path, &name, &mut sources)?;
-        }
-    }
+    let document = files::read(&root.join(DOCUMENT))?;
+    let sources = sources(&root)?;
     let report = examine(&document, &sources, &DEMANDED)?;
     for fault in &report.faults {
         ui::error(fault);
@@ -133,23 +121,18 @@ fn exists(path: &str, sources: &Sources) -> bool {
         || sources.range(folder.clone()..).next().is_some_and(|(file, _)| file.starts_with(&folder))
 }
 
-/// Reads every Rust source and manifest under `dir`, which is `name` from the repository's root.
-fn collect(dir: &Path, name: &str, sources: &mut Sources) -> Result<()> {
-    let entries =
-        fs::read_dir(dir).with_context(|| format!("{}: cannot be read", dir.display()))?;
-    for entry in entries {
-        let path = entry?.path();
-        let Some(own) = path.file_name().and_then(|own| own.to_str()) else { continue };
-        let name = format!("{name}/{own}");
-        if path.is_dir() {
-            if own != "target" {
-                collect(&path, &name, sources)?;
-            }
-        } else if own.ends_with(".rs") || own == "Cargo.toml" {
-            let text = fs::read_to_string(&path)
-                .with_context(|| format!("{}: cannot be read", path.display()))?;
-            sources.insert(name, text);
+/// Every Rust source and manifest of the repository.
+fn sources(root: &Path) -> Result<Sources> {
+    let has_sources = |dir: &Path| {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        name != "target" && !name.starts_with('.')
+    };
+    let mut sources = Sources::new();
+    for path in files::below(root, &has_sources)? {
+        if files::is_rust(&path) || path.ends_with("Cargo.toml") {
+            let name = path.strip_prefix(root)?.to_string_lossy().into_owned();
+            sources.insert(name, files::read(&path)?);
         }
     }
-    Ok(())
+    Ok(sources)
 }

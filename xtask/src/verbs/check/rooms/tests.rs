@@ -186,7 +186,7 @@ fn every_crate_that_must_have_a_table_is_asked_for() {
 /// The floors in the documentation of the programs, and the rows of the table of rooms.
 #[test]
 fn a_room_of_the_programs_may_import_all_lower_floors_and_no_other() {
-    let read = |path: &str| fs::read_to_string(paths::root().join(path)).expect(path);
+    let read = |path: &str| files::read(&paths::root().join(path)).expect(path);
     let tables = table::read(&read(DOCUMENT)).expect("the tables are readable");
     let root = "ebpf/src/main.rs";
     let table =
