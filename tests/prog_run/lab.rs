@@ -59,16 +59,18 @@ pub(crate) fn with(case: fn(&mut Lab)) {
 
 /// Runs a case with programs that write trace lines (`--trace`).
 pub(crate) fn with_trace(case: fn(&mut Lab)) {
-    let _home = Home::remember();
-    let mut lab = Lab::new(true);
-    lab.begin();
-    case(&mut lab);
+    alone_with(|options| options.trace = true, case);
 }
 
 /// Runs a case in a lab that no other case uses.
 pub(crate) fn alone(case: impl FnOnce(&mut Lab)) {
+    alone_with(|_| {}, case);
+}
+
+/// As [`alone`], with options that `change` has changed.
+pub(crate) fn alone_with(change: impl FnOnce(&mut Options), case: impl FnOnce(&mut Lab)) {
     let _home = Home::remember();
-    let mut lab = Lab::new(false);
+    let mut lab = Lab::new(change);
     lab.begin();
     case(&mut lab);
 }
@@ -82,7 +84,7 @@ pub(crate) fn counted_by(case: fn(&mut Lab)) -> Vec<u32> {
             setns(&lab.namespace, CloneFlags::CLONE_NEWNET).unwrap();
             lab
         }
-        None => Lab::new(false),
+        None => Lab::new(|_| {}),
     };
     lab.begin();
     case(&mut lab);
@@ -194,11 +196,11 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    fn new(trace: bool) -> Self {
+    fn new(change: impl FnOnce(&mut Options)) -> Self {
         assert!(geteuid().is_root(), "BPF programs: not permitted; run the tests as root");
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         let (far_namespace, wires) = interfaces();
-        let options = Options {
+        let mut options = Options {
             bpffs: std::path::PathBuf::new(),
             vtep_ip: world::OUR_VTEP.into(),
             vxlan_port: world::VXLAN_PORT,
@@ -209,8 +211,9 @@ impl Lab {
             nat_ports: (1024, 65535),
             services: vec!["10.96.0.0/16".parse().unwrap()],
             denied: Vec::new(),
-            trace,
+            trace: false,
         };
+        change(&mut options);
         // `cargo xtask test --full mutants` looks for this message.
         let mut ebpf = object(&options)
             .unwrap_or_else(|error| panic!("the kernel refuses the programs: {error}"));
