@@ -15,6 +15,10 @@ use crate::wire::{Ipv4Hdr, tcp};
 /// Number of ports that are tried for a new flow.
 pub const PORT_TRIES: u32 = 64;
 
+/// The same for a container that was refused a flow a moment ago: a flood of packets for which no
+/// port is free costs no more than one of accepted packets.
+pub const BRIEF_PORT_TRIES: u32 = 8;
+
 /// The translatable part of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upper {
