@@ -10,7 +10,7 @@ use culvert::datapath::{
 };
 use culvert_common::{
     abi::{Action, Code, Direction, DropReason, Flow, Note, kind, programs, seen, zone},
-    datapath::{conntrack::FlowState, nat::is_in_half},
+    datapath::{conntrack::FlowState, nat},
 };
 use culvert_tests::{
     chaos::say,
@@ -20,7 +20,7 @@ use culvert_tests::{
 use crate::{
     flows::{begins, exchange, exchange_on, fill, own},
     interfaces::Interface,
-    lab::{Lab, MAX_FLOWS, alone, alone_with},
+    lab::{Lab, MAX_FLOWS, PORT_SHARE, alone, alone_with},
     routed::{
         CREATED, answer, entries, flow, forget_all, inbound, key, outbound, publish, to_gateway,
     },
@@ -259,13 +259,15 @@ fn a_container_that_takes_all_ports_leaves_others_enough() {
             [Interface::A1, Interface::A2].map(|interface| incarnation(&lab.tables, interface));
         let taken = take_ports(lab);
         assert!(taken.iter().all(|port| PORTS.contains(port)));
-        let free = PORTS.filter(|port| is_in_half(*port, one) && !taken.contains(port));
-        assert_eq!(free.count(), 0, "ports of its half that the container has not got");
+        let is_in_share = |port, owner| nat::is_in_share(port, owner, nat::port_share(PORT_SHARE));
+        let free = PORTS.filter(|port| is_in_share(*port, one) && !taken.contains(port));
+        assert_eq!(free.count(), 0, "ports of its share that the container has not got");
         let counts = lab.new_counts();
         let exhausted = Code::Drop(DropReason::NatPortsExhausted);
         let refused = packets(&counts, Direction::FromContainer, exhausted);
         assert!(refused > 1000, "{refused}");
-        assert_eq!(lab.shares.get(one).unwrap().refused, refused);
+        let share = lab.shares.get(one).unwrap();
+        assert_eq!((share.refused, u64::from(share.without_port)), (refused, refused));
 
         for port in 30_000..30_200 {
             let question = question(Interface::A2, &SERVER, port);
@@ -273,7 +275,7 @@ fn a_container_that_takes_all_ports_leaves_others_enough() {
             assert_eq!(verdict, REDIRECT, "port {port}; {} ports were taken", taken.len());
         }
         let share = lab.shares.get(two).unwrap();
-        assert_eq!((share.flows, share.refused), (200, 0));
+        assert_eq!((share.flows, share.refused, share.without_port), (200, 0, 0));
         // The first container has ports towards another server.
         let question = question(Interface::A1, &SERVER2, *PORTS.start());
         assert_eq!(send(lab, Program::Container, Interface::A1, &question), REDIRECT);

@@ -49,6 +49,9 @@ pub(crate) const AGEING: Duration = Duration::from_secs(30);
 /// Flows that conntrack has room for: few, so that a case can fill the table.
 pub(crate) const MAX_FLOWS: u32 = 4096;
 
+/// Share of one container in the ports towards a destination, in percent.
+pub(crate) const PORT_SHARE: u32 = 50;
+
 /// Unused labs.
 static POOL: Mutex<Vec<Lab>> = Mutex::new(Vec::new());
 
@@ -209,6 +212,7 @@ impl Lab {
             flow_share: 50,
             flow_timeouts: conntrack::default_timeouts(),
             nat_ports: (1024, 65535),
+            port_share: PORT_SHARE,
             services: vec!["10.96.0.0/16".parse().unwrap()],
             denied: Vec::new(),
             trace: false,

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     count::note,
     facts::{checksum::is_damaged, routed::Routed},
-    globals::{NAT_PORT_MAX, NAT_PORT_MIN},
+    globals::{NAT_PORT_MAX, NAT_PORT_MIN, NAT_PORT_SHARE},
     kernel::{
         memory::{own, repeat},
         socket,
@@ -581,12 +581,13 @@ fn port_at(index: u32, new: &mut NewFlow) -> u32 {
     };
     let Some(port) = nat::candidate(index, own, new.random, min, max) else { return 0 };
     let owner = new.from_incarnation;
-    let port = if owner == 0 || !new.of_host || !nat::has_halves(min, max) {
+    let port = if owner == 0 || !new.of_host || !nat::has_shares(min, max) {
         port
     } else if index > 0 {
-        let Some(port) = nat::in_half(port, owner, min, max) else { return 0 };
+        let share = NAT_PORT_SHARE.load();
+        let Some(port) = nat::in_share(port, owner, share, min, max) else { return 0 };
         port
-    } else if nat::is_in_half(port, owner) || some_taken(new) == 0 {
+    } else if nat::is_in_share(port, owner, NAT_PORT_SHARE.load()) || some_taken(new) == 0 {
         port
     } else {
         return 0;
@@ -595,7 +596,7 @@ fn port_at(index: u32, new: &mut NewFlow) -> u32 {
 }
 
 /// Whether one of [`nat::PROBES`] random ports towards the destination of a new flow is taken. A
-/// container then takes no port outside of its half, see [`nat::is_in_half`]. Returns 1 or 0. A BPF
+/// container then takes no port outside of its share, see [`nat::is_in_share`]. Returns 1 or 0. A BPF
 /// function of its own, for a stack frame of its own.
 #[inline(never)]
 fn some_taken(new: &mut NewFlow) -> u32 {
