@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use aya::programs::SchedClassifier;
 use culvert::datapath::{
-    Options,
+    Options, now_ns,
     test_run::{Runs, sk_buff, timed},
 };
 use culvert_common::{
@@ -35,6 +35,7 @@ cases!(
     damaged_segments_to_a_published_port,
     damaged_segments_through_the_tunnel,
     blind_pairs_give_way,
+    searches_are_short_after_a_refusal,
 );
 
 /// The host behind [`PEER`], as containers see it.
@@ -281,6 +282,38 @@ fn a_container_that_takes_all_ports_leaves_others_enough() {
         assert_eq!(send(lab, Program::Container, Interface::A1, &question), REDIRECT);
         lab.new_counts();
     });
+}
+
+/// Number of questions for which no port is free, of 200 to as many ports of a server.
+fn refused_of_200(lab: &Lab, at: Interface, from: &Host) -> usize {
+    let is_refused = |to_port: &u16| {
+        let datagram = to_gateway(&V4::udp(from, &SERVER, (1, *to_port), b"x"));
+        send(lab, Program::Container, at, &datagram.frame()) == SHOT
+    };
+    (1000..1200).filter(is_refused).count()
+}
+
+/// After a refusal the programs look at few ports for the same container, and at many for others.
+fn searches_are_short_after_a_refusal(lab: &mut Lab) {
+    let [one, two] =
+        [Interface::A1, Interface::A2].map(|interface| incarnation(&lab.tables, interface));
+    // A quarter of the ports is free. Port 1, from which the containers send, is not.
+    for port in (1..=u16::MAX).filter(|port| port.wrapping_mul(40_503) >> 14 != 0) {
+        lab.reserve(17, port);
+    }
+    assert_eq!(refused_of_200(lab, Interface::A1, &ONE), 0);
+    assert_eq!(lab.refused_until(one), 0);
+    forget_all(lab);
+    let long = now_ns() + 3_600_000_000_000;
+    lab.set_refusal(one, long);
+    let refused = refused_of_200(lab, Interface::A1, &ONE);
+    assert!((5..195).contains(&refused), "{refused}");
+    // Each refusal counts for a short time.
+    let until = lab.refused_until(one);
+    assert!(until != 0 && until < long - 3_000_000_000_000, "{until}");
+    assert_eq!(refused_of_200(lab, Interface::A2, &TWO), 0);
+    assert_eq!(lab.refused_until(two), 0);
+    lab.new_counts();
 }
 
 /// Median time in ns of a run of `from_container` on questions to a server, each from another port.

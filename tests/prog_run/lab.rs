@@ -13,7 +13,8 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues},
+    util::nr_cpus,
 };
 use bytemuck::Pod;
 use culvert::datapath::entry::{FdbEntry, LearnedEntry, PathMtu};
@@ -186,6 +187,9 @@ pub(crate) struct Lab {
     pub(crate) held: Written<FragmentKey, HeldFragment>,
     slots: Array<MapData, Bytes<FlowKey>>,
     pub(crate) shares: Written<u32, FlowShare>,
+    /// What the programs remember of containers that were refused a flow: incarnation, and time in
+    /// ns until which the searches for the container are short.
+    refusals: PerCpuArray<MapData, Bytes<[u64; 2]>>,
     reserved: Array<MapData, u64>,
     /// Words of `reserved` that are not zero.
     reserved_words: BTreeSet<u32>,
@@ -233,6 +237,7 @@ impl Lab {
             fragments: Written::take(&mut ebpf, names::FRAGMENTS),
             held: Written::take(&mut ebpf, names::HELD_FRAGMENTS),
             shares: Written::take(&mut ebpf, names::FLOW_SHARES),
+            refusals: ebpf.take_map("REFUSALS").unwrap().try_into().unwrap(),
             slots: ebpf.take_map(names::FLOW_SLOTS).unwrap().try_into().unwrap(),
             reserved: ebpf.take_map(names::RESERVED_PORTS).unwrap().try_into().unwrap(),
             reserved_words: BTreeSet::new(),
@@ -282,6 +287,7 @@ impl Lab {
         }
         self.flows.clear();
         self.shares.clear();
+        self.forget_refusals();
         self.fragments.clear();
         self.held.clear();
         for word in std::mem::take(&mut self.reserved_words) {
@@ -293,6 +299,28 @@ impl Lab {
         self.counted.clear();
         world::fill(&self.tables);
         world::fill_routing(&self.tables);
+    }
+
+    /// The programs forget which containers were refused a flow.
+    fn forget_refusals(&mut self) {
+        (0..self.refusals.len()).for_each(|index| self.set_refusal_at(index, [0; 2]));
+    }
+
+    fn set_refusal_at(&mut self, index: u32, refusal: [u64; 2]) {
+        let on_all = PerCpuValues::try_from(vec![Bytes(refusal); nr_cpus().unwrap()]).unwrap();
+        self.refusals.set(index, on_all, 0).unwrap();
+    }
+
+    /// Makes the searches for the container with the incarnation `owner` short until this time.
+    pub(crate) fn set_refusal(&mut self, owner: u32, until_ns: u64) {
+        self.set_refusal_at(owner % self.refusals.len(), [owner.into(), until_ns]);
+    }
+
+    /// The time in ns until which searches on any CPU are short for this container, as for those
+    /// with the same index.
+    pub(crate) fn refused_until(&self, owner: u32) -> u64 {
+        let on_all = self.refusals.get(&(owner % self.refusals.len()), 0).unwrap();
+        on_all.iter().map(|Bytes([_, until_ns])| *until_ns).max().unwrap()
     }
 
     /// A learned entry.

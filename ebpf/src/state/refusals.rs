@@ -5,10 +5,13 @@ use aya_ebpf::{macros::map, maps::PerCpuArray};
 
 use crate::kernel::memory::own;
 
-/// The last refusal of a container on this CPU.
+/// The last refusal of a container on this CPU. Tests read and write it.
+#[repr(C)]
 struct Refusal {
     /// Incarnation of the container; 0 if there is none.
     owner: u32,
+    /// Explicit padding; zero.
+    pad: u32,
     /// Time in ns until which the searches for the container are short.
     until_ns: u64,
 }
