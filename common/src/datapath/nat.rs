@@ -183,7 +183,7 @@ pub const fn candidate(index: u32, own: u16, random: u32, min: u16, max: u16) ->
 /// Least number of ports in a range of which each container has a share, see [`is_in_share`].
 const LEAST_SHARED: u32 = 4096;
 
-/// The share of a container that may take all ports: shares are in units of this part of the ports.
+/// The share of all ports. A share of the ports is in units of a 256th of them.
 pub const WHOLE_SHARE: u32 = 256;
 
 /// The share of the ports for `percent` of them, 0 to 100.
