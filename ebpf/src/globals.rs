@@ -4,7 +4,10 @@
 use aya_ebpf::Global;
 use culvert_common::{
     abi::DEFAULT_FLOWS,
-    datapath::conntrack::{TIMEOUTS_LEN, Timeouts},
+    datapath::{
+        conntrack::{TIMEOUTS_LEN, Timeouts},
+        nat,
+    },
 };
 
 /// Our VTEP address, four bytes in network order.
@@ -22,6 +25,11 @@ pub(crate) static NAT_PORT_MIN: Global<u16> = Global::new(1024);
 /// Greatest port that masquerading chooses.
 #[unsafe(no_mangle)]
 pub(crate) static NAT_PORT_MAX: Global<u16> = Global::new(65535);
+/// Share of the ports that one container may always take, see [`port_share`].
+///
+/// [`port_share`]: culvert_common::datapath::nat::port_share
+#[unsafe(no_mangle)]
+pub(crate) static NAT_PORT_SHARE: Global<u32> = Global::new(nat::WHOLE_SHARE);
 /// Idle times in ns after which flows expire.
 #[unsafe(no_mangle)]
 static FLOW_TIMEOUTS: Global<Timeouts> = Global::new([u64::MAX; TIMEOUTS_LEN]);

@@ -204,6 +204,8 @@ fn conntrack_options() {
         ("--nat-ports", "2000-1000", "LO-HI"),
         ("--nat-ports", "0-1000", "LO-HI"),
         ("--nat-ports", "1000-70000", "LO-HI"),
+        ("--nat-port-share", "19", "20 to 100"),
+        ("--nat-port-share", "half", "20 to 100"),
         ("--conntrack-max", "63", "64"),
         ("--conntrack-max", "many", "many"),
         ("--conntrack-max", "8388609", "8388608"),

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use culvert_common::abi::{Action, Code, Direction, DropReason, Note, stats_index};
 
 use crate::{
-    additional, arp, blocked, client, decap, denied, ecn, encap, fast, fdb, floating, flood, flows,
-    fragments, from_host, from_loopback, icmp_errors, inner,
+    additional, arp, attacks, blocked, client, decap, denied, ecn, encap, fast, fdb, floating,
+    flood, flows, fragments, from_host, from_loopback, icmp_errors, inner,
     lab::{self, Case},
     live, live_nat, membership, mtu, nat_in, nat_out, nd, races, random, routing, source, tenants,
     to_host, tunnel_source, underlay_out, xdp,
@@ -16,6 +16,7 @@ use crate::{
 const MODULES: &[(&str, &[Case])] = &[
     ("additional", additional::CASES),
     ("arp", arp::CASES),
+    ("attacks", attacks::CASES),
     ("blocked", blocked::CASES),
     ("client", client::CASES),
     ("decap", decap::CASES),

@@ -75,7 +75,7 @@ fn arrived(flags: u8) -> V4 {
 /// Sends segments in this order. Each is given as whether `A1` sends it, and its flags. The first
 /// segment begins the flow.
 #[track_caller]
-fn exchange(lab: &mut Lab, segments: &[(bool, u8)]) {
+pub(crate) fn exchange(lab: &mut Lab, segments: &[(bool, u8)]) {
     for (index, (out, flags)) in segments.iter().enumerate() {
         if *out {
             let notes = if index == 0 { CREATED.as_slice() } else { &[] };
@@ -111,7 +111,7 @@ fn flags_by_direction(lab: &mut Lab) {
 
 /// Sends segments of an existing flow. The arguments are those of [`exchange`].
 #[track_caller]
-fn exchange_on(lab: &mut Lab, segments: &[(bool, u8)]) {
+pub(crate) fn exchange_on(lab: &mut Lab, segments: &[(bool, u8)]) {
     for (out, flags) in segments {
         if *out {
             let run = lab.at_container(Interface::A1, &from_a1(*flags).frame());
@@ -435,7 +435,7 @@ fn filler(number: u32, protocol: u8, seen: [u32; 2], idle_s: u64) -> [(FlowKey, 
 }
 
 /// Fills the rest of the table with flows of [`filler`], each in its own slot. Returns how many.
-fn fill(lab: &mut Lab, protocol: u8, seen: [u32; 2], idle_s: u64) -> u32 {
+pub(crate) fn fill(lab: &mut Lab, protocol: u8, seen: [u32; 2], idle_s: u64) -> u32 {
     let room = MAX_FLOWS - u32::try_from(entries(lab) / 2).unwrap();
     for number in 0..room {
         let [(key, orig), (reply_key, reply)] = filler(number, protocol, seen, idle_s);
@@ -474,7 +474,7 @@ fn refused(lab: &mut Lab, port: u16) {
 
 /// The segment of [`another`] begins a flow. `notes` are counted before the note of the new flow.
 #[track_caller]
-fn begins(lab: &mut Lab, port: u16, notes: &[Count]) {
+pub(crate) fn begins(lab: &mut Lab, port: u16, notes: &[Count]) {
     let (packet, went) = another(port);
     let notes: Vec<_> = notes.iter().copied().chain([note(Note::FlowCreated)]).collect();
     lab.at_container(Interface::A1, &packet.frame()).leaves_as(&went, &notes);
@@ -505,7 +505,7 @@ fn full_of_connections(lab: &mut Lab) {
 
 /// Makes three quarters of the table flows of `A1` like those of [`filler`], and counts them in its
 /// share, which is half of the table. Returns their number.
-fn own(lab: &mut Lab, protocol: u8, seen: [u32; 2]) -> u32 {
+pub(crate) fn own(lab: &mut Lab, protocol: u8, seen: [u32; 2]) -> u32 {
     let flows = MAX_FLOWS / 4 * 3;
     let owner = incarnation(&lab.tables, Interface::A1);
     for number in 0..flows {

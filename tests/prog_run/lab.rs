@@ -13,7 +13,8 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues},
+    util::nr_cpus,
 };
 use bytemuck::Pod;
 use culvert::datapath::entry::{FdbEntry, LearnedEntry, PathMtu};
@@ -49,6 +50,9 @@ pub(crate) const AGEING: Duration = Duration::from_secs(30);
 /// Flows that conntrack has room for: few, so that a case can fill the table.
 pub(crate) const MAX_FLOWS: u32 = 4096;
 
+/// Share of one container in the ports towards a destination, in percent.
+pub(crate) const PORT_SHARE: u32 = 50;
+
 /// Unused labs.
 static POOL: Mutex<Vec<Lab>> = Mutex::new(Vec::new());
 
@@ -59,16 +63,18 @@ pub(crate) fn with(case: fn(&mut Lab)) {
 
 /// Runs a case with programs that write trace lines (`--trace`).
 pub(crate) fn with_trace(case: fn(&mut Lab)) {
-    let _home = Home::remember();
-    let mut lab = Lab::new(true);
-    lab.begin();
-    case(&mut lab);
+    alone_with(|options| options.trace = true, case);
 }
 
 /// Runs a case in a lab that no other case uses.
 pub(crate) fn alone(case: impl FnOnce(&mut Lab)) {
+    alone_with(|_| {}, case);
+}
+
+/// As [`alone`], with options that `change` has changed.
+pub(crate) fn alone_with(change: impl FnOnce(&mut Options), case: impl FnOnce(&mut Lab)) {
     let _home = Home::remember();
-    let mut lab = Lab::new(false);
+    let mut lab = Lab::new(change);
     lab.begin();
     case(&mut lab);
 }
@@ -82,7 +88,7 @@ pub(crate) fn counted_by(case: fn(&mut Lab)) -> Vec<u32> {
             setns(&lab.namespace, CloneFlags::CLONE_NEWNET).unwrap();
             lab
         }
-        None => Lab::new(false),
+        None => Lab::new(|_| {}),
     };
     lab.begin();
     case(&mut lab);
@@ -181,6 +187,9 @@ pub(crate) struct Lab {
     pub(crate) held: Written<FragmentKey, HeldFragment>,
     slots: Array<MapData, Bytes<FlowKey>>,
     pub(crate) shares: Written<u32, FlowShare>,
+    /// What the programs remember of containers that were refused a flow: incarnation, and time in
+    /// ns until which the searches for the container are short.
+    refusals: PerCpuArray<MapData, Bytes<[u64; 2]>>,
     reserved: Array<MapData, u64>,
     /// Words of `reserved` that are not zero.
     reserved_words: BTreeSet<u32>,
@@ -194,11 +203,11 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    fn new(trace: bool) -> Self {
+    fn new(change: impl FnOnce(&mut Options)) -> Self {
         assert!(geteuid().is_root(), "BPF programs: not permitted; run the tests as root");
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         let (far_namespace, wires) = interfaces();
-        let options = Options {
+        let mut options = Options {
             bpffs: std::path::PathBuf::new(),
             vtep_ip: world::OUR_VTEP.into(),
             vxlan_port: world::VXLAN_PORT,
@@ -207,10 +216,12 @@ impl Lab {
             flow_share: 50,
             flow_timeouts: conntrack::default_timeouts(),
             nat_ports: (1024, 65535),
+            port_share: PORT_SHARE,
             services: vec!["10.96.0.0/16".parse().unwrap()],
             denied: Vec::new(),
-            trace,
+            trace: false,
         };
+        change(&mut options);
         // `cargo xtask test --full mutants` looks for this message.
         let mut ebpf = object(&options)
             .unwrap_or_else(|error| panic!("the kernel refuses the programs: {error}"));
@@ -226,6 +237,7 @@ impl Lab {
             fragments: Written::take(&mut ebpf, names::FRAGMENTS),
             held: Written::take(&mut ebpf, names::HELD_FRAGMENTS),
             shares: Written::take(&mut ebpf, names::FLOW_SHARES),
+            refusals: ebpf.take_map("REFUSALS").unwrap().try_into().unwrap(),
             slots: ebpf.take_map(names::FLOW_SLOTS).unwrap().try_into().unwrap(),
             reserved: ebpf.take_map(names::RESERVED_PORTS).unwrap().try_into().unwrap(),
             reserved_words: BTreeSet::new(),
@@ -275,6 +287,7 @@ impl Lab {
         }
         self.flows.clear();
         self.shares.clear();
+        self.forget_refusals();
         self.fragments.clear();
         self.held.clear();
         for word in std::mem::take(&mut self.reserved_words) {
@@ -286,6 +299,28 @@ impl Lab {
         self.counted.clear();
         world::fill(&self.tables);
         world::fill_routing(&self.tables);
+    }
+
+    /// The programs forget which containers were refused a flow.
+    fn forget_refusals(&mut self) {
+        (0..self.refusals.len()).for_each(|index| self.set_refusal_at(index, [0; 2]));
+    }
+
+    fn set_refusal_at(&mut self, index: u32, refusal: [u64; 2]) {
+        let on_all = PerCpuValues::try_from(vec![Bytes(refusal); nr_cpus().unwrap()]).unwrap();
+        self.refusals.set(index, on_all, 0).unwrap();
+    }
+
+    /// Makes the searches for the container with the incarnation `owner` short until this time.
+    pub(crate) fn set_refusal(&mut self, owner: u32, until_ns: u64) {
+        self.set_refusal_at(owner % self.refusals.len(), [owner.into(), until_ns]);
+    }
+
+    /// The time in ns until which searches on any CPU are short for this container, as for those
+    /// with the same index.
+    pub(crate) fn refused_until(&self, owner: u32) -> u64 {
+        let on_all = self.refusals.get(&(owner % self.refusals.len()), 0).unwrap();
+        on_all.iter().map(|Bytes([_, until_ns])| *until_ns).max().unwrap()
     }
 
     /// A learned entry.

@@ -37,6 +37,8 @@ mod additional;
 #[cfg(test)]
 mod arp;
 #[cfg(test)]
+mod attacks;
+#[cfg(test)]
 mod blocked;
 #[cfg(test)]
 mod client;

@@ -8,14 +8,14 @@ use std::{
 use culvert::datapath::Table as _;
 use culvert_common::{
     abi::{Action, Code, Direction, DropReason, MappedAddr, Note, kind, seen},
-    datapath::nat::is_in_half,
+    datapath::nat,
 };
 use culvert_tests::packet::{Host, SYN, V4, payload};
 
 use crate::{
     compare::same,
     interfaces::Interface,
-    lab::{Lab, ip},
+    lab::{Lab, PORT_SHARE, ip},
     routed::{
         Began, CREATED, CREATED_ELSEWHERE, Passed, Place, chosen_port, echo, entries, inbound,
         outbound, publish, to_gateway, unsummed, with_routes,
@@ -55,7 +55,7 @@ cases!(
     port_zero,
     echo_reply_of_no_flow,
     ports_exhausted,
-    ports_of_a_half_are_left_to_others,
+    ports_of_a_share_are_left_to_others,
     vxlan_to_the_port_of_any_vtep,
     a_lost_source_ends_a_flow_at_once,
     a_lost_source_ends_a_flow_without_an_agent,
@@ -514,18 +514,19 @@ fn echo_reply_of_no_flow(lab: &mut Lab) {
 }
 
 /// All ports that `A1` may always take are taken: it gets none, and `A2` gets one.
-fn ports_of_a_half_are_left_to_others(lab: &mut Lab) {
+fn ports_of_a_share_are_left_to_others(lab: &mut Lab) {
     let [one, two] = [Interface::A1, Interface::A2].map(|at| incarnation(&lab.tables, at));
     let ports = 1024..=u16::MAX;
-    for port in ports.clone().filter(|port| is_in_half(*port, one)) {
+    let is_in_share = |port, owner| nat::is_in_share(port, owner, nat::port_share(PORT_SHARE));
+    for port in ports.clone().filter(|port| is_in_share(*port, one)) {
         lab.reserve(17, port);
     }
-    let mine = ports.clone().find(|port| is_in_half(*port, one)).unwrap();
+    let mine = ports.clone().find(|port| is_in_share(*port, one)).unwrap();
     let packet = to_gateway(&V4::udp(&ONE, &SERVER, (mine, 53), b"x"));
     for _ in 0..20 {
         lab.at_container(Interface::A1, &packet.frame()).drops(DropReason::NatPortsExhausted);
     }
-    let other = ports.clone().find(|port| is_in_half(*port, two) && !is_in_half(*port, one));
+    let other = ports.clone().find(|port| is_in_share(*port, two) && !is_in_share(*port, one));
     for (port, notes) in
         [(other.unwrap(), CREATED.as_slice()), (mine, CREATED_ELSEWHERE.as_slice())]
     {
@@ -533,7 +534,7 @@ fn ports_of_a_half_are_left_to_others(lab: &mut Lab) {
         let run = lab.at_container(Interface::A2, &packet.frame());
         let outcome = run.redirects(Action::NatOut, Left::Spent, notes);
         let chosen = chosen_port(&outcome.frame);
-        assert!(is_in_half(chosen, two) && !is_in_half(chosen, one), "{chosen}");
+        assert!(is_in_share(chosen, two) && !is_in_share(chosen, one), "{chosen}");
         assert!(chosen == port || port == mine, "{chosen}");
     }
 }

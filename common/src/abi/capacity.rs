@@ -36,6 +36,8 @@ pub const MAX_FRAGMENTED: u32 = 8_192;
 pub const DEFAULT_FLOWS: u32 = 262_144;
 /// Default share of one container in the table of flows, in percent.
 pub const DEFAULT_SHARE: u32 = 50;
+/// Default share of one container in the ports for masquerading towards a destination, in percent.
+pub const DEFAULT_PORT_SHARE: u32 = 50;
 /// Capacity of [`FLOW_SHARES`](super::names::FLOW_SHARES): the agent removes the entries of
 /// containers that are gone some time later.
 pub const MAX_SHARES: u32 = 2 * MAX_LOCAL_ENDPOINTS;

@@ -223,8 +223,9 @@ unsafe impl<F: Family> Pod for Flow<F> {}
 pub struct FlowShare {
     /// Flows of the container in the table.
     pub flows: u32,
-    /// Explicit padding; zero.
-    pub pad: u32,
+    /// Those of the `refused` flows for which no port was free. Stays at its greatest value. An
+    /// agent without this count has left it at zero.
+    pub without_port: u32,
     /// Flows that have begun since the container was first seen.
     pub begun: u64,
     /// Flows that were refused because the container had its share, or because no port was free.

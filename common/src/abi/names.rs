@@ -105,6 +105,9 @@ pub mod globals {
     pub const NAT_PORT_MIN: &str = "NAT_PORT_MIN";
     /// Greatest port that masquerading chooses, `u16`, host order.
     pub const NAT_PORT_MAX: &str = "NAT_PORT_MAX";
+    /// Share of the ports that one container may always take towards a destination, `u32`, see
+    /// [`port_share`](crate::datapath::nat::port_share).
+    pub const NAT_PORT_SHARE: &str = "NAT_PORT_SHARE";
     /// Idle times in ns after which flows expire,
     /// [`Timeouts`](crate::datapath::conntrack::Timeouts).
     pub const FLOW_TIMEOUTS: &str = "FLOW_TIMEOUTS";

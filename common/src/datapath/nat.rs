@@ -15,6 +15,10 @@ use crate::wire::{Ipv4Hdr, tcp};
 /// Number of ports that are tried for a new flow.
 pub const PORT_TRIES: u32 = 64;
 
+/// The same for a container that was refused a flow a moment ago: a flood of packets for which no
+/// port is free costs no more than one of accepted packets.
+pub const BRIEF_PORT_TRIES: u32 = 8;
+
 /// The translatable part of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upper {
@@ -176,12 +180,21 @@ pub const fn candidate(index: u32, own: u16, random: u32, min: u16, max: u16) ->
     Some((min as u32 + (random % span + index * step) % span) as u16)
 }
 
-/// Least number of ports in a range of which each container has a half, see [`is_in_half`].
+/// Least number of ports in a range of which each container has a share, see [`is_in_share`].
 const LEAST_SHARED: u32 = 4096;
 
-/// Number of ports that [`in_half`] examines. For one port in `2^HALVES`, none of them is in the
-/// container's half.
-const HALVES: u16 = 8;
+/// The share of all ports. A share of the ports is in units of a 256th of them.
+pub const WHOLE_SHARE: u32 = 256;
+
+/// The share of the ports for `percent` of them, 0 to 100.
+#[inline(always)]
+pub const fn port_share(percent: u32) -> u32 {
+    percent * WHOLE_SHARE / 100
+}
+
+/// Number of ports that [`in_share`] examines. With a share of a half, none of them is in the share
+/// for one port in 256; with a share of a fifth, for one port in 6.
+const BESIDE: u16 = 8;
 
 /// Mixes all bits into the upper half: the finalizer of MurmurHash3 without its last step.
 #[inline(always)]
@@ -204,31 +217,32 @@ pub const fn probe(index: u32, random: u32, min: u16, max: u16) -> u16 {
     (min as u32 + (((mixed >> 16) * span) >> 16)) as u16
 }
 
-/// Whether the range is large enough for halves of its ports.
+/// Whether the range is large enough for shares of its ports.
 #[inline(always)]
-pub const fn has_halves(min: u16, max: u16) -> bool {
+pub const fn has_shares(min: u16, max: u16) -> bool {
     max.saturating_sub(min) as u32 >= LEAST_SHARED
 }
 
-/// Whether the port is in the half of the ports that the container with the incarnation `owner` may
-/// always take. The halves of two containers have about half of their ports in common. So whatever
-/// ports of its half one container takes, a quarter of all ports is left to the other one alone, and
-/// no count of ports is needed.
+/// Whether the port is in the share of the ports that the container with the incarnation `owner` may
+/// always take. `share` is a result of [`port_share`]. The shares of two containers are independent:
+/// with a half of the ports each, they have about a quarter of all ports in common. So whatever ports
+/// of its half one container takes, a quarter of all ports is left to the other one alone, and no
+/// count of ports is needed.
 #[inline(always)]
-pub const fn is_in_half(port: u16, owner: u32) -> bool {
-    // A weaker mix leaves two containers with nearly the same half.
+pub const fn is_in_share(port: u16, owner: u32, share: u32) -> bool {
+    // A weaker mix leaves two containers with nearly the same share.
     let mixed = mix((port as u32).wrapping_mul(0x9e37_79b1) ^ owner.wrapping_mul(0x85eb_ca6b));
-    (mixed >> 16) & 1 == 0
+    (mixed >> 24) < share
 }
 
-/// `port`, or a port near it that is in the range, in the container's half. `None`: none of the
-/// `HALVES` ports that were examined is in the half.
+/// `port`, or a port near it that is in the range, in the container's share. `None`: none of the
+/// `BESIDE` ports that were examined is in the share.
 #[inline(always)]
-pub const fn in_half(port: u16, owner: u32, min: u16, max: u16) -> Option<u16> {
+pub const fn in_share(port: u16, owner: u32, share: u32, min: u16, max: u16) -> Option<u16> {
     let mut at = 0;
-    while at < HALVES {
+    while at < BESIDE {
         let beside = port ^ at;
-        if beside >= min && beside <= max && is_in_half(beside, owner) {
+        if beside >= min && beside <= max && is_in_share(beside, owner, share) {
             return Some(beside);
         }
         at += 1;

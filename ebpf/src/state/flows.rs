@@ -23,14 +23,15 @@ use super::{
     flow_table::{
         COPIES, FlowCopies, entry, expire, has_expired, may_have_expired, other_half, remove,
     },
+    refusals::{note_refusal, was_refused},
     segments::follow,
-    shares::{join, refuse},
+    shares::{join, refuse, why},
     slots::{admit, admitted, evict, find_slot, take_slot},
 };
 use crate::{
     count::note,
     facts::{checksum::is_damaged, routed::Routed},
-    globals::{NAT_PORT_MAX, NAT_PORT_MIN},
+    globals::{NAT_PORT_MAX, NAT_PORT_MIN, NAT_PORT_SHARE},
     kernel::{
         memory::{own, repeat},
         socket,
@@ -274,6 +275,8 @@ pub(crate) struct NewFlow {
     outcome: u32,
     /// Not 0 if a flow was evicted for this one.
     evicted: u32,
+    /// Number of ports to try.
+    tries: u32,
     /// See [`Flow::slot`].
     slot: u32,
     /// The entry that is being inserted, and its key.
@@ -371,7 +374,7 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
     if is_damaged(skb, routed) != 0 {
         return inserted::DAMAGED;
     }
-    new.evicted = admit(new.owner(), new.now);
+    new.evicted = may_begin(new);
     if new.evicted == admitted::NO {
         return inserted::SHARE;
     }
@@ -387,11 +390,8 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
             inserted::YES
         }
         outcome::EXISTS => adopt(&new.key, target),
-        outcome::FULL => inserted::FULL,
-        _ => {
-            refuse(new.owner());
-            inserted::EXHAUSTED
-        }
+        outcome::FULL => refused(new, inserted::FULL),
+        _ => refused(new, inserted::EXHAUSTED),
     };
     if new.evicted != 0 {
         told |= inserted::EVICTED;
@@ -399,6 +399,27 @@ fn insert(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow, target: &mut 
     if own != new.target.to.src_port {
         told |= inserted::PORT_CHANGED;
     }
+    told
+}
+
+/// Whether the container of a new flow may begin it: a value of [`admitted`]. Sets the number of
+/// ports to try. A BPF function of its own, for a stack frame of its own.
+#[inline(never)]
+fn may_begin(new: &mut NewFlow) -> u32 {
+    let (owner, now) = (new.owner(), new.now);
+    new.tries = if was_refused(owner, now) == 0 { nat::PORT_TRIES } else { nat::BRIEF_PORT_TRIES };
+    admit(owner, now)
+}
+
+/// Counts a flow that its container could not begin. Returns `told`, the value of [`inserted`] that
+/// tells why. A BPF function of its own, for a stack frame of its own.
+#[inline(never)]
+fn refused(new: &NewFlow, told: u32) -> u32 {
+    let owner = new.owner();
+    if told == inserted::EXHAUSTED {
+        refuse(owner, why::PORT);
+    }
+    note_refusal(owner, new.now);
     told
 }
 
@@ -415,7 +436,10 @@ unsafe extern "C" fn try_insert(index: u64, context: *mut c_void) -> i64 {
     if new.outcome == outcome::DONE {
         insert_orig(routed, new);
     }
-    if new.outcome != outcome::FULL || index >= u64::from(EVICTIONS) || evict(new.now) == 0 {
+    if new.outcome != outcome::FULL
+        || index >= u64::from(EVICTIONS)
+        || evict(new.owner(), new.now) == 0
+    {
         return 1;
     }
     new.evicted = 1;
@@ -497,8 +521,9 @@ fn choose_port(skb: *mut __sk_buff, routed: &Routed, new: &mut NewFlow) {
     entry.bytes = 0;
     let to = new.target.to.reversed();
     new.entry_key = FlowKey::new(new.target.zone, new.key.protocol, to);
+    let tries = new.tries;
     let mut attempt = Attempt { skb, routed, new };
-    repeat(nat::PORT_TRIES, try_port, &mut attempt);
+    repeat(tries, try_port, &mut attempt);
 }
 
 /// Loop body of [`choose_port`].
@@ -556,12 +581,13 @@ fn port_at(index: u32, new: &mut NewFlow) -> u32 {
     };
     let Some(port) = nat::candidate(index, own, new.random, min, max) else { return 0 };
     let owner = new.from_incarnation;
-    let port = if owner == 0 || !new.of_host || !nat::has_halves(min, max) {
+    let port = if owner == 0 || !new.of_host || !nat::has_shares(min, max) {
         port
     } else if index > 0 {
-        let Some(port) = nat::in_half(port, owner, min, max) else { return 0 };
+        let share = NAT_PORT_SHARE.load();
+        let Some(port) = nat::in_share(port, owner, share, min, max) else { return 0 };
         port
-    } else if nat::is_in_half(port, owner) || some_taken(new) == 0 {
+    } else if nat::is_in_share(port, owner, NAT_PORT_SHARE.load()) || some_taken(new) == 0 {
         port
     } else {
         return 0;
@@ -570,7 +596,7 @@ fn port_at(index: u32, new: &mut NewFlow) -> u32 {
 }
 
 /// Whether one of [`nat::PROBES`] random ports towards the destination of a new flow is taken. A
-/// container then takes no port outside of its half, see [`nat::is_in_half`]. Returns 1 or 0. A BPF
+/// container then takes no port outside of its share, see [`nat::is_in_share`]. Returns 1 or 0. A BPF
 /// function of its own, for a stack frame of its own.
 #[inline(never)]
 fn some_taken(new: &mut NewFlow) -> u32 {

@@ -9,6 +9,7 @@ pub(crate) mod learned;
 pub(crate) mod path_mtu;
 pub(crate) mod queriers;
 pub(crate) mod rates;
+mod refusals;
 pub(crate) mod routes;
 mod segments;
 mod shares;

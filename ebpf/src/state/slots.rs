@@ -10,7 +10,8 @@ use culvert_common::{
 
 use super::{
     flow_table::{entry, forget, has_expired, other_half},
-    shares::refuse,
+    refusals::{note_refusal, was_refused},
+    shares::{refuse, why},
 };
 use crate::{
     globals::{FLOW_SHARE, FLOW_SLOTS_LEN, flow_timeout},
@@ -25,6 +26,8 @@ use crate::{
 const SLOT_TRIES: u32 = 16;
 /// Largest number of slots that are examined to find flows that may be evicted.
 const EVICT_TRIES: u32 = 32;
+/// The same for a container that was refused a flow a moment ago.
+const BRIEF_EVICT_TRIES: u32 = 8;
 /// Number of flows that may be evicted and are compared. The best of them is evicted.
 const CANDIDATES: u32 = 4;
 
@@ -106,12 +109,18 @@ pub(super) fn take_slot(number: u32, key: &FlowKey) {
     }
 }
 
-/// Makes room for a flow in a full table: examines random slots, and removes the best flow that may
-/// be evicted. Returns 1 if a flow was removed, else 0. A BPF function of its own, for a stack
-/// frame of its own.
+/// Number of slots that are examined to evict a flow for the container with the incarnation `owner`.
+#[inline(always)]
+fn evict_tries(owner: u32, now: u64) -> u32 {
+    if was_refused(owner, now) == 0 { EVICT_TRIES } else { BRIEF_EVICT_TRIES }
+}
+
+/// Makes room for a flow of the container with the incarnation `owner` in a full table: examines
+/// random slots, and removes the best flow that may be evicted. Returns 1 if a flow was removed,
+/// else 0. A BPF function of its own, for a stack frame of its own.
 #[inline(never)]
-pub(super) fn evict(now: u64) -> u32 {
-    let Some(search) = search(now, EVICT_TRIES, try_evict) else { return 0 };
+pub(super) fn evict(owner: u32, now: u64) -> u32 {
+    let Some(search) = search(now, evict_tries(owner, now), try_evict) else { return 0 };
     if search.candidates == 0 {
         return 0;
     }
@@ -156,7 +165,8 @@ pub(super) fn admit(owner: u32, now: u64) -> u32 {
         evicted::ONE => admitted::EVICTED,
         evicted::NONE_FOUND if flows - limit < limit / TOLERANCE => admitted::YES,
         _ => {
-            refuse(owner);
+            refuse(owner, why::SHARE);
+            note_refusal(owner, now);
             admitted::NO
         }
     }
@@ -176,9 +186,10 @@ mod evicted {
 /// of [`evicted`]. A BPF function of its own, for a stack frame of its own.
 #[inline(never)]
 pub(super) fn evict_of(owner: u32, now: u64) -> u32 {
+    let tries = evict_tries(owner, now);
     let Some(of_owner) = own(&SEARCH, 0) else { return evicted::NONE_FOUND };
     (of_owner.owner, of_owner.own) = (owner, 0);
-    let Some(search) = search(now, EVICT_TRIES, try_evict_of) else {
+    let Some(search) = search(now, tries, try_evict_of) else {
         return evicted::NONE_FOUND;
     };
     if search.candidates != 0 {

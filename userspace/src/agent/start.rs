@@ -149,6 +149,7 @@ pub(super) async fn host(
         flow_share: options.conntrack.share,
         flow_timeouts: options.conntrack.timeouts.table(),
         nat_ports: options.conntrack.nat_ports,
+        port_share: options.conntrack.port_share,
         services: options.services.clone(),
         denied,
         trace: options.trace,

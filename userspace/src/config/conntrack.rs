@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use culvert_common::{
-    abi::{DEFAULT_FLOWS, DEFAULT_SHARE},
+    abi::{DEFAULT_FLOWS, DEFAULT_PORT_SHARE, DEFAULT_SHARE},
     datapath::conntrack::{self, FlowState},
 };
 
@@ -18,6 +18,9 @@ pub struct ConntrackOptions {
     /// `--nat-ports`: the least and the greatest source port of masquerading. The least is not 0
     /// and not above the greatest.
     pub nat_ports: (u16, u16),
+    /// `--nat-port-share`: the part of these ports that one container may always take towards a
+    /// destination, in percent, 20 to 100.
+    pub port_share: u32,
     /// `--conntrack-timeout`, once for each state whose timeout was given.
     pub timeouts: FlowTimeouts,
 }
@@ -28,6 +31,7 @@ impl Default for ConntrackOptions {
             max_flows: DEFAULT_FLOWS,
             share: DEFAULT_SHARE,
             nat_ports: DEFAULT_NAT_PORTS,
+            port_share: DEFAULT_PORT_SHARE,
             timeouts: FlowTimeouts::default(),
         }
     }

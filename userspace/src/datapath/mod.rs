@@ -58,7 +58,7 @@ use aya::{
 };
 use culvert_common::{
     abi::{Counter, FdbKey, HeardEntry, NeighKey, STATS_ENTRIES, globals, names, programs},
-    datapath::conntrack,
+    datapath::{conntrack, nat},
 };
 use ipnetwork::Ipv4Network;
 
@@ -117,6 +117,8 @@ pub struct Options {
     pub flow_timeouts: conntrack::Timeouts,
     /// Least and greatest port that masquerading chooses.
     pub nat_ports: (u16, u16),
+    /// The part of these ports that one container may always take towards a destination, in percent.
+    pub port_share: u32,
     /// Addresses of services: what containers send there goes to the host's stack, whose netfilter
     /// translates it.
     pub services: Vec<Ipv4Network>,
@@ -332,6 +334,7 @@ fn load(object: &[u8], options: &Options, maps: Option<&Path>) -> Result<Ebpf, D
     let log_level = if options.trace { LOG_LEVEL_TRACE } else { 0 };
     let loopback = loopback_ifindex();
     let (port_min, port_max) = options.nat_ports;
+    let port_share = nat::port_share(options.port_share);
     // Two entries for each flow, and two slots. A pinned table keeps its size.
     let pinned = maps.and_then(|maps| pinned_entries(maps, names::FLOWS));
     let entries = pinned.unwrap_or(options.max_flows.saturating_mul(2));
@@ -344,6 +347,7 @@ fn load(object: &[u8], options: &Options, maps: Option<&Path>) -> Result<Ebpf, D
         .override_global(globals::LOG_LEVEL, &log_level, true)
         .override_global(globals::NAT_PORT_MIN, &port_min, true)
         .override_global(globals::NAT_PORT_MAX, &port_max, true)
+        .override_global(globals::NAT_PORT_SHARE, &port_share, true)
         .override_global(globals::LOOPBACK, &loopback, true)
         .override_global(globals::FLOW_TIMEOUTS, options.flow_timeouts.as_slice(), true)
         .override_global(globals::FLOW_SLOTS_LEN, &entries, true)
@@ -388,6 +392,18 @@ fn load(object: &[u8], options: &Options, maps: Option<&Path>) -> Result<Ebpf, D
 pub fn share_of(capacity: u32, percent: u32) -> u32 {
     let share = u64::from(capacity) * u64::from(percent) / 100;
     u32::try_from(share).unwrap_or(u32::MAX).max(1)
+}
+
+/// About the number of ports in the range `nat_ports` that one container may always take towards a
+/// destination, with a share of `percent`. A small range has no shares: each container may take all.
+pub fn ports_of(nat_ports: (u16, u16), percent: u32) -> u32 {
+    let (min, max) = nat_ports;
+    let ports = u32::from(max.saturating_sub(min)) + 1;
+    if nat::has_shares(min, max) {
+        ports * nat::port_share(percent) / nat::WHOLE_SHARE
+    } else {
+        ports
+    }
 }
 
 /// Removes the pin of the counters if the programs of the last agent had fewer counters, because
@@ -485,6 +501,7 @@ impl Options {
             flow_share: culvert_common::abi::DEFAULT_SHARE,
             flow_timeouts: conntrack::default_timeouts(),
             nat_ports: (1024, 65535),
+            port_share: culvert_common::abi::DEFAULT_PORT_SHARE,
             services: Vec::new(),
             denied: Vec::new(),
             trace: false,

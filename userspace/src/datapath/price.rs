@@ -44,6 +44,7 @@ impl Price {
             flow_share: 100,
             flow_timeouts: conntrack::default_timeouts(),
             nat_ports: (1024, 65_535),
+            port_share: 100,
             services: Vec::new(),
             denied: Vec::new(),
             trace: false,

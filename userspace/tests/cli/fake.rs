@@ -663,6 +663,7 @@ impl Backend for Fake {
                 max: 262_144,
                 refused: 3,
                 share: 131_072,
+                port_share: 32_256,
                 ..ConntrackStatus::default()
             },
             counts: Counts {

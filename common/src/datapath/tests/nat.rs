@@ -8,9 +8,10 @@ use crate::abi::{
     Flow, FlowKey, RESERVED_ENTRIES, RESERVED_WORDS, Tuple, reserved_bit, seen as bits,
 };
 use crate::datapath::nat::{
-    self, PORT_TRIES, PROBES, Quoted, Upper, address_difference, begins_anew, candidate,
-    checksum_offset, echo_id, has_halves, has_ports, in_half, is_in_half, port_difference,
-    ports_offset, probe, readdress, translate_error, update, update_upper, upper,
+    self, PORT_TRIES, PROBES, Quoted, Upper, WHOLE_SHARE, address_difference, begins_anew,
+    candidate, checksum_offset, echo_id, has_ports, has_shares, in_share, is_in_share,
+    port_difference, port_share, ports_offset, probe, readdress, translate_error, update,
+    update_upper, upper,
 };
 use crate::wire::Ipv4Hdr;
 use crate::wire::tcp::{ACK, RST, SYN};
@@ -203,26 +204,32 @@ proptest! {
         prop_assert!(ports.any(|port| free.contains(&port)));
     }
 
-    /// Each container has about half of the ports, and a quarter of all that another one has not.
+    /// Each container has about its share of the ports, and of those that another one has not.
     #[test]
-    fn halves_are_halves_and_differ(one: u32, other: u32) {
+    fn shares_are_shares_and_differ(one: u32, other: u32, percent in 20u32..=100) {
         prop_assume!(one != other);
+        let share = port_share(percent);
         let count = |of: &dyn Fn(u16) -> bool| (1024..=u16::MAX).filter(|port| of(*port)).count();
-        let half = count(&|port| is_in_half(port, one));
-        prop_assert!((31_000..33_500).contains(&half), "{half}");
-        let alone = count(&|port| is_in_half(port, one) && !is_in_half(port, other));
-        prop_assert!((15_000..17_300).contains(&alone), "{alone}");
+        let near = |count: usize, wanted: f64| (count as f64 - wanted).abs() < 1300.0;
+        let (all, part) = (64_512.0, f64::from(share) / f64::from(WHOLE_SHARE));
+        let own = count(&|port| is_in_share(port, one, share));
+        prop_assert!(near(own, all * part), "{percent} %: {own}");
+        let alone =
+            count(&|port| is_in_share(port, one, share) && !is_in_share(port, other, share));
+        prop_assert!(near(alone, all * part * (1.0 - part)), "{percent} %: {alone}");
     }
 
     #[test]
-    fn a_port_in_the_half_is_beside(port: u16, owner: u32, a: u16, b: u16) {
+    fn a_port_in_the_share_is_beside(
+        port: u16, owner: u32, share in 0..=WHOLE_SHARE, a: u16, b: u16,
+    ) {
         let (min, max) = (a.min(b), a.max(b));
-        if let Some(beside) = in_half(port, owner, min, max) {
-            prop_assert!((min..=max).contains(&beside) && is_in_half(beside, owner));
+        if let Some(beside) = in_share(port, owner, share, min, max) {
+            prop_assert!((min..=max).contains(&beside) && is_in_share(beside, owner, share));
             prop_assert!(port ^ beside < 8);
         }
-        if is_in_half(port, owner) && (min..=max).contains(&port) {
-            prop_assert_eq!(in_half(port, owner, min, max), Some(port));
+        if is_in_share(port, owner, share) && (min..=max).contains(&port) {
+            prop_assert_eq!(in_share(port, owner, share, min, max), Some(port));
         }
     }
 
@@ -271,9 +278,16 @@ fn a_free_part_of_the_range_hides_no_taken_ports() {
 }
 
 #[test]
-fn few_ports_have_no_halves() {
-    assert!(has_halves(1024, u16::MAX) && has_halves(16_384, 32_767));
-    assert!(!has_halves(40_000, 40_003) && !has_halves(5, 5) && !has_halves(9, 8));
+fn few_ports_have_no_shares() {
+    assert!(has_shares(1024, u16::MAX) && has_shares(16_384, 32_767));
+    assert!(!has_shares(40_000, 40_003) && !has_shares(5, 5) && !has_shares(9, 8));
+}
+
+#[test]
+fn a_whole_share_has_every_port() {
+    assert_eq!((port_share(100), port_share(50), port_share(20)), (WHOLE_SHARE, 128, 51));
+    let all = |share| (0..=u16::MAX).filter(|port| is_in_share(*port, 7, share)).count();
+    assert_eq!((all(WHOLE_SHARE), all(0)), (65_536, 0));
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::{
     datapath::{
         DatapathError,
         flows::{Cursor, FlowTable, Slice},
-        share_of,
+        ports_of, share_of,
     },
     model::Name,
 };
@@ -207,13 +207,15 @@ impl Agent {
         let dropped = |(reason, _): &(_, _)| platform.dropped(*reason).unwrap_or_default();
         let refused = REFUSALS.iter().map(dropped).sum();
         let max = platform.flows().capacity();
-        let share = share_of(max, self.shared.options.conntrack.share);
+        let options = &self.shared.options.conntrack;
+        let share = share_of(max, options.share);
+        let port_share = ports_of(options.nat_ports, options.port_share);
         let mut containers = self.crowded(share);
         let crowded = containers.len() as u64;
         containers.truncate(NAMED);
         let summary = self.shared.flows();
         let (flows, estimated) = (summary.flows, summary.estimated);
-        ConntrackStatus { flows, estimated, max, refused, share, crowded, containers }
+        ConntrackStatus { flows, estimated, max, refused, share, port_share, crowded, containers }
     }
 
     /// The containers with at least half of the `share` of a container in the table, or with
@@ -237,6 +239,7 @@ impl Agent {
                 container: containers.get(owner).cloned().unwrap_or_default(),
                 flows: of.flows.into(),
                 refused: of.refused,
+                without_port: of.without_port,
             })
             .collect();
         rows.sort_by_key(|row| std::cmp::Reverse((row.refused, row.flows)));

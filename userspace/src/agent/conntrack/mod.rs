@@ -62,7 +62,7 @@ pub(crate) const REFUSALS: [(DropReason, &str); 3] = [
     ),
     (
         DropReason::NatPortsExhausted,
-        "conntrack: new flows were refused because no port is free for them: widen --nat-ports or shorten --conntrack-timeout",
+        "conntrack: new flows were refused because no port is free for them: widen --nat-ports, raise --nat-port-share or shorten --conntrack-timeout",
     ),
     (
         DropReason::ShareExceeded,

@@ -1,15 +1,20 @@
 //! Conntrack, from the table of flows to the answers of the API.
 
-use std::net::Ipv4Addr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
-use culvert_common::abi::{DropReason, Flow, FlowKey, Tuple, kind, reserved_bit, seen, zone};
+use culvert_common::abi::{
+    DropReason, Flow, FlowKey, FlowShare, Tuple, kind, reserved_bit, seen, zone,
+};
 
 use super::fake::{Paper, Running, World, eventually, name};
 use crate::{
     agent::conntrack,
     api::{
         Backend as _,
-        types::{ConntrackStatus, ErrorKind, FlowProtocol, NatQuery, NatRow},
+        types::{ConntrackShare, ConntrackStatus, ErrorKind, FlowProtocol, NatQuery, NatRow},
     },
     datapath::FlowTable as _,
 };
@@ -181,6 +186,74 @@ async fn flows_are_listed_with_the_names_of_their_containers() {
     one.stop().await;
 }
 
+/// A table of several pages, read while flows begin and end: a flow that lives from the first page
+/// to the last one is in one page, and only once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_of_several_pages_is_listed_once() {
+    const FLOWS: u32 = 10_000;
+    let world = World::new().await;
+    let (one, web, db, vni) = two_containers(&world).await;
+    let far = |number: u32| Ipv4Addr::from(0x0a80_0000 + number);
+    let put = |container, number| {
+        let dst = (far(number).octets(), 443);
+        let key = FlowKey::new(vni, 17, tuple((container, 4000), dst));
+        let to = tuple((HOST, 4000), dst);
+        one.flow(key, to, zone::EXTERNAL, 0, (kind::MASQUERADE, seen::PACKET))
+    };
+    let of_number = |number: u32| if number.is_multiple_of(4) { db } else { web };
+    let keys: Vec<_> = (0..FLOWS).map(|number| put(of_number(number), number)).collect();
+
+    let all = one.nat(NatQuery::default()).await;
+    let listed: BTreeSet<_> = all.iter().map(|row| row.dst).collect();
+    assert_eq!(all.len(), FLOWS as usize);
+    assert_eq!(listed, (0..FLOWS).map(far).collect::<BTreeSet<_>>());
+    assert!(all.is_sorted_by_key(|row| (row.container.clone(), row.dst)), "all rows are sorted");
+
+    let query = NatQuery { container: Some(name("web")), ..NatQuery::default() };
+    let mut from = None;
+    let (mut pages, mut times) = (0, BTreeMap::<Ipv4Addr, u32>::new());
+    loop {
+        let page = one.agent.nat_page(NatQuery { from, ..query.clone() }).await.unwrap();
+        assert!(page.rows.len() < FLOWS as usize / 2, "{} rows in a page", page.rows.len());
+        assert!(page.rows.is_sorted_by_key(|row| row.dst), "a page is sorted");
+        page.rows.iter().for_each(|row| *times.entry(row.dst).or_default() += 1);
+        // Each page takes some flows with it, and others begin.
+        for key in &keys[100 * pages..100 * (pages + 1)] {
+            one.paper.flows.remove(key).unwrap();
+        }
+        for number in 0..100 {
+            put(web, FLOWS + 100 * pages as u32 + number);
+        }
+        pages += 1;
+        assert!(pages <= 10, "{pages} pages");
+        from = page.next;
+        if from.is_none() {
+            break;
+        }
+    }
+    assert!(pages >= 3, "{pages} pages");
+    let twice: Vec<_> = times.iter().filter(|(_, times)| **times != 1).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+    let lived = (100 * pages as u32..FLOWS).filter(|number| of_number(*number) == web);
+    let missed: Vec<_> = lived.map(far).filter(|dst| !times.contains_key(dst)).collect();
+    assert!(missed.is_empty(), "{missed:?}");
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_with_refused_flows_are_in_the_status() {
+    let world = World::new().await;
+    let (one, web, _, _) = two_containers(&world).await;
+    let endpoints = one.shared.platform.endpoints().unwrap();
+    let owner = endpoints.values().find(|endpoint| endpoint.ipv4 == web).unwrap().incarnation;
+    let share = FlowShare { flows: 7, begun: 20, refused: 5, without_port: 2 };
+    one.paper.flows.set_share(owner, Some(share)).unwrap();
+    let conntrack = one.agent.status().await.unwrap().conntrack;
+    let web = ConntrackShare { container: "web".to_owned(), flows: 7, refused: 5, without_port: 2 };
+    assert_eq!((conntrack.crowded, conntrack.containers), (1, vec![web]));
+    one.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flow_from_another_host_names_that_host() {
     let world = World::new().await;
@@ -235,9 +308,9 @@ async fn the_agent_ages_flows_counts_them_and_tells_of_refused_ones() {
     })
     .await;
     let status = one.agent.status().await.unwrap();
-    let (max, share) = (262_144, 131_072);
+    let (max, share, port_share) = (262_144, 131_072, 32_256);
     let expected =
-        ConntrackStatus { flows: 1, max, refused: 4, share, ..ConntrackStatus::default() };
+        ConntrackStatus { flows: 1, max, refused: 4, share, port_share, ..Default::default() };
     assert_eq!(status.conntrack, expected);
     assert_eq!(status.problems, [""; 0], "refused before the agent began");
     eventually("the VXLAN port is left alone", || async {

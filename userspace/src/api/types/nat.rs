@@ -128,6 +128,9 @@ pub struct ConntrackStatus {
     /// Number of flows that one container may have.
     #[serde(default)]
     pub share: u32,
+    /// About the number of ports that one container may always take towards a destination.
+    #[serde(default)]
+    pub port_share: u32,
     /// Number of containers with at least half of their share, or with refused flows.
     #[serde(default)]
     pub crowded: u64,
@@ -145,4 +148,7 @@ pub struct ConntrackShare {
     pub flows: u64,
     /// Number of new flows that were refused because it had its share, or no port was free for it.
     pub refused: u64,
+    /// Those of them for which no port was free.
+    #[serde(default)]
+    pub without_port: u32,
 }

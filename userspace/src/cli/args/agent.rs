@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use clap::Args;
-use culvert_common::abi::{DEFAULT_FLOWS, DEFAULT_SHARE, MAX_SERVICES};
+use culvert_common::abi::{DEFAULT_FLOWS, DEFAULT_PORT_SHARE, DEFAULT_SHARE, MAX_SERVICES};
 use ipnetwork::Ipv4Network;
 
 use super::conntrack::{self, NatPorts, StateTimeout};
@@ -135,6 +135,14 @@ struct ConntrackArgs {
         value_parser = conntrack::nat_ports
     )]
     nat_ports: NatPorts,
+    /// Part of these ports that one container may always take towards a destination, in percent
+    #[arg(
+        long = "nat-port-share",
+        value_name = "PERCENT",
+        default_value_t = DEFAULT_PORT_SHARE,
+        value_parser = conntrack::share
+    )]
+    port_share: u32,
 }
 
 #[derive(Args, Debug)]
@@ -228,6 +236,7 @@ impl AgentArgs {
                 max_flows: self.conntrack.max_flows,
                 share: self.conntrack.share,
                 nat_ports: self.conntrack.nat_ports.0,
+                port_share: self.conntrack.port_share,
                 timeouts: conntrack::collect(&self.conntrack.timeouts)?,
             },
         })

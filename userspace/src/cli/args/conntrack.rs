@@ -1,4 +1,5 @@
-//! The values of `--conntrack-max`, `--conntrack-share`, `--conntrack-timeout` and `--nat-ports`.
+//! The values of `--conntrack-max`, `--conntrack-share`, `--conntrack-timeout`, `--nat-ports` and
+//! `--nat-port-share`.
 
 use std::fmt;
 
@@ -68,8 +69,9 @@ pub(super) fn max_flows(text: &str) -> Result<u32, Invalid> {
     }
 }
 
-/// Parses a share of the table, in percent. With less than 20 %, the programs would find too few flows
-/// of a container that has its share among the 32 random slots that they examine.
+/// Parses a share of the table or of the ports, in percent. With less than 20 %, the programs would
+/// find too few flows of a container that has its share among the 32 random slots that they examine,
+/// and too few ports of its share beside those that they try.
 pub(super) fn share(text: &str) -> Result<u32, Invalid> {
     match text.parse() {
         Ok(percent @ 20..=100) => Ok(percent),

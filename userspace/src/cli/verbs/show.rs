@@ -5,7 +5,10 @@ use std::io::Write;
 use crate::{
     api::{
         Backend,
-        types::{FdbRow, NeighRow, RepairRow, StatsRow, Status, VtepChange, VtepRow},
+        types::{
+            ConntrackShare, ConntrackStatus, FdbRow, NeighRow, RepairRow, StatsRow, Status,
+            VtepChange, VtepRow,
+        },
     },
     choice::Uplink,
     cli::{
@@ -148,6 +151,26 @@ fn told(repairs: &[RepairRow]) -> String {
     }
 }
 
+/// Number of containers with many or refused flows that `status` names in its text.
+const NAMED: usize = 3;
+
+/// The table of flows, and the first containers with many or refused flows.
+fn flows(status: &ConntrackStatus) -> String {
+    let ConntrackStatus { flows, estimated, max, refused, crowded, containers, .. } = status;
+    let about = if *estimated { "about " } else { "" };
+    let mut parts = vec![format!("{about}{flows} flows of {max}, {refused} refused")];
+    let named = containers.iter().take(NAMED);
+    parts.extend(named.map(|ConntrackShare { container, flows, refused, without_port }| {
+        let container = or_dash(container);
+        format!("{container} {flows} flows, {refused} refused ({without_port} without a port)")
+    }));
+    match crowded.saturating_sub(NAMED as u64) {
+        0 => {}
+        more => parts.push(format!("{more} more containers")),
+    }
+    parts.join("; ")
+}
+
 fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
     let Status {
         node,
@@ -207,16 +230,7 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
             ("Endpoints", format!("{} here, {} in all", counts.local_endpoints, counts.endpoints)),
             ("FDB", counts.fdb.to_string()),
             ("Neighbours", counts.neighbours.to_string()),
-            (
-                "Conntrack",
-                format!(
-                    "{}{} flows of {}, {} refused",
-                    if conntrack.estimated { "about " } else { "" },
-                    conntrack.flows,
-                    conntrack.max,
-                    conntrack.refused
-                ),
-            ),
+            ("Conntrack", flows(conntrack)),
             (
                 "Path MTUs",
                 format!(
@@ -238,4 +252,34 @@ fn facts(status: &Status, out: &mut dyn Write) -> Result<(), Failure> {
         output::line(out, &format!("  {problem}"))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containers_with_refused_flows_are_named() {
+        let mut status = ConntrackStatus { flows: 17, max: 64, ..ConntrackStatus::default() };
+        assert_eq!(flows(&status), "17 flows of 64, 0 refused");
+        let share = |container: &str, flows, refused, without_port| ConntrackShare {
+            container: container.to_owned(),
+            flows,
+            refused,
+            without_port,
+        };
+        (status.estimated, status.refused, status.crowded) = (true, 5, 5);
+        status.containers = vec![
+            share("web", 9, 4, 3),
+            share("", 1, 1, 0),
+            share("db", 40, 0, 0),
+            share("x", 33, 0, 0),
+        ];
+        assert_eq!(
+            flows(&status),
+            "about 17 flows of 64, 5 refused; web 9 flows, 4 refused (3 without a port); \
+             - 1 flows, 1 refused (0 without a port); db 40 flows, 0 refused (0 without a port); \
+             2 more containers"
+        );
+    }
 }
