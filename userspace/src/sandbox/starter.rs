@@ -265,7 +265,7 @@ async fn serve(socket: StdUnixStream) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::{
-        model::{Privileges, RestartPolicy},
+        model::{Isolation, Privileges, RestartPolicy},
         sandbox::LogLimits,
     };
 
@@ -283,6 +283,8 @@ mod tests {
             restart: RestartPolicy::Always,
             restarts: Some(1),
             privileges: Privileges::default(),
+            isolation: Isolation::default(),
+            joins: None,
         };
         let surroundings = Surroundings {
             environment: Some(vec![("A".to_owned(), "line 1\nline 2".to_owned())]),
