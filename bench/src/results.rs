@@ -217,8 +217,9 @@ pub(crate) struct ProgramCost {
     pub(crate) program: String,
     /// Traffic while it was measured, as `UDP 64 B`.
     pub(crate) traffic: String,
-    /// Time per run by the kernel's statistics, ns.
-    pub(crate) ns_per_run: f64,
+    /// Time per run by the kernel's statistics, ns. None if no traffic has such packets.
+    #[serde(default)]
+    pub(crate) ns_per_run: Option<f64>,
     /// Time of a test run, ns; older results do not have it.
     #[serde(default)]
     pub(crate) test_run_ns: Option<f64>,

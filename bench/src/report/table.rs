@@ -143,7 +143,7 @@ fn programs(results: &Results) -> Grid {
         grid.row([
             it.program.as_str().into(),
             it.traffic.as_str().into(),
-            words::number(Some(it.ns_per_run), 0).into(),
+            words::number(it.ns_per_run, 0).into(),
             words::number(it.test_run_ns, 0).into(),
             words::whole(it.runs).into(),
             words::whole(it.verified_instructions).into(),
