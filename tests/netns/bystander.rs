@@ -28,7 +28,7 @@ struct Tried {
 }
 
 impl Tried {
-    /// Tries `count` connections from `netns` to an echo server.
+    /// Tries `count` connections from `netns` to an echo server, until more than 1 % have failed.
     fn new(netns: &Path, server: SocketAddrV4, count: u32) -> Self {
         let mut tried = Self { handshakes: Vec::new(), failed: 0 };
         sock::within(netns, || {
@@ -36,6 +36,9 @@ impl Tried {
                 match connect(server) {
                     Ok(handshake) => tried.handshakes.push(handshake),
                     Err(_) => tried.failed += 1,
+                }
+                if tried.failed * 100 > count as usize {
+                    break;
                 }
             }
         });

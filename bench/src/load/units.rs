@@ -91,8 +91,11 @@ pub(crate) struct ConnectionTimes {
     pub(crate) failed: usize,
 }
 
+/// Failed connections after which no more are tried: each may take [`LIMIT`] several times.
+const MOST_FAILED: usize = 50;
+
 /// Tries TCP connections as [`connections`] makes them, on the server's core. One that fails does
-/// not end the load.
+/// not end the load, [`MOST_FAILED`] do.
 pub(crate) fn tried_connections(peers: &Peers, count: usize) -> Result<ConnectionTimes> {
     let peers = peers.clone();
     let netns = peers.client.clone();
@@ -106,6 +109,9 @@ pub(crate) fn tried_connections(peers: &Peers, count: usize) -> Result<Connectio
             times.sorted.push(u64::try_from(start.elapsed().as_nanos())?);
             if made.is_err() {
                 times.failed += 1;
+                if times.failed >= MOST_FAILED {
+                    break;
+                }
                 // The next connection does not get the server's end of this one.
                 drop(listener);
                 listener = self::listener(&peers)?;
@@ -271,7 +277,23 @@ pub(super) fn within<T: Send>(netns: &Path, open: impl FnOnce() -> Result<T> + S
 
 #[cfg(test)]
 mod tests {
+    use culvert_testbed::underlay::Underlay;
+
     use super::*;
+
+    #[test]
+    #[ignore = "needs root"]
+    fn connections_that_fail_are_counted() {
+        let hosts = Underlay::direct(1500).hosts;
+        let to = Underlay::address(1);
+        let peers = Peers::direct(hosts[0].path(), hosts[1].path(), to);
+        let made = tried_connections(&peers, 20).expect("tried");
+        assert_eq!((made.sorted.len(), made.failed), (20, 0));
+        assert!(made.sorted.is_sorted());
+        let nobody = SocketAddrV4::new(to, peers.port + 1);
+        let refused = tried_connections(&Peers { to: nobody, ..peers }, 99).expect("tried");
+        assert_eq!((refused.sorted.len(), refused.failed), (MOST_FAILED, MOST_FAILED));
+    }
 
     #[test]
     fn every_batch_is_sent_once_and_the_first_tenth_is_not_timed() {
