@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use culvert_common::abi::DEFAULT_FLOWS;
 use culvert_testbed::cluster::{Cluster, Host, unique_name};
 use nix::unistd::Pid;
 
@@ -23,9 +22,9 @@ const FORMATS: [&str; 2] = ["table", "json"];
 /// Interval at which the memory is read.
 const EVERY: Duration = Duration::from_millis(5);
 
-/// Fills the table of an agent with established connections of one container, and lists it in each
-/// format.
-pub(crate) fn measure() -> Result<Vec<FlowListing>> {
+/// Writes `flows` established connections of one container into the table of an agent, which has the
+/// default size, and lists them in each format.
+pub(crate) fn measure(flows: u32) -> Result<Vec<FlowListing>> {
     let mut cluster = Cluster::without_agents(1, 1500);
     for host in &mut cluster.hosts {
         host.start_agent(&[]);
@@ -38,7 +37,7 @@ pub(crate) fn measure() -> Result<Vec<FlowListing>> {
         host.ip(&name, "bridge").parse::<Ipv4Addr>().context("the container has no address")?;
     let mut maps = FlowMaps::open(&host.bpffs())?;
     let owner = maps.owner(ip)?;
-    let written = maps.fill(&owner, host.vtep(), 0..DEFAULT_FLOWS)?;
+    let written = maps.fill(&owner, host.vtep(), 0..flows)?;
     FORMATS.iter().map(|format| list(host, format, written)).collect()
 }
 
@@ -92,7 +91,17 @@ fn rows(output: impl Read, word: &str) -> std::io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::rows;
+    use super::{measure, rows};
+
+    #[test]
+    #[ignore = "needs root and etcd"]
+    fn every_page_is_listed_in_each_format() {
+        // A page has about 4,000 flows.
+        let listings = measure(20_000).expect("listed");
+        let flows: Vec<_> = listings.iter().map(|it| (it.format.as_str(), it.flows)).collect();
+        assert_eq!(flows, [("table", 20_000), ("json", 20_000)]);
+        assert!(listings.iter().all(|it| it.cli_peak_bytes > 0 && it.agent_bytes > 0));
+    }
 
     #[test]
     fn each_flow_is_a_row() {

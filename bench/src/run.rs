@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use culvert_common::abi::DEFAULT_FLOWS;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
@@ -182,7 +183,7 @@ fn once(options: &Options, settings: &Settings, results: &mut Results) -> Result
     }
     if options.wants("nat-ls") {
         check_signals()?;
-        results.listings = listing::measure()?;
+        results.listings = listing::measure(DEFAULT_FLOWS)?;
     }
     Ok(())
 }
