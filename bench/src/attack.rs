@@ -1,8 +1,8 @@
 //! New connections of a container, while no other container attacks and while one does.
 //!
-//! Attacker and bystander are containers of one host. The attacker has the first core, the bystander
-//! and its server the last one: the processor time that an attacker takes from others is not
-//! Culvert's. On a machine with one core they share it.
+//! Attacker and bystander are containers of one host. The attacker has the first core, the
+//! bystander and its server the last one: the processor time that an attacker takes from others is
+//! not Culvert's. On a machine with one core they share it.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},

@@ -22,8 +22,8 @@ const FORMATS: [&str; 2] = ["table", "json"];
 /// Interval at which the memory is read.
 const EVERY: Duration = Duration::from_millis(5);
 
-/// Writes `flows` established connections of one container into the table of an agent, which has the
-/// default size, and lists them in each format.
+/// Writes `flows` established connections of one container into the table of an agent, which has
+/// the default size, and lists them in each format.
 pub(crate) fn measure(flows: u32) -> Result<Vec<FlowListing>> {
     let mut cluster = Cluster::without_agents(1, 1500);
     for host in &mut cluster.hosts {

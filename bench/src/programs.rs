@@ -26,9 +26,9 @@ use crate::{
 /// Number of runs below which no average is computed: such runs are of other traffic.
 const FEW: u64 = 100;
 
-/// Measures the programs on the paths of the overlay, of SNAT, from a host to a container of its own,
-/// and from another host to a published port; without traffic, on the packets of [`each_leaving`] and
-/// [`first_packets`], too.
+/// Measures the programs on the paths of the overlay, of SNAT, from a host to a container of its
+/// own, and from another host to a published port; without traffic, on the packets of
+/// [`each_leaving`] and [`first_packets`], too.
 pub(crate) fn costs(culvert: &Culvert, arms: &[Arm], time: Duration) -> Result<Vec<ProgramCost>> {
     let mut costs = Vec::new();
     for path in paths(culvert, arms)? {
@@ -102,8 +102,8 @@ fn each_leaving(
         .try_for_each(|(what, known)| each(what, known).with_context(|| (*what).to_owned()))
 }
 
-/// Times, in ns, of `from_container` on packets that begin a flow or may not, each kind with its name
-/// (`SNAT, new flow`) and with `rounds` times.
+/// Times, in ns, of `from_container` on packets that begin a flow or may not, each kind with its
+/// name (`SNAT, new flow`) and with `rounds` times.
 ///
 /// The search for a flow that may be evicted examines random slots, so these times differ more than
 /// those of known flows, and the instructions differ from run to run.

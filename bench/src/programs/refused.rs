@@ -23,9 +23,9 @@ const PORTS: Range<u16> = 41_000..41_401;
 /// Source port of the datagrams that may not begin a flow.
 const REFUSED: u16 = 42_000;
 
-/// Packets that leave by `uplink`: of a process of the host, which is the client of `host`; VXLAN of
-/// the programs, from the client of `overlay`; and the same VXLAN as another system would send it,
-/// which `to_underlay` drops. Each has a name.
+/// Packets that leave by `uplink`: of a process of the host, which is the client of `host`; VXLAN
+/// of the programs, from the client of `overlay`; and the same VXLAN as another system would send
+/// it, which `to_underlay` drops. Each has a name.
 pub(super) fn leaving<'a>(
     uplink: &'a Place<'a>,
     host: &Peers,
@@ -86,8 +86,8 @@ pub(super) fn beginning(
     ))
 }
 
-/// Times of a refusal while the container `owner` has its share of the table, and while the table is
-/// full.
+/// Times of a refusal while the container `owner` has its share of the table, and while the table
+/// is full.
 fn refusals(
     maps: &mut FlowMaps,
     owner: &FlowOwner,

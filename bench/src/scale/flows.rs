@@ -73,9 +73,9 @@ impl FlowMaps {
         anyhow::bail!("{ip}: no container of this host has this address")
     }
 
-    /// Writes the established TCP connections with the numbers `numbers` of a container, masqueraded
-    /// with the address `host`. Each is in the slot with its number. The share of the container does
-    /// not change. Returns how many there was room for.
+    /// Writes the established TCP connections with the numbers `numbers` of a container,
+    /// masqueraded with the address `host`. Each is in the slot with its number. The share of the
+    /// container does not change. Returns how many there was room for.
     pub(crate) fn fill(
         &mut self,
         of: &FlowOwner,

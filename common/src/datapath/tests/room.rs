@@ -1,6 +1,6 @@
 //! How a new flow finds a free slot: the search of the programs against a clock hand, see
-//! docs/adr/0016-room-at-the-rate-of-insertion.md. The searches are simulated in a small table, whose
-//! time is the number of flows that have begun.
+//! docs/adr/0016-room-at-the-rate-of-insertion.md. The searches are simulated in a small table,
+//! whose time is the number of flows that have begun.
 
 /// Flows that the table has room for.
 const FLOWS: u64 = 4096;
@@ -21,9 +21,9 @@ enum Order {
     Hand { cpus: u64 },
 }
 
-/// Simulates `established` flows that begin together and stay, and then [`NEW`] flows that each expire
-/// when `live` further flows have begun. Returns how many of the new flows have found no slot, and
-/// how many slots were examined for each on average.
+/// Simulates `established` flows that begin together and stay, and then [`NEW`] flows that each
+/// expire when `live` further flows have begun. Returns how many of the new flows have found no
+/// slot, and how many slots were examined for each on average.
 fn simulate(search: Order, established: u64, live: u64) -> (u64, f64) {
     let mut expires = vec![0; SLOTS as usize];
     let (mut random, mut hand, mut examined) = (1_u64, 0, 0_u64);
