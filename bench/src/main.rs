@@ -9,9 +9,11 @@
 #![warn(clippy::indexing_slicing)]
 
 mod arms;
+mod attack;
 mod create;
 mod exact;
 mod filled;
+mod listing;
 mod load;
 mod machine;
 mod programs;

@@ -2,13 +2,14 @@
 //! the same kind.
 
 mod path;
+mod refused;
 mod test_run;
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use aya::{
-    programs::TcAttachType,
+    programs::{ProgramInfo, TcAttachType},
     sys::{Stats, enable_stats},
 };
 use culvert_testbed::underlay::Underlay;
@@ -19,13 +20,15 @@ use crate::{
     arms::{Arm, Culvert},
     load::{tcp, udp},
     results::ProgramCost,
+    stats::median,
 };
 
 /// Number of runs below which no average is computed: such runs are of other traffic.
 const FEW: u64 = 100;
 
-/// Measures the programs on the paths of the overlay, of SNAT, from a host to a container of its own,
-/// and from another host to a published port.
+/// Measures the programs on the paths of the overlay, of SNAT, from a host to a container of its
+/// own, and from another host to a published port; without traffic, on the packets of
+/// [`each_leaving`] and [`first_packets`], too.
 pub(crate) fn costs(culvert: &Culvert, arms: &[Arm], time: Duration) -> Result<Vec<ProgramCost>> {
     let mut costs = Vec::new();
     for path in paths(culvert, arms)? {
@@ -41,11 +44,30 @@ pub(crate) fn costs(culvert: &Culvert, arms: &[Arm], time: Duration) -> Result<V
             }));
         }
     }
+    each_leaving(culvert, arms, |what, known| {
+        costs.push(alone(&known.program()?, what, known.time()?));
+        Ok(())
+    })?;
+    let (program, beginnings) = first_packets(culvert, arms, 1)?;
+    costs.extend(beginnings.iter().map(|(what, times)| alone(&program, what, median(times))));
     Ok(costs)
 }
 
+/// The cost of a program that was measured without traffic. `ns` is the time of a test run.
+fn alone(program: &ProgramInfo, what: &str, ns: f64) -> ProgramCost {
+    ProgramCost {
+        program: program.name_as_str().unwrap_or_default().to_owned(),
+        traffic: what.to_owned(),
+        ns_per_run: None,
+        test_run_ns: Some(ns),
+        runs: 0,
+        verified_instructions: program.verified_instruction_count().map_or(0, u64::from),
+        jited_bytes: u64::from(program.size_jitted()),
+    }
+}
+
 /// Hands each program, with a packet of a flow that it knows and the path and traffic as text
-/// (`overlay, UDP 64 B`), to `each`.
+/// (`overlay, UDP 64 B`), to `each`; then the packets of [`each_leaving`].
 pub(crate) fn each_alone(
     culvert: &Culvert,
     arms: &[Arm],
@@ -59,7 +81,51 @@ pub(crate) fn each_alone(
             known.iter().try_for_each(|known| each(&what, known)).with_context(|| what.clone())?;
         }
     }
-    Ok(())
+    each_leaving(culvert, arms, each)
+}
+
+/// Hands the program at the egress of an uplink, with each kind of packet that it passes or drops
+/// and the name of that kind, to `each`.
+fn each_leaving(
+    culvert: &Culvert,
+    arms: &[Arm],
+    mut each: impl FnMut(&str, &Known<'_>) -> Result<()>,
+) -> Result<()> {
+    let [one, _] = &culvert.hosts;
+    let uplink =
+        Place { host: &one.netns, device: Underlay::UPLINK.to_owned(), hook: TcAttachType::Egress };
+    let host = arm(culvert, arms, "culvert-host-mode").context("no host mode")?;
+    let overlay = path(culvert, arms, "overlay")?;
+    let leaving = refused::leaving(&uplink, &host.peers, &overlay).context("egress: test run")?;
+    leaving
+        .iter()
+        .try_for_each(|(what, known)| each(what, known).with_context(|| (*what).to_owned()))
+}
+
+/// Times, in ns, of `from_container` on packets that begin a flow or may not, each kind with its
+/// name (`SNAT, new flow`) and with `rounds` times.
+///
+/// The search for a flow that may be evicted examines random slots, so these times differ more than
+/// those of known flows, and the instructions differ from run to run.
+pub(crate) fn first_packets(
+    culvert: &Culvert,
+    arms: &[Arm],
+    rounds: u32,
+) -> Result<(ProgramInfo, [(&'static str, Vec<f64>); 3])> {
+    let snat = path(culvert, arms, "SNAT")?;
+    refused::beginning(culvert, &snat, rounds).context("first packets: test run")
+}
+
+/// The arm with the id `id` on these hosts.
+fn arm<'a>(culvert: &Culvert, arms: &'a [Arm], id: &str) -> Option<&'a Arm> {
+    let id = culvert.id(id);
+    arms.iter().find(|arm| arm.info.id == id)
+}
+
+/// The path with the name `what`.
+fn path<'a>(culvert: &'a Culvert, arms: &'a [Arm], what: &str) -> Result<Path<'a>> {
+    let path = paths(culvert, arms)?.into_iter().find(|path| path.what == what);
+    path.with_context(|| format!("{what}: no such path"))
 }
 
 /// The paths whose programs are measured.
@@ -92,8 +158,7 @@ fn paths<'a>(culvert: &'a Culvert, arms: &'a [Arm]) -> Result<Vec<Path<'a>>> {
     Ok(paths
         .into_iter()
         .filter_map(|(id, what, places, answered)| {
-            let id = culvert.id(id);
-            let arm = arms.iter().find(|arm| arm.info.id == id)?;
+            let arm = arm(culvert, arms, id)?;
             Some(Path { what, peers: &arm.peers, places, answered })
         })
         .collect())
@@ -120,7 +185,7 @@ fn counted(path: &Path<'_>, traffic: Traffic, time: Duration) -> Result<[Vec<Pro
             costs.push(ProgramCost {
                 program: after.name_as_str().unwrap_or_default().to_owned(),
                 traffic: format!("{}, {}", path.what, traffic.name()),
-                ns_per_run: ns / runs as f64,
+                ns_per_run: Some(ns / runs as f64),
                 test_run_ns: None,
                 runs,
                 verified_instructions: after.verified_instruction_count().map_or(0, u64::from),

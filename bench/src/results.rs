@@ -1,5 +1,6 @@
 //! Results of a run: the data of the table, of the report and of `--compare`.
 
+mod flows;
 mod slices;
 
 use std::collections::BTreeMap;
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::scale::ColdStart;
 use crate::stats::{self, Interval};
+pub(crate) use flows::{FlowListing, UnderAttack, Waits};
 pub(crate) use slices::{SliceSettings, Slices};
 
 /// Version of the JSON that `--json` writes.
@@ -217,8 +219,9 @@ pub(crate) struct ProgramCost {
     pub(crate) program: String,
     /// Traffic while it was measured, as `UDP 64 B`.
     pub(crate) traffic: String,
-    /// Time per run by the kernel's statistics, ns.
-    pub(crate) ns_per_run: f64,
+    /// Time per run by the kernel's statistics, ns. None if no traffic has such packets.
+    #[serde(default)]
+    pub(crate) ns_per_run: Option<f64>,
     /// Time of a test run, ns; older results do not have it.
     #[serde(default)]
     pub(crate) test_run_ns: Option<f64>,
@@ -278,6 +281,12 @@ pub(crate) struct Results {
     /// Slices of each load, and how many of them were thrown away; older results have none.
     #[serde(default)]
     pub(crate) slices: Vec<SliceCount>,
+    /// Connections during an attack; older results do not have it.
+    #[serde(default)]
+    pub(crate) attack: Option<UnderAttack>,
+    /// Listings of a full table of flows, one for each format; older results have none.
+    #[serde(default)]
+    pub(crate) listings: Vec<FlowListing>,
 }
 
 /// Id of the arm that ratios are taken to.
@@ -293,6 +302,8 @@ impl Results {
             || !self.filled.is_empty()
             || self.create.is_some()
             || !self.cold_start.is_empty()
+            || self.attack.is_some()
+            || !self.listings.is_empty()
     }
 
     /// The series of one metric of one arm; none if it was not measured.

@@ -9,11 +9,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use culvert_common::abi::DEFAULT_FLOWS;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
     arms::{Arm, Arms, Device, Load, Optional, Receive, Steady},
-    create, filled,
+    attack, create, filled, listing,
     load::slices::{BLOCK, LEAD_IN, LENGTH},
     machine, programs, report,
     results::{Regime, Results, Settings, SliceSettings, VERSION},
@@ -33,7 +34,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
     /// Only these measurements: tcp1, tcp4, udp64, udp1400, rr, crr, cpu, flows, programs,
-    /// create, scale, filled
+    /// create, scale, attack, nat-ls, filled
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     only: Vec<String>,
     /// Only these arms, by their ids or the beginning of them
@@ -162,7 +163,7 @@ pub(crate) fn main(options: &Options) -> Result<bool> {
     Err(why)
 }
 
-/// Measures `create` and `scale`, which have hosts of their own.
+/// Measures `create`, `scale`, `attack` and `nat-ls`, which have hosts of their own.
 fn once(options: &Options, settings: &Settings, results: &mut Results) -> Result<()> {
     if options.wants("create") {
         check_signals()?;
@@ -175,6 +176,14 @@ fn once(options: &Options, settings: &Settings, results: &mut Results) -> Result
             check_signals()?;
             results.cold_start.extend(scale::cold_start(&[size])?);
         }
+    }
+    if options.wants("attack") {
+        check_signals()?;
+        results.attack = Some(attack::measure(if settings.quick { 2_000 } else { 10_000 })?);
+    }
+    if options.wants("nat-ls") {
+        check_signals()?;
+        results.listings = listing::measure(DEFAULT_FLOWS)?;
     }
     Ok(())
 }

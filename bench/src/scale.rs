@@ -3,9 +3,11 @@
 //! There is one host, with one endpoint in a network. The store also has records of the network's
 //! other endpoints, on fifty hosts that do not exist.
 
+mod flows;
 mod maps;
 mod seed;
 
+pub(crate) use flows::{FlowMaps, FlowOwner};
 pub(crate) use maps::{Fdb, Maps};
 
 use std::{
@@ -320,9 +322,19 @@ fn until(mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<Inst
 }
 
 /// Resident memory of a process, in bytes.
-fn resident(pid: Pid) -> anyhow::Result<u64> {
+pub(crate) fn resident(pid: Pid) -> anyhow::Result<u64> {
+    memory(pid, "VmRSS:")
+}
+
+/// The largest resident memory that a process has had since it was executed, in bytes.
+pub(crate) fn peak(pid: Pid) -> anyhow::Result<u64> {
+    memory(pid, "VmHWM:")
+}
+
+/// A size of a process's memory, in bytes.
+fn memory(pid: Pid, name: &str) -> anyhow::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    kilobytes(&status, "VmRSS:").map(|kb| kb * 1024)
+    kilobytes(&status, name).map(|kb| kb * 1024)
 }
 
 /// The number after `name` in a file of /proc, in kB.

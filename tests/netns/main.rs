@@ -10,6 +10,7 @@ mod assistants;
 mod attacks;
 mod bad_input;
 mod bad_modes;
+mod bystander;
 mod choice;
 mod conntrack;
 mod containers;

@@ -3,22 +3,15 @@
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
-use aya::programs::SchedClassifier;
-use culvert::datapath::{
-    Options, now_ns,
-    test_run::{Runs, sk_buff, timed},
-};
+use culvert::datapath::{Options, now_ns};
 use culvert_common::{
     abi::{Action, Code, Direction, DropReason, Flow, Note, kind, programs, seen, zone},
     datapath::{conntrack::FlowState, nat},
 };
-use culvert_tests::{
-    chaos::say,
-    packet::{ACK, Host, SEQ, SYN, V4, payload},
-};
+use culvert_tests::packet::{ACK, Host, SEQ, SYN, V4, payload};
 
 use crate::{
-    flows::{begins, exchange, exchange_on, fill, own},
+    flows::{begins, exchange, exchange_on},
     interfaces::Interface,
     lab::{Lab, MAX_FLOWS, PORT_SHARE, alone, alone_with},
     routed::{
@@ -314,67 +307,4 @@ fn searches_are_short_after_a_refusal(lab: &mut Lab) {
     assert_eq!(refused_of_200(lab, Interface::A2, &TWO), 0);
     assert_eq!(lab.refused_until(two), 0);
     lab.new_counts();
-}
-
-/// Median time in ns of a run of `from_container` on questions to a server, each from another port.
-/// Each has this verdict.
-fn median_ns(lab: &Lab, at: Interface, to: &Host, verdict: i32) -> u64 {
-    let program = lab.ebpf.program(programs::FROM_CONTAINER).unwrap();
-    let program = <&SchedClassifier>::try_from(program).unwrap();
-    let mut times: Vec<u64> = (30_000..30_500)
-        .map(|port| {
-            let frame = question(at, to, port);
-            let hook = Program::Container.hook(false);
-            let context = sk_buff(hook, at.ifindex(), 0, frame.len());
-            let once = Runs { repeat: 1, rounds: 1 };
-            let run = timed(program, &frame, Some(&context), once).unwrap();
-            assert_eq!(run.verdict.cast_signed(), verdict, "port {port}");
-            run.ns
-        })
-        .collect();
-    times.sort_unstable();
-    times[times.len() / 2]
-}
-
-/// Checks that a flood of refused packets costs no more than as many accepted ones, with a tolerance
-/// of a half for the machine.
-#[track_caller]
-fn is_cheap(what: &str, refused: u64, accepted: u64) {
-    let line = format!("{what}: {refused} ns refused, {accepted} ns accepted");
-    say(&line);
-    assert!(refused <= accepted + accepted / 2, "{line}");
-}
-
-/// Time of a packet for which no port is free.
-#[test]
-#[ignore = "needs root"]
-fn a_packet_without_a_port_costs_no_more_than_an_accepted_one() {
-    with_few_ports(|lab| {
-        take_ports(lab);
-        let accepted = median_ns(lab, Interface::A2, &SERVER2, REDIRECT);
-        let refused = median_ns(lab, Interface::A1, &SERVER, SHOT);
-        is_cheap("no port is free", refused, accepted);
-        lab.new_counts();
-    });
-}
-
-/// Time of a packet of a container with its share of connections, and of a packet for which a table
-/// that is full of connections has no room.
-#[test]
-#[ignore = "needs root"]
-fn a_packet_without_room_costs_no_more_than_an_accepted_one() {
-    alone(|lab| {
-        own(lab, 6, [seen::ACK; 2]);
-        let accepted = median_ns(lab, Interface::A2, &SERVER2, REDIRECT);
-        let refused = median_ns(lab, Interface::A1, &SERVER, SHOT);
-        is_cheap("the container has its share", refused, accepted);
-        forget_all(lab);
-        for owner in lab.shares.keys() {
-            lab.shares.remove(owner);
-        }
-        fill(lab, 6, [seen::ACK; 2], 0);
-        let refused = median_ns(lab, Interface::A1, &SERVER, SHOT);
-        is_cheap("the table is full", refused, accepted);
-        lab.new_counts();
-    });
 }

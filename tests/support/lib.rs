@@ -3,6 +3,7 @@
 
 #![warn(clippy::indexing_slicing)]
 
+pub mod attack;
 pub mod bpf;
 pub mod chaos;
 pub mod netns;

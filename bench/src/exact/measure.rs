@@ -79,7 +79,16 @@ fn programs(rounds: u32, ns: f64, arms: &Arms, figures: &mut Figures) -> Result<
         let Executed { own, helpers, calls } = stepper.step(known)?;
         figures.steps.push(Steps { what, own, helpers, calls });
         Ok(())
-    })
+    })?;
+    // After all others: these packets empty and fill the table of flows.
+    println!("the programs on the first packets of flows");
+    let (program, beginnings) = programs::first_packets(&arms.culvert, &arms.all, rounds)?;
+    for (what, times) in beginnings {
+        let what = format!("{}: {what}", program.name_as_str().unwrap_or_default());
+        let rounds = times.iter().map(|time| time / ns).collect();
+        figures.programs.push(Cost { what, rounds });
+    }
+    Ok(())
 }
 
 /// Whether the arm `id` is measured: the host, and the arms that `--arms` names. Without `--arms`,

@@ -45,7 +45,7 @@ pub(crate) struct Target<'a> {
 }
 
 /// The destination of flow `n`: each port of an address, then the next address.
-fn destination(network: Ipv4Addr, n: u32) -> SocketAddrV4 {
+pub(crate) fn destination(network: Ipv4Addr, n: u32) -> SocketAddrV4 {
     let ports = u32::from(u16::MAX - FIRST_PORT);
     let ip = Ipv4Addr::from_bits(network.to_bits() + n / ports);
     SocketAddrV4::new(ip, FIRST_PORT + (n % ports) as u16)

@@ -78,27 +78,71 @@ pub(crate) fn connections(peers: &Peers, count: usize) -> Result<Vec<u64>> {
     within(&peers.client, move || {
         // The entry of this thread's namespace. A connection in TIME_WAIT ends within a later unit.
         fs::write(TIME_WAITS, "0").with_context(|| format!("writing {TIME_WAITS}"))?;
-        each(count, || {
-            let mut byte = [1_u8];
-            let mut client = connect_from_next_port(to)?;
-            let (mut server, _) = listener.accept().context("connection: accept")?;
-            for end in [&client, &server] {
-                end.set_nodelay(true)?;
-                end.set_read_timeout(Some(LIMIT))?;
-            }
-            client.write_all(&byte).context("connection: write")?;
-            server.read_exact(&mut byte).context("connection: read")?;
-            server.write_all(&byte).context("connection: answer")?;
-            client.read_exact(&mut byte).context("connection: read the answer")?;
-            // The client closes first, and each end sees that the other has closed: both directions
-            // end by a FIN, and TIME_WAIT would be at the client's end.
-            client.shutdown(Shutdown::Write).context("connection: close")?;
-            ensure!(server.read(&mut byte)? == 0, "connection: the server was sent too much");
-            drop(server);
-            ensure!(client.read(&mut byte)? == 0, "connection: the client was sent too much");
-            Ok(())
-        })
+        each(count, || connection(&listener, to, None))
     })
+}
+
+/// Times of connections of which some may fail.
+pub(crate) struct ConnectionTimes {
+    /// Time of each connection, ns, in ascending order: from its call of `connect` until both ends
+    /// have closed it, or until it has failed.
+    pub(crate) sorted: Vec<u64>,
+    /// Number of connections that have failed.
+    pub(crate) failed: usize,
+}
+
+/// Failed connections after which no more are tried: each may take [`LIMIT`] several times.
+const MOST_FAILED: usize = 50;
+
+/// Tries TCP connections as [`connections`] makes them, on the server's core. One that fails does
+/// not end the load, [`MOST_FAILED`] do.
+pub(crate) fn tried_connections(peers: &Peers, count: usize) -> Result<ConnectionTimes> {
+    let peers = peers.clone();
+    let netns = peers.client.clone();
+    join(spawn(&netns, Side::Server, move || {
+        fs::write(TIME_WAITS, "0").with_context(|| format!("writing {TIME_WAITS}"))?;
+        let mut listener = listener(&peers)?;
+        let mut times = ConnectionTimes { sorted: Vec::with_capacity(count), failed: 0 };
+        for _ in 0..count {
+            let start = Instant::now();
+            let made = connection(&listener, peers.to, Some(LIMIT));
+            times.sorted.push(u64::try_from(start.elapsed().as_nanos())?);
+            if made.is_err() {
+                times.failed += 1;
+                if times.failed >= MOST_FAILED {
+                    break;
+                }
+                // The next connection does not get the server's end of this one.
+                drop(listener);
+                listener = self::listener(&peers)?;
+            }
+        }
+        times.sorted.sort_unstable();
+        Ok(times)
+    })?)
+}
+
+/// Makes a connection from this thread's namespace to `listener`, which is at `to`, with one byte
+/// each way, and ends it. With a `limit`, `connect` fails after this time.
+fn connection(listener: &TcpListener, to: SocketAddrV4, limit: Option<Duration>) -> Result<()> {
+    let mut byte = [1_u8];
+    let mut client = connect_from_next_port(to, limit)?;
+    let (mut server, _) = listener.accept().context("connection: accept")?;
+    for end in [&client, &server] {
+        end.set_nodelay(true)?;
+        end.set_read_timeout(Some(LIMIT))?;
+    }
+    client.write_all(&byte).context("connection: write")?;
+    server.read_exact(&mut byte).context("connection: read")?;
+    server.write_all(&byte).context("connection: answer")?;
+    client.read_exact(&mut byte).context("connection: read the answer")?;
+    // The client closes first, and each end sees that the other has closed: both directions
+    // end by a FIN, and TIME_WAIT would be at the client's end.
+    client.shutdown(Shutdown::Write).context("connection: close")?;
+    ensure!(server.read(&mut byte)? == 0, "connection: the server was sent too much");
+    drop(server);
+    ensure!(client.read(&mut byte)? == 0, "connection: the client was sent too much");
+    Ok(())
 }
 
 /// Number of connections in TIME_WAIT that a namespace keeps (Documentation/networking/ip-sysctl.rst).
@@ -114,10 +158,14 @@ fn next_port() -> u16 {
     PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start)
 }
 
-/// Connects from the next free port of [`PORTS`], in this thread's namespace.
-fn connect_from_next_port(to: SocketAddrV4) -> Result<TcpStream> {
+/// Connects from the next free port of [`PORTS`], in this thread's namespace. Fails after `limit`.
+fn connect_from_next_port(to: SocketAddrV4, limit: Option<Duration>) -> Result<TcpStream> {
     let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    if let Some(limit) = limit {
+        // The send timeout is also the time limit of connect(2) (socket(7)).
+        setsockopt(&fd, sockopt::SendTimeout, &TimeVal::seconds(limit.as_secs().cast_signed()))?;
+    }
     loop {
         let port = next_port();
         let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
@@ -229,7 +277,23 @@ pub(super) fn within<T: Send>(netns: &Path, open: impl FnOnce() -> Result<T> + S
 
 #[cfg(test)]
 mod tests {
+    use culvert_testbed::underlay::Underlay;
+
     use super::*;
+
+    #[test]
+    #[ignore = "needs root"]
+    fn connections_that_fail_are_counted() {
+        let hosts = Underlay::direct(1500).hosts;
+        let to = Underlay::address(1);
+        let peers = Peers::direct(hosts[0].path(), hosts[1].path(), to);
+        let made = tried_connections(&peers, 20).expect("tried");
+        assert_eq!((made.sorted.len(), made.failed), (20, 0));
+        assert!(made.sorted.is_sorted());
+        let nobody = SocketAddrV4::new(to, peers.port + 1);
+        let refused = tried_connections(&Peers { to: nobody, ..peers }, 99).expect("tried");
+        assert_eq!((refused.sorted.len(), refused.failed), (MOST_FAILED, MOST_FAILED));
+    }
 
     #[test]
     fn every_batch_is_sent_once_and_the_first_tenth_is_not_timed() {

@@ -1,7 +1,7 @@
 //! Programs of a live agent, run by `BPF_PROG_TEST_RUN`: with the agent's maps, and without the
 //! rest of a packet's path.
 
-use std::{ops::Range, os::fd::AsFd as _};
+use std::{net::SocketAddrV4, ops::Range, os::fd::AsFd as _};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
@@ -12,14 +12,24 @@ use nix::net::if_::if_nametoindex;
 use serde_json::Value;
 
 use super::path::{Path, Place, Traffic};
-use crate::load::{
-    OWN_THREAD, Peers, Side,
-    flows::{Ends, parse_mac},
-    join, pin, spawn,
+use crate::{
+    load::{
+        OWN_THREAD, Peers, Side,
+        flows::{Ends, parse_mac},
+        join, pin, spawn,
+    },
+    stats::median,
 };
 
+/// `TC_ACT_UNSPEC` of linux/pkt_cls.h: the frame goes on.
+pub(super) const PASS: i32 = -1;
+/// `TC_ACT_SHOT` of linux/pkt_cls.h.
+pub(super) const DROP: i32 = 2;
 /// `TC_ACT_REDIRECT` of linux/pkt_cls.h.
-const REDIRECT: u32 = 7;
+const REDIRECT: i32 = 7;
+
+/// Offset of `mark` in `struct __sk_buff` of linux/bpf.h.
+const SK_BUFF_MARK: usize = 8;
 
 /// Test runs of a program that changes its packet: one call each, since the changed packet would
 /// take another path.
@@ -27,17 +37,28 @@ const SINGLE: Runs = Runs { repeat: 1, rounds: 2001 };
 /// Test runs on a packet that stays unchanged.
 const MANY: Runs = Runs { repeat: 256, rounds: 31 };
 /// The first packet of a flow. After it, the caches have the flow's entry.
-const FIRST: Runs = Runs { repeat: 1, rounds: 1 };
+pub(super) const FIRST: Runs = Runs { repeat: 1, rounds: 1 };
 /// Source port of the packets, which no other flow uses.
 const SOURCE_PORT: u16 = 40_100;
 /// Payload of a TCP segment as long as the tunnel's MTU allows. It stands for a GSO frame of many
 /// segments: the kernel does not let a program grow the GSO frame of a test run.
 const SEGMENT: usize = 1398;
 
-/// The program at a place, and a packet of a flow that it knows.
+/// Fields of a frame's `struct sk_buff` at a hook.
+#[derive(Clone, Copy)]
+pub(super) struct SkbState {
+    /// A frame that the host forwards has a device on which it came in, as at ingress.
+    pub(super) hook: Hook,
+    /// `skb->mark`.
+    pub(super) mark: u32,
+}
+
+/// The program at a place, a packet that it knows how to judge, and its verdict.
 pub(crate) struct Known<'a> {
     place: &'a Place<'a>,
     frame: Vec<u8>,
+    state: SkbState,
+    verdict: i32,
 }
 
 impl<'a> Known<'a> {
@@ -55,22 +76,44 @@ impl<'a> Known<'a> {
             // Acknowledges the answer, which establishes the connection.
             first.sends_on(&sent, FIRST)?;
         }
-        Ok([Self { place: first, frame: sent }, Self { place: next, frame: arrives }])
+        Ok([Self::forwarded(first, sent), Self::forwarded(next, arrives)])
+    }
+
+    /// A packet of a flow that the program at `place` knows.
+    fn forwarded(place: &'a Place<'a>, frame: Vec<u8>) -> Self {
+        Self { place, frame, state: place.state(), verdict: REDIRECT }
+    }
+
+    /// A packet for which the program at `place` has the verdict `verdict`.
+    pub(super) fn judged(
+        place: &'a Place<'a>,
+        frame: Vec<u8>,
+        state: SkbState,
+        verdict: i32,
+    ) -> Self {
+        Self { place, frame, state, verdict }
     }
 
     /// Time of the program on the packet, ns.
     pub(crate) fn time(&self) -> Result<f64> {
-        self.place.time(&self.frame)
+        let extra = self.place.overhead(&self.frame)?;
+        let timed = self.place.judges(&self.frame, self.state, self.verdict, SINGLE)?;
+        Ok(timed.ns.saturating_sub(extra) as f64)
     }
 
     /// Runs the program on the packet once.
     pub(crate) fn once(&self) -> Result<()> {
-        self.place.sends_on(&self.frame, FIRST).map(drop)
+        self.place.judges(&self.frame, self.state, self.verdict, FIRST).map(drop)
+    }
+
+    /// The program.
+    pub(super) fn program(&self) -> Result<ProgramInfo> {
+        self.place.program()
     }
 
     /// Name of the program.
     pub(crate) fn name(&self) -> Result<String> {
-        Ok(self.place.program()?.name_as_str().unwrap_or_default().to_owned())
+        Ok(self.program()?.name_as_str().unwrap_or_default().to_owned())
     }
 
     /// Addresses of the machine code of its functions, the entry first.
@@ -82,23 +125,36 @@ impl<'a> Known<'a> {
 
 /// A packet that the client of a path sends.
 #[derive(Clone, Copy)]
-enum Packet {
+pub(super) enum Packet {
     /// The beginning of a TCP connection.
     Syn,
     /// Payload.
     Data(Traffic),
+    /// A datagram of 64 bytes from this port.
+    From(u16),
 }
 
 /// The frame of a packet that the client of a path sends.
-fn frame(peers: &Peers, kind: Packet) -> Result<Vec<u8>> {
-    let (to, port) = (*peers.to.ip(), peers.to.port());
-    let ends = join(spawn(&peers.client, Side::Client, move || Ends::ask(to))?)?;
+pub(super) fn frame(peers: &Peers, kind: Packet) -> Result<Vec<u8>> {
+    built(&ends(peers)?, peers.to, kind)
+}
+
+/// Addresses of the client of a path, and of its next hop to the server.
+pub(super) fn ends(peers: &Peers) -> Result<Ends> {
+    let to = *peers.to.ip();
+    join(spawn(&peers.client, Side::Client, move || Ends::ask(to))?)
+}
+
+/// The frame of a packet to `to`.
+pub(super) fn built(ends: &Ends, to: SocketAddrV4, kind: Packet) -> Result<Vec<u8>> {
+    let (to, port) = (*to.ip(), to.port());
     let packet =
         PacketBuilder::ethernet2(ends.mac, ends.next_hop).ipv4(ends.ip.octets(), to.octets(), 64);
     let mut frame = Vec::new();
     match kind {
         Packet::Syn => packet.tcp(SOURCE_PORT, port, 0, u16::MAX).syn().write(&mut frame, &[]),
         Packet::Data(Traffic::Udp) => packet.udp(SOURCE_PORT, port).write(&mut frame, &[0x5a; 64]),
+        Packet::From(source) => packet.udp(source, port).write(&mut frame, &[0x5a; 64]),
         Packet::Data(Traffic::Tcp) => {
             let segment = packet.tcp(SOURCE_PORT, port, 1, u16::MAX).ack(1);
             segment.write(&mut frame, &[0x5a; SEGMENT])
@@ -114,46 +170,78 @@ impl Place<'_> {
         program.with_context(|| format!("{}: no program", self.device))
     }
 
-    /// Runs the program of the place.
-    fn run(&self, frame: &[u8], runs: Runs) -> Result<Timed> {
-        let program =
-            SchedClassifier::from_program_info(self.program()?, self.device.clone().into())?;
+    /// The fields of a frame that another host, a container or a process of this host has sent.
+    pub(super) fn state(&self) -> SkbState {
         let hook = match self.hook {
             TcAttachType::Ingress => Hook::Ingress,
             TcAttachType::Egress | TcAttachType::Custom(_) => Hook::Egress,
         };
+        SkbState { hook, mark: 0 }
+    }
+
+    /// Runs the program of the place on frames, one after the other.
+    fn run(&self, frames: &[Vec<u8>], state: SkbState, runs: Runs) -> Result<Vec<Timed>> {
+        let program =
+            SchedClassifier::from_program_info(self.program()?, self.device.clone().into())?;
         culvert::netns::run_in(self.host.fd().as_fd(), || {
             pin(OWN_THREAD, Side::Client.core())?;
-            let context = sk_buff(hook, if_nametoindex(self.device.as_str())?, 0, frame.len());
-            Ok(timed(&program, frame, Some(&context), runs)?)
+            let ifindex = if_nametoindex(self.device.as_str())?;
+            let one = |frame: &Vec<u8>| -> Result<Timed> {
+                let mut context = sk_buff(state.hook, ifindex, 0, frame.len());
+                if let Some(mark) = context.get_mut(SK_BUFF_MARK..SK_BUFF_MARK + 4) {
+                    mark.copy_from_slice(&state.mark.to_ne_bytes());
+                }
+                Ok(timed(&program, frame, Some(&context), runs)?)
+            };
+            frames.iter().map(one).collect()
         })?
     }
 
-    /// Runs the program on a packet that it must forward.
-    fn sends_on(&self, frame: &[u8], runs: Runs) -> Result<Timed> {
-        let timed = self.run(frame, runs)?;
-        let verdict = timed.verdict.cast_signed();
-        ensure!(
-            timed.verdict == REDIRECT,
-            "{}: verdict {verdict}: the program does not forward the packet",
-            self.device
-        );
+    /// Runs the program on a packet for which it must have this verdict.
+    fn judges(&self, frame: &[u8], state: SkbState, verdict: i32, runs: Runs) -> Result<Timed> {
+        let timed = self.run(&[frame.to_vec()], state, runs)?.pop().context("no run")?;
+        self.has_judged(&timed, verdict)?;
         Ok(timed)
     }
 
-    /// Time of the program on a packet, in ns, minus the overhead of a single run: reading the
-    /// clock, and the cold start.
-    fn time(&self, frame: &[u8]) -> Result<f64> {
-        let refused = refused(frame)?;
-        let (single, many) = (self.run(&refused, SINGLE)?, self.run(&refused, MANY)?);
+    fn has_judged(&self, timed: &Timed, verdict: i32) -> Result<()> {
+        let found = timed.verdict.cast_signed();
         ensure!(
-            many.frame == refused,
+            found == verdict,
+            "{}: verdict {found}: the verdict for such a packet is {verdict}",
+            self.device
+        );
+        Ok(())
+    }
+
+    /// Runs the program on a packet that it must forward.
+    pub(super) fn sends_on(&self, frame: &[u8], runs: Runs) -> Result<Timed> {
+        self.judges(frame, self.state(), REDIRECT, runs)
+    }
+
+    /// Median of the times of the program on packets that it must forward, each of another flow, in
+    /// ns.
+    pub(super) fn time_of_each(&self, frames: &[Vec<u8>]) -> Result<f64> {
+        let extra = self.overhead(frames.first().context("no packets")?)?;
+        let all = self.run(frames, self.state(), FIRST)?;
+        all.iter().try_for_each(|timed| self.has_judged(timed, REDIRECT))?;
+        let times: Vec<f64> =
+            all.iter().map(|timed| timed.ns.saturating_sub(extra) as f64).collect();
+        Ok(median(&times))
+    }
+
+    /// The overhead of a single run in ns: reading the clock, and the cold start.
+    fn overhead(&self, frame: &[u8]) -> Result<u64> {
+        let refused = [refused(frame)?];
+        let [single, many] = [SINGLE, MANY].map(|runs| self.run(&refused, self.state(), runs));
+        let single = single?.pop().context("no run")?;
+        let many = many?.pop().context("no run")?;
+        ensure!(
+            refused.contains(&many.frame),
             "{}: the program changes a packet that it refuses",
             self.device
         );
-        let extra = single.ns.saturating_sub(many.ns);
-        let timed = self.sends_on(frame, SINGLE)?;
-        Ok(timed.ns.saturating_sub(extra) as f64)
+        Ok(single.ns.saturating_sub(many.ns))
     }
 
     /// The frame that arrives at this place after `sent` has left the place before it: `sent`

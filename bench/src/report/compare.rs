@@ -259,8 +259,8 @@ fn times(found: &mut Comparison, old: &Results, new: &Results) {
             " ns",
             PROGRAM_NOISE,
         );
-        let was = before.map(|before| point(before.ns_per_run));
-        found.figure(&figure, was, Some(point(it.ns_per_run)));
+        let was = before.and_then(|before| before.ns_per_run);
+        found.figure(&figure, was.map(point), it.ns_per_run.map(point));
     }
     let p99 = |run: &Results| run.create.map(|it| point(it.p99_ms));
     let figure = Figure::once("create → reachable, p99".into(), " ms", ONCE_NOISE);
@@ -393,8 +393,9 @@ mod tests {
     #[test]
     fn times_and_memory_and_filled_tables_are_compared() {
         let mut new = fixture::results();
-        new.programs[1].ns_per_run *= 1.2;
-        new.programs[0].ns_per_run *= 1.1;
+        for (program, by) in [(1, 1.2), (0, 1.1)] {
+            *new.programs[program].ns_per_run.as_mut().expect("measured") *= by;
+        }
         new.create.as_mut().expect("measured").p99_ms = 40.0;
         new.cold_start[2].snapshot_to_maps_ms *= 1.5;
         for it in &mut new.cold_start {

@@ -118,7 +118,7 @@ pub(crate) fn run(seed: u64, spread: f64) -> Results {
             results.programs.push(ProgramCost {
                 program: program.into(),
                 traffic: traffic.into(),
-                ns_per_run,
+                ns_per_run: Some(ns_per_run),
                 // Older results have no test runs: one program is without.
                 test_run_ns: (program == "from_container").then(|| rounded(ns_per_run * 0.7)),
                 runs,

@@ -228,8 +228,9 @@ impl Page {
     }
 
     fn scale(&mut self, results: &Results) -> Result<()> {
-        let [_, create, cold_start, filled] = table::details(results);
-        if [&create, &cold_start, &filled].iter().all(|grid| grid.is_empty()) {
+        let [_, create, cold_start, filled, attack, listings] = table::details(results);
+        let all = [&create, &cold_start, &filled, &attack, &listings];
+        if all.iter().all(|grid| grid.is_empty()) {
             return Ok(());
         }
         self.section("scale", "Scale");
@@ -248,6 +249,8 @@ impl Page {
                 "Throughput of the overlay while the tables that its programs look into hold so \
                  many entries. It has to stay flat. Vertical lines: 95 % intervals.",
             ),
+            (attack, None, ""),
+            (listings, None, ""),
         ];
         for (grid, svg, caption) in charts {
             if grid.is_empty() {

@@ -27,8 +27,15 @@ pub(crate) fn terminal(results: &Results) -> String {
 }
 
 /// Figures that are not measured for each arm.
-pub(super) fn details(results: &Results) -> [Grid; 4] {
-    [programs(results), create(results), cold_start(results), filled(results)]
+pub(super) fn details(results: &Results) -> [Grid; 6] {
+    [
+        programs(results),
+        create(results),
+        cold_start(results),
+        filled(results),
+        attack(results),
+        listings(results),
+    ]
 }
 
 /// The article's table: rows A to F of one TCP stream. In a terminal, arms without a row follow,
@@ -143,7 +150,7 @@ fn programs(results: &Results) -> Grid {
         grid.row([
             it.program.as_str().into(),
             it.traffic.as_str().into(),
-            words::number(Some(it.ns_per_run), 0).into(),
+            words::number(it.ns_per_run, 0).into(),
             words::number(it.test_run_ns, 0).into(),
             words::whole(it.runs).into(),
             words::whole(it.verified_instructions).into(),
@@ -219,6 +226,55 @@ fn filled(results: &Results) -> Grid {
             words::interval(tcp, 2).into(),
             words::figure(Metric::Udp64, median(&it.udp64)).into(),
             words::interval(udp, 2).into(),
+        ]);
+    }
+    grid
+}
+
+/// Connections while a container of the same host attacks.
+fn attack(results: &Results) -> Grid {
+    let mut grid = Grid::new(
+        "Connections during an attack",
+        "New TCP connections of a container, from connect to the end, while another container of \
+         the host begins flows as fast as a core can. Wanted: 99 % made, and a p99 of at most 5 \
+         times the quiet one.",
+        &["", ">tried", ">made", ">p50, µs", ">p99, µs", ">p99 / quiet", ">attack, packets/s"],
+    );
+    let Some(it) = results.attack else { return grid };
+    let rows = [
+        ("quiet", it.quiet, None, NONE.to_owned()),
+        ("attacked", it.attacked, it.ratio(), words::whole(it.packets_per_second as u64)),
+    ];
+    for (name, waits, ratio, packets) in rows {
+        grid.row([
+            name.into(),
+            words::whole(waits.tried as u64).into(),
+            words::percent(waits.made()).into(),
+            words::number(Some(waits.p50_us), 0).into(),
+            words::number(Some(waits.p99_us), 0).into(),
+            words::number(ratio, 2).into(),
+            packets.into(),
+        ]);
+    }
+    grid
+}
+
+/// Listings of a full table of flows.
+fn listings(results: &Results) -> Grid {
+    let mut grid = Grid::new(
+        "culvert nat ls of a full table",
+        "Time until the last row has been read, largest memory of the command, and memory of the \
+         agent before and how much it grows.",
+        &["format", ">flows", ">s", ">command, MiB", ">agent, MiB", ">agent grows, MiB"],
+    );
+    for it in &results.listings {
+        grid.row([
+            it.format.as_str().into(),
+            words::whole(it.flows).into(),
+            words::number(Some(it.seconds), 2).into(),
+            words::number(Some(words::mebi(it.cli_peak_bytes)), 1).into(),
+            words::number(Some(words::mebi(it.agent_bytes)), 1).into(),
+            words::number(Some(words::mebi(it.agent_growth_bytes)), 1).into(),
         ]);
     }
     grid
@@ -318,6 +374,7 @@ pub(super) fn targets(results: &Results) -> Grid {
 mod tests {
     use super::*;
     use crate::report::fixture;
+    use crate::results::{FlowListing, UnderAttack, Waits};
 
     #[test]
     fn the_terminal_shows_all_of_it() {
@@ -333,6 +390,27 @@ mod tests {
             .retain(|series| series.regime == Regime::Intact && series.metric == Metric::TcpOne);
         insta::assert_snapshot!(article(&results, Form::Terminal).terminal());
         assert!(!terminal(&results).contains("All metrics"));
+    }
+
+    #[test]
+    fn an_attack_and_listings_are_shown_if_they_were_measured() {
+        let mut results = Results::default();
+        assert!(!terminal(&results).contains("attack"));
+        let quiet = Waits { tried: 1_000, failed: 0, p50_us: 60.0, p99_us: 100.0 };
+        let attacked = Waits { failed: 5, p99_us: 250.0, ..quiet };
+        results.attack = Some(UnderAttack { quiet, attacked, packets_per_second: 312_000.0 });
+        results.listings.push(FlowListing {
+            format: "json".to_owned(),
+            flows: 262_144,
+            seconds: 1.5,
+            cli_peak_bytes: 20 << 20,
+            agent_bytes: 30 << 20,
+            agent_growth_bytes: 1 << 20,
+        });
+        let text = terminal(&results);
+        for shown in ["99.5 %", "2.50", "312,000", "262,144", "1.50", "20.0", "30.0"] {
+            assert!(text.contains(shown), "{shown}: {text}");
+        }
     }
 
     #[test]

@@ -250,7 +250,7 @@ fn program_time(results: &Results) -> Option<(&str, f64)> {
         let same = |it: &&crate::results::ProgramCost| {
             it.program == program && it.traffic == traffic && it.runs > 0
         };
-        results.programs.iter().find(same).map(|it| it.ns_per_run)
+        results.programs.iter().find(same)?.ns_per_run
     };
     let sums: Vec<(&str, f64)> = results
         .programs

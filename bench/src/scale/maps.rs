@@ -1,13 +1,27 @@
 //! The pinned maps, read by another process than the agent.
 
-use std::{fs, os::fd::AsRawFd as _, path::Path};
+use std::{
+    fs,
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, bail};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use culvert_common::abi::{FdbEntry, FdbKey, NeighEntry, NeighKey, names};
 
 /// A map with keys and values as bytes, which aya does not interpret.
-type Bytes<const K: usize, const V: usize> = HashMap<MapData, [u8; K], [u8; V]>;
+pub(super) type Bytes<const K: usize, const V: usize> = HashMap<MapData, [u8; K], [u8; V]>;
+
+/// Directory of the maps that are pinned below an agent's BPF file system.
+fn directory(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("v{}", culvert_common::abi::ABI_VERSION)).join("maps")
+}
+
+/// A map that is pinned below an agent's BPF file system.
+pub(super) fn pinned(bpffs: &Path, name: &str) -> anyhow::Result<MapData> {
+    MapData::from_pin(directory(bpffs).join(name)).with_context(|| format!("pinned map {name}"))
+}
 
 /// The maps of one agent.
 pub(crate) struct Maps {
@@ -19,11 +33,8 @@ pub(crate) struct Maps {
 impl Maps {
     /// Opens the maps that are pinned below an agent's BPF file system.
     pub(super) fn open(bpffs: &Path) -> anyhow::Result<Self> {
-        let version = format!("v{}", culvert_common::abi::ABI_VERSION);
-        let dir = bpffs.join(version).join("maps");
-        let map = |name: &str| {
-            MapData::from_pin(dir.join(name)).with_context(|| format!("pinned map {name}"))
-        };
+        let dir = directory(bpffs);
+        let map = |name: &str| pinned(bpffs, name);
         let mut all = Vec::new();
         for entry in fs::read_dir(&dir).with_context(|| dir.display().to_string())? {
             all.push(map(&entry?.file_name().to_string_lossy())?);
@@ -94,7 +105,8 @@ impl Fdb {
     }
 }
 
-fn bytes<T: bytemuck::Pod, const N: usize>(value: &T) -> anyhow::Result<[u8; N]> {
+/// The bytes of a key or a value.
+pub(super) fn bytes<T: bytemuck::Pod, const N: usize>(value: &T) -> anyhow::Result<[u8; N]> {
     Ok(bytemuck::bytes_of(value).try_into()?)
 }
 

@@ -9,6 +9,7 @@ mod nd;
 mod pmtu;
 mod random;
 mod rate;
+mod room;
 mod segment;
 mod tunnel;
 mod tunnel_source;
