@@ -12,42 +12,24 @@ use crate::model::{
 const LINE_LIMIT: usize = 600;
 
 impl View {
-    /// All skipped or contradictory records, one line each.
+    /// All skipped or contradictory records, one line each. All records are looked at.
     pub fn complaints(&self) -> Vec<String> {
-        self.first_complaints(usize::MAX).0
+        let mut anew = self.clone();
+        anew.doubt_all();
+        anew.first_complaints(usize::MAX).0
     }
 
-    /// As [`Self::complaints`], of each kind the first `most`, and the number of the others.
-    pub fn first_complaints(&self, most: usize) -> (Vec<String>, usize) {
-        let networks = self.networks.keys().filter_map(|name| self.usable_network(name).err());
-        let endpoints = self.endpoints.networks().flat_map(|name| {
-            let network = self.usable_network(name).ok();
-            // An unusable network is reported once, not once per endpoint.
-            let named = network.is_none() && self.networks.contains_key(name);
-            let briefs = self.endpoints.briefs(name).filter(move |_| !named);
-            let briefs =
-                briefs.filter(move |ep| network.is_none_or(|net| !self.is_usable(net, ep)));
-            briefs.filter_map(|ep| self.usable_endpoint(&*ep.unpack(name)?).err())
-        });
-        // If one of them has a claim, the others are not usable, and named already.
-        let macs = self.endpoints.networks().flat_map(|name| {
-            let repeated = self.endpoints.repeated_macs(name);
-            let repeated = repeated.filter(move |(mac, ..)| self.mac_claim(name, *mac).is_none());
-            repeated.map(move |(mac, first, other)| {
-                format!(
-                    "endpoint {} in network '{name}': MAC {mac} is that of endpoint {}, too, and nobody has claimed it",
-                    other.text(),
-                    first.text()
-                )
-            })
-        });
+    /// As [`Self::complaints`], of each kind the first `most`, and the number of the others. The view
+    /// keeps them from change to change: the time does not depend on how many endpoints there are,
+    /// except after a change that concerns all endpoints of a network.
+    pub fn first_complaints(&mut self, most: usize) -> (Vec<String>, usize) {
         let skipped = self.problems.iter().take(most).map(|(key, why)| problem_line(key, why));
         let mut lines: Vec<String> = skipped.collect();
-        let mut more = self.problems.len() - lines.len();
-        more += first_lines(networks, most, &mut lines);
-        more += first_lines(endpoints, most, &mut lines);
-        more += first_lines(macs, most, &mut lines);
-        (lines, more)
+        let skipped = self.problems.len() - lines.len();
+        let (faults, more) = self.first_faults(most);
+        // A name in a record may have any length.
+        lines.extend(faults.iter().map(|line| one_line(line, LINE_LIMIT)));
+        (lines, skipped + more)
     }
 
     /// The line about the record at a key that is skipped. `None` if it is not.
@@ -69,17 +51,6 @@ impl View {
             .filter(|(key, _)| key.starts_with(prefix))
             .map(|(key, why)| (key.as_str(), why.as_str()))
     }
-}
-
-/// Adds the first `most` items to `lines`, and returns the number of the others. A name in a record
-/// may have any length.
-fn first_lines(
-    mut found: impl Iterator<Item = String>,
-    most: usize,
-    lines: &mut Vec<String>,
-) -> usize {
-    lines.extend(found.by_ref().take(most).map(|line| one_line(&line, LINE_LIMIT)));
-    found.count()
 }
 
 /// The line about a key whose record is skipped.
