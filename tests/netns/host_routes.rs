@@ -16,7 +16,7 @@ fn connect_lan(host: &Host, address: &str) {
 }
 
 /// The device of the host's route to an address.
-fn device_to(host: &Host, ip: &str) -> String {
+pub(crate) fn device_to(host: &Host, ip: &str) -> String {
     let found = host.netns.try_run(&format!("ip -j route get {ip}")).stdout;
     let route: serde_json::Value = serde_json::from_slice(&found).unwrap_or_default();
     route[0]["dev"].as_str().unwrap_or_default().to_owned()
@@ -46,8 +46,14 @@ fn a_hosts_own_network_is_not_taken_from_it() {
     two.netns.run("ip addr flush dev lan0 && ip addr add 10.9.0.5/16 dev lan0");
     let line = two.refused(1, &["run", "-d", "--name", &name, "--network", "net", "sleep", "60"]);
     assert!(line.contains("10.9.0.0/16 by lan0"), "{line}");
-    // The advice in the refusal works.
     two.netns.run("ip link del lan0");
+    // The next hop of the default route is on link by the word of that route alone.
+    two.netns.run("ip route add default via 10.9.0.77 dev up0 onlink");
+    let line = two.refused(1, &["run", "-d", "--name", &name, "--network", "net", "sleep", "60"]);
+    assert!(line.contains("has 10.9.0.77, the next hop of the route of this host"), "{line}");
+    assert_eq!(device_to(two, "10.9.0.78"), "up0");
+    // The advice in the refusals works.
+    two.netns.run("ip route del default");
     two.run_idle(&name, "net", &[]);
     two.ok(&["rm", "-f", &name]);
     one.ok(&["network", "rm", "net"]);

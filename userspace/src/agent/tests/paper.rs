@@ -4,7 +4,7 @@ mod ports;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
@@ -37,7 +37,7 @@ use crate::{
     api::types::{ApiError, ErrorKind},
     choice::{Uplink, device::Device},
     datapath::{Changes, DatapathError, FlowTable, Found, PinCheck, Price, Repaired},
-    model::{Driver, HostRoute, Name, NetnsId, SandboxRef, excludes_gateway, validate},
+    model::{Driver, HostRoute, Name, NetnsId, SandboxRef, bars_gateway, validate},
     netfilter::Rules,
     netlink::{Announcement, PairKind, subnet_of},
     probe::{Answer, Answers, PathProbe},
@@ -93,6 +93,8 @@ pub(super) struct State {
     pub(super) loopback: bool,
     /// Routes of the host, all by `up0`.
     pub(super) routes: Vec<IpNetwork>,
+    /// Next hop of the routes to everything.
+    pub(super) next_hop: Option<IpAddr>,
     /// The interface of the default route. Its first address is the VTEP address of the agent.
     pub(super) default_link: Option<String>,
     /// The uplink has lost its address.
@@ -164,6 +166,18 @@ pub(super) struct State {
     /// Answers to the probes to a VTEP. Nobody answers the others.
     pub(super) answers: BTreeMap<[u8; 4], Answer>,
     next_ifindex: u32,
+}
+
+impl State {
+    /// The host's routes, except those through gateway devices.
+    fn host_routes(&self) -> Vec<HostRoute> {
+        let route = |to: &IpNetwork| HostRoute {
+            destination: *to,
+            device: "up0".to_owned(),
+            next_hop: self.next_hop.filter(|_| to.prefix() == 0),
+        };
+        self.routes.iter().map(route).collect()
+    }
 }
 
 /// A simulated host, see [`State`].
@@ -369,6 +383,12 @@ impl Devices for Paper {
         Ok(self.state().gateways.clone())
     }
 
+    async fn bare_gateways(&self) -> Result<BTreeSet<u32>, PlugError> {
+        let state = self.state();
+        let bare = state.gateways.keys().filter(|vni| !state.routed.contains_key(*vni));
+        Ok(bare.copied().collect())
+    }
+
     async fn leads_into(&self, endpoint: &str, netns: &Path) -> bool {
         let state = self.state();
         state.veths.contains_key(endpoint)
@@ -389,8 +409,13 @@ impl Devices for Paper {
 
     async fn open_gateway(&self, gateway: &GatewaySpec, _ifindex: u32) -> Result<(), PlugError> {
         let mut state = self.state();
+        let has_route = state.routed.contains_key(&gateway.vni);
         let excluded = |address: &IpNetwork| {
-            state.routes.iter().find(|route| excludes_gateway(**route, *address)).copied()
+            let mut routes = state.host_routes();
+            routes.retain(|HostRoute { destination, next_hop, .. }| {
+                bars_gateway((*destination, *next_hop), *address, has_route)
+            });
+            routes.first().map(|route| route.destination)
         };
         if let Some(route) = gateway.address.as_ref().and_then(excluded) {
             state.routed.remove(&gateway.vni);
@@ -729,14 +754,16 @@ impl Underlay for Paper {
     }
 
     async fn routes(&self) -> Result<Vec<HostRoute>, ApiError> {
-        let route = |to: &IpNetwork| HostRoute { destination: *to, device: "up0".to_owned() };
-        Ok(self.state().routes.iter().map(route).collect())
+        Ok(self.state().host_routes())
     }
 
     async fn routes_into(&self, subnets: &[IpNetwork]) -> Result<Vec<HostRoute>, ApiError> {
         let mut routes = self.routes().await?;
         let leads_into = |to| subnets.iter().any(|subnet| validate::overlap(*subnet, to));
-        routes.retain(|route| route.is_taken() && leads_into(route.destination));
+        let has_hop =
+            |route: &HostRoute| subnets.iter().any(|subnet| route.hop_in(*subnet).is_some());
+        routes
+            .retain(|route| (route.is_taken() && leads_into(route.destination)) || has_hop(route));
         Ok(routes)
     }
 
