@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network};
 
 use super::{Engine, queue::Work};
 use crate::{
@@ -15,6 +15,9 @@ use crate::{
 
 /// The outcome of a gateway device that gives way, as the end of a sentence.
 const APART: &str = "the host and the containers of the network here do not reach each other until one of the two is renumbered";
+
+/// Start of the keys of the problems that a subnet is public; the VNI follows.
+const PUBLIC: &str = "public/";
 
 /// A subnet that has addresses which the host itself needs.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,6 +64,16 @@ fn needed(
     Some(Conflict { what: what(first.ip.into(), &first.whose), gives_way })
 }
 
+/// Whether the host, which has a route to the subnet of a network, does not reach machines of the
+/// Internet because of it, and nobody has said that this is wanted: `pools` are the ranges of
+/// `--pool`.
+fn is_unexpected(subnet: IpNetwork, pools: &[Ipv4Network]) -> bool {
+    let holds = |pool: &Ipv4Network| {
+        pool.prefix() <= subnet.prefix() && validate::overlap(IpNetwork::V4(*pool), subnet)
+    };
+    validate::is_public(subnet) && !pools.iter().any(holds)
+}
+
 impl Engine {
     /// Makes the gateway device of a network once an endpoint of the network is plugged in on this
     /// host. Before that the device has no user, and making it takes as long as making a device
@@ -79,6 +92,9 @@ impl Engine {
             return None;
         };
         let vni = wanted.vni;
+        if self.vnis.get(name).is_some_and(|former| *former != vni) {
+            self.forget_conflict(name);
+        }
         match wanted.address {
             Some(address) => drop(self.subnets.insert(vni, (name.clone(), address))),
             None => drop(self.subnets.remove(&vni)),
@@ -128,14 +144,24 @@ impl Engine {
         }
         let line = conflict.map(|conflict| conflict.line(name));
         self.shared.shown.problems.set(&format!("subnet/{vni}"), line);
+        let subnet = wanted.address.map(subnet_of).filter(|_| !gives_way);
+        let pools = &self.shared.options.pools;
+        let public = subnet.filter(|subnet| is_unexpected(*subnet, pools)).map(|subnet| {
+            format!(
+                "network '{name}': subnet {subnet} is public address space, and this host does not reach the machines of the Internet that have it: renumber the network, or if the addresses are yours, name the range among those of 'agent --pool'"
+            )
+        });
+        self.shared.shown.problems.set(&format!("{PUBLIC}{vni}"), public);
         GatewaySpec { address: wanted.address.filter(|_| !gives_way), ..wanted }
     }
 
-    /// Forgets the conflict of a network that has no endpoint here any more.
+    /// Forgets the conflicts of a network that has no endpoint here any more, or another VNI.
     fn forget_conflict(&mut self, name: &Name) {
         if let Some(vni) = self.vnis.get(name) {
             self.yielding.remove(vni);
-            self.shared.shown.problems.set(&format!("subnet/{vni}"), None);
+            for kind in ["subnet/", PUBLIC] {
+                self.shared.shown.problems.set(&format!("{kind}{vni}"), None);
+            }
         }
     }
 
@@ -312,6 +338,25 @@ mod tests {
         Key,
         testing::{Cluster, name, network, node},
     };
+
+    #[test]
+    fn public_subnets_that_nobody_has_named_are_unexpected() {
+        let pools: [Ipv4Network; 2] =
+            ["10.0.0.0/8", "8.8.0.0/16"].map(|text| text.parse().unwrap());
+        for (subnet, alone, with_pools) in [
+            ("8.8.8.0/24", true, false),
+            ("8.8.0.0/16", true, false),
+            ("8.0.0.0/8", true, true),
+            ("9.9.9.0/24", true, true),
+            ("10.9.0.0/24", false, false),
+            ("192.168.0.0/24", false, false),
+            ("2001:db8::/64", false, false),
+        ] {
+            let subnet = subnet.parse().unwrap();
+            assert_eq!(is_unexpected(subnet, &[]), alone, "{subnet}");
+            assert_eq!(is_unexpected(subnet, &pools), with_pools, "{subnet}");
+        }
+    }
 
     #[test]
     fn a_network_does_not_take_the_way_to_others() {

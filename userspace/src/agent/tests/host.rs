@@ -4,12 +4,12 @@
 use ipnetwork::IpNetwork;
 
 use super::{
-    fake::{Paper, Running, World, eventually, name, stored},
+    fake::{Paper, Running, World, eventually, name, network, stored},
     refusals::assert_refused,
 };
 use crate::{
     agent::platform::HostEvent,
-    api::types::ErrorKind,
+    api::{Backend as _, types::ErrorKind},
     model::{Key, Node, encode},
     store::Write,
 };
@@ -281,6 +281,25 @@ async fn a_network_that_covers_another_host_is_not_plugged() {
     go().await;
     one.eventually("both containers", |state| state.veths.len() == 2).await;
     is_routed(&one, "the gateway's route again", true).await;
+    eventually("no problem", || async { !has_problem(&one, words) }).await;
+    one.paper.reads.close(false);
+}
+
+/// A network may have public addresses, for example those that its owner has been assigned. A host
+/// that uses it says so, because it does not reach other machines with these addresses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_with_public_addresses_is_told() {
+    let world = World::new().await;
+    let one = start_with_a_network(&world).await;
+    let mut request = network("far");
+    request.subnets = vec!["8.8.8.0/24".parse().unwrap()];
+    one.agent.network_create(request).await.unwrap();
+    let words = "network 'far': subnet 8.8.8.0/24 is public address space";
+    assert!(!has_problem(&one, words), "the network is not used here");
+    one.run("resolver", "far").await.unwrap();
+    eventually("the problem", || async { has_problem(&one, words) }).await;
+    assert!(!has_problem(&one, "network 'blue'"));
+    one.agent.container_remove(&name("resolver"), true).await.unwrap();
     eventually("no problem", || async { !has_problem(&one, words) }).await;
     one.paper.reads.close(false);
 }
