@@ -207,10 +207,13 @@ impl Shared {
         unclaimed
     }
 
-    /// The addresses of the store, as far as `--store` has addresses and not names.
+    /// The addresses of the store: those that `--store` has, and those that its names had when they
+    /// were last looked up.
     pub(crate) fn store_addresses(&self) -> Vec<IpAddr> {
         let url: Result<StoreUrl, _> = self.options.store.parse();
-        url.map(|url| url.addresses()).unwrap_or_default()
+        let mut addresses = url.map(|url| url.addresses()).unwrap_or_default();
+        addresses.extend(self.store.named_addresses());
+        addresses
     }
 
     /// Whether ports are not held because no open file was left.

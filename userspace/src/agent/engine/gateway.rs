@@ -168,9 +168,10 @@ impl Engine {
     /// As [`needed`], for the subnet of a network.
     fn needed_in(&self, name: &Name, vni: u32, subnet: IpNetwork) -> Option<Conflict> {
         let is_routed = self.gateways.contains_key(&vni) && !self.yielding.contains(&vni);
+        let store = self.shared.store_addresses();
         let view = self.shared.view();
         let network = view.networks.get(name)?;
-        needed(&view, network, subnet, (self.shared.node.vtep, &self.store), is_routed)
+        needed(&view, network, subnet, (self.shared.node.vtep, &store), is_routed)
     }
 
     /// Checks that the subnet of the network of a new endpoint has no address by which this host
