@@ -150,6 +150,38 @@ fn a_route_that_overlaps_a_network_in_use_is_told() {
     wait_until(SOON, "no problem", || !has_problem(host, "has a route to"));
 }
 
+/// A network replaces no route of the host, so that none is to be put back when the network is gone:
+/// the host's routes are the same all the time, also those that come meanwhile.
+#[test]
+#[ignore = "needs root"]
+fn a_host_keeps_its_own_routes_all_the_time() {
+    let cluster = host_with_a_gateway();
+    let host = &cluster.hosts[0];
+    connect_lan(host, "198.18.0.5/24");
+    for to in ["10.9.0.128/25", "10.0.0.0/8", "10.9.0.0/24"] {
+        host.netns.run(&format!("ip route add {to} dev lan0 metric 5"));
+    }
+    let own = || {
+        let shown = host.netns.run("ip route show");
+        let mut lines: Vec<String> = shown.lines().map(|line| line.trim_end().to_owned()).collect();
+        lines.retain(|line| !line.contains("cvg"));
+        lines.sort();
+        lines
+    };
+    let before = own();
+    wait_until(SOON, "the network to give way", || {
+        !host.netns.run("ip route show").contains("cvg")
+    });
+    assert_eq!(own(), before);
+    let name = host.json(&["ps"])[0]["name"].as_str().unwrap().to_owned();
+    host.ok(&["rm", "-f", &name]);
+    host.ok(&["network", "rm", "net"]);
+    wait_until(SOON, "no gateway device", || {
+        !host.netns.succeeds("ip link show | grep 'cvg[0-9]'")
+    });
+    assert_eq!(own(), before);
+}
+
 /// The administrator has made the neighbour entry of another host permanent, before that host's VTEP
 /// is used or while it is used. The entry is used, and stays when the VTEP is no longer used.
 #[test]

@@ -1,32 +1,29 @@
 //! Which networks and endpoints may not be carried, kept from change to change: how long a list of
 //! them takes does not depend on how many endpoints there are.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Brief, Id, Touched, View};
+use super::packed::Id;
 use crate::model::{MacAddr, Name};
 
 /// The networks and endpoints that may not be carried. Everything here follows from the records.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Faults {
     /// Networks that have a record and are not usable.
-    networks: BTreeSet<Name>,
+    pub(super) networks: BTreeSet<Name>,
     /// Endpoints that are not usable, by network, without those of `networks`. No set is empty.
-    endpoints: BTreeMap<Name, BTreeSet<Id>>,
+    pub(super) endpoints: BTreeMap<Name, BTreeSet<Id>>,
     /// Number of them.
-    endpoint_count: usize,
+    pub(super) endpoint_count: usize,
     /// MACs that several endpoints have and nobody has claimed, by network: each with the first
     /// endpoint, and one of the others. No list is empty.
-    macs: BTreeMap<Name, Vec<(MacAddr, Id, Id)>>,
+    pub(super) macs: BTreeMap<Name, Vec<(MacAddr, Id, Id)>>,
     /// Networks all of whose endpoints are to be looked at again.
-    stale: BTreeSet<Name>,
+    pub(super) stale: BTreeSet<Name>,
     /// Networks whose MACs are to be looked at again.
-    stale_macs: BTreeSet<Name>,
+    pub(super) stale_macs: BTreeSet<Name>,
     /// Number of endpoints that have been looked at.
-    looks: usize,
+    pub(super) looks: usize,
 }
 
 impl PartialEq for Faults {
@@ -40,7 +37,7 @@ impl Eq for Faults {}
 
 impl Faults {
     /// Replaces the unusable endpoints of a network.
-    fn set_endpoints(&mut self, network: Name, ids: BTreeSet<Id>) {
+    pub(super) fn set_endpoints(&mut self, network: Name, ids: BTreeSet<Id>) {
         self.endpoint_count += ids.len();
         let before = if ids.is_empty() {
             self.endpoints.remove(&network)
@@ -51,7 +48,7 @@ impl Faults {
     }
 
     /// Notes whether an endpoint is unusable.
-    fn set_endpoint(&mut self, network: &Name, id: Id, is_unusable: bool) {
+    pub(super) fn set_endpoint(&mut self, network: &Name, id: Id, is_unusable: bool) {
         if is_unusable {
             let ids = self.endpoints.entry(network.clone()).or_default();
             self.endpoint_count += usize::from(ids.insert(id));
@@ -61,144 +58,5 @@ impl Faults {
                 self.endpoints.remove(network);
             }
         }
-    }
-}
-
-/// Adds a name to a set that has it in most cases.
-fn add(names: &mut BTreeSet<Name>, name: &Name) {
-    if !names.contains(name) {
-        names.insert(name.clone());
-    }
-}
-
-impl View {
-    /// Looks again at what has been touched by changes. What that costs depends on the number of
-    /// changes alone: if all endpoints of a network are concerned, they are looked at when somebody
-    /// asks. `are_many`: so are the endpoints that have changed.
-    pub(super) fn note_faults(&mut self, touched: &Touched, are_many: bool) {
-        for name in &touched.networks {
-            let is_faulty = self.networks.contains_key(name) && self.usable_network(name).is_err();
-            if is_faulty {
-                add(&mut self.faults.networks, name);
-            } else {
-                self.faults.networks.remove(name);
-            }
-            if self.endpoints.count_in(name) > 0 {
-                add(&mut self.faults.stale, name);
-                add(&mut self.faults.stale_macs, name);
-            }
-        }
-        for (network, former) in &touched.former {
-            let derived = former.mac.to_ipv4().map(IpAddr::V4);
-            if derived.is_none_or(|ip| former.addresses.first() != Some(&ip)) {
-                add(&mut self.faults.stale_macs, network);
-            }
-        }
-        for (network, id) in &touched.endpoints {
-            if are_many {
-                add(&mut self.faults.stale, network);
-                add(&mut self.faults.stale_macs, network);
-                continue;
-            }
-            // The owner in a claim may be any text.
-            let Some(id) = Id::parse(id) else { continue };
-            let brief = self.endpoints.brief(network, &id);
-            let has_own_mac = brief.as_ref().is_some_and(|brief| {
-                brief.ipv4.is_none_or(|ip| MacAddr::from_ipv4(ip) != brief.mac)
-            });
-            let is_stale = self.faults.stale.contains(network);
-            let is_unusable =
-                !is_stale && brief.is_some_and(|brief| self.is_fault(network, &brief));
-            if has_own_mac {
-                add(&mut self.faults.stale_macs, network);
-            }
-            if !is_stale {
-                self.faults.looks += 1;
-                self.faults.set_endpoint(network, id, is_unusable);
-            }
-        }
-    }
-
-    /// Whether an endpoint is unusable. Those of a network that is unusable are not: the network is
-    /// named, and not each of its endpoints.
-    fn is_fault(&self, network: &Name, endpoint: &Brief<'_>) -> bool {
-        match self.usable_network(network) {
-            Ok(network) => !self.is_usable(network, endpoint),
-            Err(_) => !self.networks.contains_key(network),
-        }
-    }
-
-    /// Looks at all that is to be looked at again.
-    fn settle_faults(&mut self) {
-        for name in std::mem::take(&mut self.faults.stale) {
-            let unusable = match self.usable_network(&name) {
-                // The network is named.
-                Err(_) if self.networks.contains_key(&name) => BTreeSet::new(),
-                usable => {
-                    let network = usable.ok();
-                    let briefs = self.endpoints.briefs(&name);
-                    let unusable =
-                        briefs.filter(|ep| network.is_none_or(|net| !self.is_usable(net, ep)));
-                    unusable.map(|brief| brief.id).collect()
-                }
-            };
-            self.faults.looks += self.endpoints.count_in(&name);
-            self.faults.set_endpoints(name, unusable);
-        }
-        for name in std::mem::take(&mut self.faults.stale_macs) {
-            let repeated = self.endpoints.repeated_macs(&name);
-            // If one of them has a claim, the others are not usable, and named already.
-            let unclaimed = repeated.filter(|(mac, ..)| self.mac_claim(&name, *mac).is_none());
-            let macs: Vec<_> = unclaimed.collect();
-            if macs.is_empty() {
-                self.faults.macs.remove(&name);
-            } else {
-                self.faults.macs.insert(name, macs);
-            }
-        }
-    }
-
-    /// Forgets what was looked at: everything is looked at again.
-    pub(super) fn doubt_all(&mut self) {
-        let is_faulty = |name: &&Name| self.usable_network(name).is_err();
-        let networks = self.networks.keys().filter(is_faulty).cloned().collect();
-        let stale: BTreeSet<Name> = self.endpoints.networks().cloned().collect();
-        let stale_macs = stale.clone();
-        self.faults = Faults { networks, stale, stale_macs, ..Faults::default() };
-    }
-
-    /// What is wrong with networks, endpoints and MACs, a line each: of each kind the first `most`,
-    /// and the number of the others.
-    pub(super) fn first_faults(&mut self, most: usize) -> (Vec<String>, usize) {
-        self.settle_faults();
-        let (view, faults) = (&*self, &self.faults);
-        let mut lines = Vec::new();
-        let networks = faults.networks.iter().take(most);
-        lines.extend(networks.filter_map(|name| view.usable_network(name).err()));
-        let endpoints = faults.endpoints.iter();
-        let endpoints = endpoints.flat_map(|(name, ids)| ids.iter().map(move |id| (name, id)));
-        lines.extend(endpoints.take(most).filter_map(|(name, id)| {
-            let endpoint = view.endpoints.brief(name, id)?.unpack(name)?;
-            view.usable_endpoint(&endpoint).err()
-        }));
-        let macs = faults.macs.iter();
-        let macs = macs.flat_map(|(name, macs)| macs.iter().map(move |found| (name, found)));
-        lines.extend(macs.take(most).map(|(name, (mac, first, other))| {
-            format!(
-                "endpoint {} in network '{name}': MAC {mac} is that of endpoint {}, too, and nobody has claimed it",
-                other.text(),
-                first.text()
-            )
-        }));
-        let macs: usize = faults.macs.values().map(Vec::len).sum();
-        let all = faults.networks.len() + faults.endpoint_count + macs;
-        let more = all.saturating_sub(lines.len());
-        (lines, more)
-    }
-
-    /// Number of endpoints that have been looked at, for faults, since the view was made: a measure of
-    /// what changes and lists have cost.
-    pub const fn looks(&self) -> usize {
-        self.faults.looks
     }
 }
