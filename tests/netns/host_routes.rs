@@ -150,6 +150,26 @@ fn a_route_that_overlaps_a_network_in_use_is_told() {
     wait_until(SOON, "no problem", || !has_problem(host, "has a route to"));
 }
 
+/// The interface of a container is lost while the host has a route of its own to the subnet. It is
+/// made again when the route is gone.
+#[test]
+#[ignore = "needs root"]
+fn a_container_gets_its_interface_when_a_route_of_the_host_is_gone() {
+    let cluster = host_with_a_gateway();
+    let host = &cluster.hosts[0];
+    connect_lan(host, "10.9.0.5/24");
+    wait_until(SOON, "the problem", || has_problem(host, "overlaps 10.9.0.0/24"));
+    let pairs = "ip -o link | grep -o 'cv[0-9a-f]\\{12\\}' | sort -u";
+    host.netns.run(&format!("for dev in $({pairs}); do ip link del $dev; done"));
+    wait_until(SOON, "the refusal", || {
+        has_problem(host, "in network 'net': subnet 10.9.0.0/24: this host has a route to")
+    });
+    assert_eq!(host.netns.run(pairs), "");
+    host.netns.run("ip link del lan0");
+    wait_until(SOON, "the container", || host.netns.succeeds("ping -c1 -W1 10.9.0.9"));
+    wait_until(SOON, "no problem", || !has_problem(host, "10.9.0.0/24"));
+}
+
 /// A network replaces no route of the host, so that none is to be put back when the network is gone:
 /// the host's routes are the same all the time, also those that come meanwhile.
 #[test]

@@ -189,7 +189,9 @@ fn lose_devices(running: &Running, pairs: bool) {
     if pairs {
         lost.extend(std::mem::take(&mut running.paper.state().veths).into_values());
     }
-    lost.into_iter().for_each(|ifindex| running.paper.tell(HostEvent::LinkGone(ifindex)));
+    for ifindex in lost {
+        running.paper.tell(HostEvent::LinkGone(ifindex));
+    }
 }
 
 /// The kernel prefers a route to a part of the subnet, so that the network's route stays beside it.
