@@ -64,9 +64,9 @@ fn a_gateway_gives_way_to_a_route_of_the_host() {
 }
 
 /// The device's address would hide the machine to which a narrower route of the host leads. The
-/// kernel itself prefers a route to another part of the subnet: a route that is there stays beside it,
-/// and none is added. Beside a wider route the network goes on. The next hop of a route of the host is
-/// not covered either.
+/// kernel itself prefers a route to another part of the subnet: a route that is there stays beside
+/// it, and none is added. Beside a wider route the network goes on. The next hop of a route of the
+/// host is not covered either.
 #[test]
 #[ignore = "needs root"]
 fn a_gateway_hides_no_route_of_the_host() {
