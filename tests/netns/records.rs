@@ -235,8 +235,8 @@ fn the_hosts_own_and_other_programs_namespaces_get_no_interface() {
 }
 
 /// A record of a network whose subnet has an address of the store or the VTEP address of another
-/// host: the host adds no route to it and makes no interface, and says so. When the conflict is gone,
-/// it makes the interface.
+/// host: the host adds no route to it and makes no interface, and says so. When the conflict is
+/// gone, it makes the interface.
 #[test]
 #[ignore = "needs root"]
 fn a_network_that_covers_the_store_or_another_host_is_not_plugged() {

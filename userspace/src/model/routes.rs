@@ -49,12 +49,12 @@ fn excludes_gateway(destination: IpNetwork, gateway: IpNetwork) -> bool {
         && (destination.prefix() == gateway.prefix() || destination.contains(gateway.ip()))
 }
 
-/// Whether the gateway device of a network has to do without a route because of another route of the
-/// host, to `destination` through `next_hop`. `gateway` is the address of the device with the prefix
-/// length of the subnet. `has_route`: the device has its route already. Then a route to a part of the
-/// subnet without that address does not count. A device without its route does not get one that
-/// covers a route of the host. The next hop of a route counts in any case: the host needs it for all
-/// that the route leads to.
+/// Whether the gateway device of a network has to do without a route because of another route of
+/// the host, to `destination` through `next_hop`. `gateway` is the address of the device with the
+/// prefix length of the subnet. `has_route`: the device has its route already. Then a route to a
+/// part of the subnet without that address does not count. A device without its route does not get
+/// one that covers a route of the host. The next hop of a route counts in any case: the host needs
+/// it for all that the route leads to.
 pub fn bars_gateway(
     (destination, next_hop): (IpNetwork, Option<IpAddr>),
     gateway: IpNetwork,

@@ -86,8 +86,8 @@ const NOT_PUBLIC: [IpNetwork; 8] = [
     example(203, 0, 113),
 ];
 
-/// Whether machines of the Internet may have addresses of an IPv4 subnet of a network. No host has a
-/// route to an IPv6 subnet of a network, so it takes nothing from the host.
+/// Whether machines of the Internet may have addresses of an IPv4 subnet of a network. No host has
+/// a route to an IPv6 subnet of a network, so it takes nothing from the host.
 pub fn is_public(subnet: IpNetwork) -> bool {
     let has = |range: &IpNetwork| range.prefix() <= subnet.prefix() && overlap(*range, subnet);
     subnet.is_ipv4() && !NOT_PUBLIC.iter().any(has)

@@ -140,10 +140,10 @@ pub fn keep_settings(device: &str) -> Result<Vec<&'static str>> {
 }
 
 /// Brings the gateway device up, gives it its address, and routes the subnet to it. Must be called
-/// after the device's program is attached. Where the host has a route of its own to the subnet, to a
-/// part of it with the device's address, or through a next hop in it, the device gives way: it keeps
-/// neither the address, which a machine there may have, nor a route. A device that has no route yet
-/// gives way to a route to any part of the subnet, see [`bars_gateway`].
+/// after the device's program is attached. Where the host has a route of its own to the subnet, to
+/// a part of it with the device's address, or through a next hop in it, the device gives way: it
+/// keeps neither the address, which a machine there may have, nor a route. A device that has no
+/// route yet gives way to a route to any part of the subnet, see [`bars_gateway`].
 ///
 /// # Errors
 /// The host has such a route, the interface does not exist, or the kernel refuses.

@@ -176,8 +176,8 @@ impl Fake {
     }
 
     /// Has a text of somebody else in everything that may come from the store or the host: in every
-    /// list, in the inspection of `overlaynet1`, in the status, and in the refusal to remove a node.
-    /// The path of the log of the container `victim` is that text as well.
+    /// list, in the inspection of `overlaynet1`, in the status, and in the refusal to remove a
+    /// node. The path of the log of the container `victim` is that text as well.
     pub(crate) fn forge(&self, text: &str) {
         let row = NetworkRow { id: text.to_owned(), ..network_row(text, 300, text, &[text]) };
         // An MTU that is too large for every interface is a finding of `doctor`, with the name.

@@ -143,8 +143,8 @@ fn what_the_verbs_that_look_print() {
     insta::assert_snapshot!("nat_requests", agent.fake.calls().join("\n"));
 }
 
-/// What of the output of a command acts on a terminal, or is a line of its own although it is a part
-/// of a text. `None`: nothing. [`FORGED`] has such characters, and a word after a line break.
+/// What of the output of a command acts on a terminal, or is a line of its own although it is a
+/// part of a text. `None`: nothing. [`FORGED`] has such characters, and a word after a line break.
 fn acting(output: &str) -> Option<String> {
     let acts = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
     let mut lines = output.lines();

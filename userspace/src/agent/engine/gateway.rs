@@ -46,7 +46,8 @@ impl Conflict {
 /// host has the route to the subnet already.
 ///
 /// A host does not add a route that covers such an address. A route that it has stays if the VTEP
-/// is of a later record than the network: no record of a host cuts others off from their containers.
+/// is of a later record than the network: no record of a host cuts others off from their
+/// containers.
 fn needed(
     view: &View,
     network: &Versioned<Network>,

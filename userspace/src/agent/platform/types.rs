@@ -25,9 +25,9 @@ pub(crate) enum PlugError {
     /// The sandbox is not Culvert's, and does not exist now. The engine tries again until it
     /// exists.
     Absent(String),
-    /// The host would add a route for the network that covers a route of its own, or an address that
-    /// it needs: the error on one line. The engine also tries again when routes, addresses or records
-    /// have changed.
+    /// The host would add a route for the network that covers a route of its own, or an address
+    /// that it needs: the error on one line. The engine also tries again when routes, addresses or
+    /// records have changed.
     Covers(String),
     /// The operation failed: class of the error, and the error on one line.
     Refused(ErrorKind, String),

@@ -66,8 +66,8 @@ impl StoreHandle {
         self.store.get()
     }
 
-    /// Notes the addresses of members of the store that have a name, by `HOST:PORT`. Members that are
-    /// not in `found` keep theirs.
+    /// Notes the addresses of members of the store that have a name, by `HOST:PORT`. Members that
+    /// are not in `found` keep theirs.
     pub(crate) fn note_addresses(&self, found: BTreeMap<String, Vec<IpAddr>>) {
         self.named.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
     }

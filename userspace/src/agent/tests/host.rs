@@ -217,8 +217,8 @@ async fn no_route_is_added_that_covers_one_of_the_host() {
     one.paper.reads.close(false);
 }
 
-/// The next hop of the default route may have an address to which the host has no other route: it is
-/// on link by the word of the default route alone.
+/// The next hop of the default route may have an address to which the host has no other route: it
+/// is on link by the word of the default route alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_gives_way_to_a_next_hop_of_the_host() {
     let world = World::new().await;

@@ -291,9 +291,9 @@ const OVERLAYS: [Pool; 4] = [
 /// 100.64.0.0/10 (RFC 6598), which carriers and some VPNs use: the last resort.
 const SHARED: Pool = Pool::new([100, 64, 0, 0], 24, 1 << 14);
 
-/// Returns the first subnet that is free: no network of the view, no VTEP, no server of the store and
-/// no next hop of the host has an address of it, no route of the host leads to it, and, for an overlay
-/// network, no node is connected to it.
+/// Returns the first subnet that is free: no network of the view, no VTEP, no server of the store
+/// and no next hop of the host has an address of it, no route of the host leads to it, and, for an
+/// overlay network, no node is connected to it.
 ///
 /// The ranges are [`NetworkSpec::pools`]. Without pools, the ranges of Docker come first and then
 /// the other private ranges. An overlay network gets a /24, first of 10.0.0.0/8. A bridge network

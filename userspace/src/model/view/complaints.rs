@@ -19,9 +19,9 @@ impl View {
         anew.first_complaints(usize::MAX).0
     }
 
-    /// As [`Self::complaints`], of each kind the first `most`, and the number of the others. The view
-    /// keeps them from change to change: the time does not depend on how many endpoints there are,
-    /// except after a change that concerns all endpoints of a network.
+    /// As [`Self::complaints`], of each kind the first `most`, and the number of the others. The
+    /// view keeps them from change to change: the time does not depend on how many endpoints there
+    /// are, except after a change that concerns all endpoints of a network.
     pub fn first_complaints(&mut self, most: usize) -> (Vec<String>, usize) {
         let skipped = self.problems.iter().take(most).map(|(key, why)| problem_line(key, why));
         let mut lines: Vec<String> = skipped.collect();
@@ -176,8 +176,8 @@ impl View {
         (lines, more)
     }
 
-    /// Number of endpoints that have been looked at, for faults, since the view was made: a measure of
-    /// what changes and lists have cost.
+    /// Number of endpoints that have been looked at, for faults, since the view was made: a measure
+    /// of what changes and lists have cost.
     pub const fn looks(&self) -> usize {
         self.faults.looks
     }

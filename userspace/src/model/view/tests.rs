@@ -153,8 +153,8 @@ fn garbage_is_counted_and_its_lines_are_bounded() {
     assert_eq!(cluster.view.complaints().len(), 1100);
 }
 
-/// Garbage of each kind: a further key costs a look at one endpoint at most, a list of what is wrong
-/// costs no look if nothing has changed, and the list is short.
+/// Garbage of each kind: a further key costs a look at one endpoint at most, a list of what is
+/// wrong costs no look if nothing has changed, and the list is short.
 #[test]
 fn garbage_of_each_kind_costs_what_one_key_costs() {
     const EACH: u32 = 12_500;
