@@ -64,8 +64,9 @@ fn a_gateway_gives_way_to_a_route_of_the_host() {
 }
 
 /// The device's address would hide the machine to which a narrower route of the host leads. The
-/// kernel itself prefers a route to another part of the subnet. Beside a wider route the network goes
-/// on.
+/// kernel itself prefers a route to another part of the subnet: a route that is there stays beside
+/// it, and none is added. Beside a wider route the network goes on. The next hop of a route of the
+/// host is not covered either.
 #[test]
 #[ignore = "needs root"]
 fn a_gateway_hides_no_route_of_the_host() {
@@ -93,14 +94,50 @@ fn a_gateway_hides_no_route_of_the_host() {
             assert_eq!(routes.trim_end(), format!("{to} dev lan0 scope link"));
             host.run(&format!("ip route del {to} dev lan0"));
         }
-        let others = ["10.9.0.128/25", "10.9.0.7", "10.9.0.0/16", "10.0.0.0/8", "0.0.0.0/1"];
-        for to in others.into_iter().chain(["default"]) {
+        // The route is there already, and stays beside these.
+        open_gateway(&netlink, &spec()).await.unwrap();
+        let parts = ["10.9.0.128/25", "10.9.0.7"];
+        let others = ["10.9.0.0/16", "10.0.0.0/8", "0.0.0.0/1", "default"];
+        for to in parts.into_iter().chain(others) {
             host.run(&format!("ip route add {to} dev lan0"));
             open_gateway(&netlink, &spec()).await.unwrap();
             assert!(addresses().contains("10.9.0.1/24"), "{to}: {}", addresses());
             assert!(host.run("ip route show").contains(gateway), "{to}");
             host.run(&format!("ip route del {to} dev lan0"));
         }
+        // It is not added beside a part. A wider route is no reason to leave it out.
+        for to in parts {
+            host.run(&format!("ip route del 10.9.0.0/24 dev cvg256 && ip route add {to} dev lan0"));
+            match open_gateway(&netlink, &spec()).await {
+                Err(SandboxError::RouteTaken { device, .. }) => assert_eq!(device, "lan0"),
+                other => panic!("{to}: {other:?}"),
+            }
+            assert_eq!(addresses(), "", "{to}");
+            assert!(!host.run("ip route show").contains("cvg256"), "{to}");
+            host.run(&format!("ip route del {to} dev lan0"));
+            open_gateway(&netlink, &spec()).await.unwrap();
+            assert!(host.run("ip route show").contains(gateway), "{to}");
+        }
+        for to in others {
+            host.run(&format!("ip route del 10.9.0.0/24 dev cvg256 && ip route add {to} dev lan0"));
+            open_gateway(&netlink, &spec()).await.unwrap();
+            assert!(host.run("ip route show").contains(gateway), "{to}");
+            host.run(&format!("ip route del {to} dev lan0"));
+        }
+        // The next hop of the default route is on link by the word of that route alone.
+        host.run("ip route add default via 10.9.0.77 dev lan0 onlink");
+        match open_gateway(&netlink, &spec()).await {
+            Err(error @ SandboxError::HopTaken { .. }) => {
+                let line = error.to_string();
+                assert!(
+                    line.contains("10.9.0.77, the next hop of the route") && line.contains("lan0")
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(host.run("ip route show").trim_end(), "default via 10.9.0.77 dev lan0 onlink");
+        host.run("ip route del default");
+        open_gateway(&netlink, &spec()).await.unwrap();
         // A route of another table serves only who has a rule for it.
         host.run("ip route add 10.9.0.0/16 dev lan0 table 77");
         open_gateway(&netlink, &spec()).await.unwrap();

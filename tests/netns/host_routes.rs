@@ -16,7 +16,7 @@ fn connect_lan(host: &Host, address: &str) {
 }
 
 /// The device of the host's route to an address.
-fn device_to(host: &Host, ip: &str) -> String {
+pub(crate) fn device_to(host: &Host, ip: &str) -> String {
     let found = host.netns.try_run(&format!("ip -j route get {ip}")).stdout;
     let route: serde_json::Value = serde_json::from_slice(&found).unwrap_or_default();
     route[0]["dev"].as_str().unwrap_or_default().to_owned()
@@ -46,8 +46,14 @@ fn a_hosts_own_network_is_not_taken_from_it() {
     two.netns.run("ip addr flush dev lan0 && ip addr add 10.9.0.5/16 dev lan0");
     let line = two.refused(1, &["run", "-d", "--name", &name, "--network", "net", "sleep", "60"]);
     assert!(line.contains("10.9.0.0/16 by lan0"), "{line}");
-    // The advice in the refusal works.
     two.netns.run("ip link del lan0");
+    // The next hop of the default route is on link by the word of that route alone.
+    two.netns.run("ip route add default via 10.9.0.77 dev up0 onlink");
+    let line = two.refused(1, &["run", "-d", "--name", &name, "--network", "net", "sleep", "60"]);
+    assert!(line.contains("has 10.9.0.77, the next hop of the route of this host"), "{line}");
+    assert_eq!(device_to(two, "10.9.0.78"), "up0");
+    // The advice in the refusals works.
+    two.netns.run("ip route del default");
     two.run_idle(&name, "net", &[]);
     two.ok(&["rm", "-f", &name]);
     one.ok(&["network", "rm", "net"]);
@@ -142,6 +148,58 @@ fn a_route_that_overlaps_a_network_in_use_is_told() {
     // The kernel says nothing of the routes that an interface loses when it is set down.
     host.netns.run("ip link set lan0 down");
     wait_until(SOON, "no problem", || !has_problem(host, "has a route to"));
+}
+
+/// The interface of a container is lost while the host has a route of its own to the subnet. It is
+/// made again when the route is gone.
+#[test]
+#[ignore = "needs root"]
+fn a_container_gets_its_interface_when_a_route_of_the_host_is_gone() {
+    let cluster = host_with_a_gateway();
+    let host = &cluster.hosts[0];
+    connect_lan(host, "10.9.0.5/24");
+    wait_until(SOON, "the problem", || has_problem(host, "overlaps 10.9.0.0/24"));
+    let pairs = "ip -o link | grep -o 'cv[0-9a-f]\\{12\\}' | sort -u";
+    host.netns.run(&format!("for dev in $({pairs}); do ip link del $dev; done"));
+    wait_until(SOON, "the refusal", || {
+        has_problem(host, "in network 'net': subnet 10.9.0.0/24: this host has a route to")
+    });
+    assert_eq!(host.netns.run(pairs), "");
+    host.netns.run("ip link del lan0");
+    wait_until(SOON, "the container", || host.netns.succeeds("ping -c1 -W1 10.9.0.9"));
+    wait_until(SOON, "no problem", || !has_problem(host, "10.9.0.0/24"));
+}
+
+/// A network replaces no route of the host, so that none is to be put back when the network is
+/// gone: the host's routes are the same all the time, also those that come meanwhile.
+#[test]
+#[ignore = "needs root"]
+fn a_host_keeps_its_own_routes_all_the_time() {
+    let cluster = host_with_a_gateway();
+    let host = &cluster.hosts[0];
+    connect_lan(host, "198.18.0.5/24");
+    for to in ["10.9.0.128/25", "10.0.0.0/8", "10.9.0.0/24"] {
+        host.netns.run(&format!("ip route add {to} dev lan0 metric 5"));
+    }
+    let own = || {
+        let shown = host.netns.run("ip route show");
+        let mut lines: Vec<String> = shown.lines().map(|line| line.trim_end().to_owned()).collect();
+        lines.retain(|line| !line.contains("cvg"));
+        lines.sort();
+        lines
+    };
+    let before = own();
+    wait_until(SOON, "the network to give way", || {
+        !host.netns.run("ip route show").contains("cvg")
+    });
+    assert_eq!(own(), before);
+    let name = host.json(&["ps"])[0]["name"].as_str().unwrap().to_owned();
+    host.ok(&["rm", "-f", &name]);
+    host.ok(&["network", "rm", "net"]);
+    wait_until(SOON, "no gateway device", || {
+        !host.netns.succeeds("ip link show | grep 'cvg[0-9]'")
+    });
+    assert_eq!(own(), before);
 }
 
 /// The administrator has made the neighbour entry of another host permanent, before that host's VTEP

@@ -3,34 +3,91 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
 
 use std::{
+    collections::BTreeMap,
     fs::File,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use culvert::model::{Endpoint, IpOwner, Key, MacAddr, Name, SCHEMA, SandboxRef, encode};
+use culvert::model::{
+    Driver, Endpoint, IpOwner, Key, MacAddr, Name, Network, Node, Protocol, PublishedPort, SCHEMA,
+    SandboxRef, VniOwner, encode, validate,
+};
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
     netns::{Netns, wait_until},
-    sock,
+    sock::{self, container},
 };
-use etcd_client::Client;
+use etcd_client::{Client, GetOptions};
+
+use crate::{
+    host_routes::device_to,
+    ports::{echo, exchange},
+};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
-/// Writes keys into the store, in the namespace of the store.
-fn put(cluster: &Cluster, records: &[(String, Vec<u8>)]) {
+/// Uses a client of the store, in the namespace of the store.
+fn ask<T: Send>(cluster: &Cluster, question: impl AsyncFnOnce(Client) -> T + Send) -> T {
+    let endpoint = cluster.etcd.endpoint();
     sock::within(cluster.switch.path(), || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let mut client = Client::connect([cluster.etcd.endpoint()], None).await.unwrap();
-            for (key, value) in records {
-                client.put(key.as_str(), value.clone(), None).await.unwrap();
-            }
-        });
+            let client = Client::connect([endpoint], None).await.unwrap();
+            question(client).await
+        })
+    })
+}
+
+/// Writes keys into the store.
+fn put(cluster: &Cluster, records: &[(String, Vec<u8>)]) {
+    ask(cluster, async |mut client| {
+        for (key, value) in records {
+            client.put(key.as_str(), value.clone(), None).await.unwrap();
+        }
     });
+}
+
+/// Deletes a key of the store.
+fn delete(cluster: &Cluster, key: &str) {
+    ask(cluster, async |mut client| drop(client.delete(key, None).await.unwrap()));
+}
+
+/// The endpoints of a network in the store.
+fn endpoints_of(cluster: &Cluster, network: &str) -> Vec<Endpoint> {
+    let prefix = format!("/culvert/v1/endpoints/{network}/");
+    ask(cluster, async |mut client| {
+        let all = GetOptions::new().with_prefix();
+        let found = client.get(prefix, Some(all)).await.unwrap();
+        found.kvs().iter().map(|kv| serde_json::from_slice(kv.value()).unwrap()).collect()
+    })
+}
+
+/// Writes an overlay network into the store, with the claim to its VNI. No host checks its subnet.
+fn forge_network(cluster: &Cluster, title: &str, subnet: &str, vni: u32) {
+    let network = Network {
+        schema: SCHEMA,
+        name: name(title),
+        id: "0f".repeat(32),
+        driver: Driver::Overlay,
+        subnets: validate::with_gateways(&[subnet.parse().unwrap()], None).unwrap(),
+        vni: vni.try_into().unwrap(),
+        mtu: 1450,
+        internal: false,
+        learning: false,
+        options: BTreeMap::new(),
+        labels: BTreeMap::new(),
+    };
+    let owner = VniOwner { schema: SCHEMA, network: network.name.clone() };
+    let records = [
+        (Key::vni(network.vni), encode(&owner).unwrap()),
+        (Key::network(&network.name), encode(&network).unwrap()),
+    ];
+    put(cluster, &records);
+    cluster.wait_network(title);
 }
 
 /// An endpoint of the first host in the network `net` (10.0.0.0/24, VNI 300), with the address
@@ -165,4 +222,102 @@ fn the_hosts_own_and_other_programs_namespaces_get_no_interface() {
     host.run_idle(&first, "net", &[]);
     host.run_idle(&second, "net", &[]);
     host.wait_ping(&first, &host.ip(&second, "net"));
+}
+
+/// A record of a network whose subnet has an address of the store or the VTEP address of another
+/// host: the host adds no route to it and makes no interface, and says so. When the conflict is
+/// gone, it makes the interface.
+#[test]
+#[ignore = "needs root"]
+fn a_network_that_covers_the_store_or_another_host_is_not_plugged() {
+    let mut cluster = Cluster::without_agents(1, 1500);
+    let host = &mut cluster.hosts[0];
+    // A second member of the store, which does not answer.
+    host.store = format!("{},10.9.0.50:2379", host.store);
+    host.start_agent(&[]);
+    host.wait_ready();
+    let host = &cluster.hosts[0];
+    let container = unique_name("covers");
+    let refused = |network: &str, words: &str| {
+        let run = ["run", "-d", "--name", &container, "--network", network, "sleep", "60"];
+        let line = host.refused(1, &run);
+        assert!(line.contains(words), "{line}");
+        assert!(
+            !host.netns.succeeds("ip link show | grep 'cvg[0-9]'"),
+            "a gateway device was made"
+        );
+    };
+    forge_network(&cluster, "near", "10.9.0.0/24", 300);
+    refused("near", "subnet 10.9.0.0/24 has 10.9.0.50, an address of the store");
+
+    // The record of the other host is later than that of the network.
+    forge_network(&cluster, "far", "10.10.0.0/24", 301);
+    let peer = Node::new(name("peer"), "9".repeat(64), [10, 10, 0, 77].into(), 4789);
+    let key = Key::node(&peer.name);
+    let nodes = |number: usize| {
+        wait_until(SOON, "the nodes", || {
+            host.json(&["node", "ls"]).as_array().is_some_and(|nodes| nodes.len() == number)
+        });
+    };
+    let come = || {
+        put(&cluster, &[(key.clone(), encode(&peer).unwrap())]);
+        nodes(2);
+    };
+    let go = || {
+        delete(&cluster, &key);
+        nodes(1);
+    };
+    come();
+    let words = "subnet 10.10.0.0/24 has 10.10.0.77, the VTEP address of node 'peer'";
+    refused("far", words);
+    go();
+    host.run_idle(&container, "far", &["--ip", "10.10.0.9"]);
+    let reaches = || host.netns.succeeds("ping -c1 -W1 10.10.0.9");
+    wait_until(SOON, "the container", reaches);
+
+    // All devices are lost, as by a new start of the host.
+    come();
+    host.netns.run(
+        "ip link del cvg301; \
+         for dev in $(ip -o link | grep -o 'cv[0-9a-f]\\{12\\}' | sort -u); do ip link del $dev; done",
+    );
+    let told = format!("container '{container}' in network 'far': {words}");
+    wait_until(SOON, "the problem", || problems(host).contains(&told));
+    assert!(!device_to(host, "10.10.0.77").starts_with("cvg"));
+    go();
+    wait_until(SOON, "the container again", reaches);
+    wait_until(SOON, "no problem", || !problems(host).contains(words));
+    host.ok(&["rm", "-f", &container]);
+}
+
+/// A record of a container with the port of a process of the host, which listens: the process gets
+/// its clients as before, and the host says so. A port that is free is the container's.
+#[test]
+#[ignore = "needs root"]
+fn the_port_of_a_listener_is_not_taken_by_a_record() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    let web = unique_name("web");
+    host.run_idle(&web, "net", &["-p", "8080:80"]);
+    let listener = echo(host.netns.path(), "tcp", 2222);
+    let server = echo(&container(&web), "tcp", 80);
+    let mut record = endpoints_of(&cluster, "net").remove(0);
+    record.ports.extend([2222, 8081].map(|host_port| PublishedPort {
+        host_ip: Ipv4Addr::UNSPECIFIED,
+        host_port,
+        container_port: 80,
+        protocol: Protocol::Tcp,
+        count: 1,
+    }));
+    put(&cluster, &[(Key::endpoint(&record.network, &record.id), encode(&record).unwrap())]);
+    let client = cluster.plain_host(50);
+    let comes_through = |port: u16| exchange(&client, "tcp", host.vtep(), port, 10) == "ok 10";
+    wait_until(SOON, "the free port", || comes_through(8081));
+    assert_eq!(server.take_clients(), ["192.0.2.51"]);
+    wait_until(SOON, "the problem", || problems(host).contains("port 2222/tcp is in use by"));
+    assert!(comes_through(2222) && comes_through(8080));
+    assert_eq!(listener.take_clients(), ["192.0.2.51"]);
+    drop(listener);
+    host.ok(&["rm", "-f", &web]);
 }

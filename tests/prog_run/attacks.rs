@@ -3,9 +3,9 @@
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
-use culvert::datapath::{Options, now_ns};
+use culvert::datapath::{Options, now_ns, test_run::sk_buff};
 use culvert_common::{
-    abi::{Action, Code, Direction, DropReason, Flow, Note, kind, programs, seen, zone},
+    abi::{Action, Code, Direction, DropReason, Flow, Note, kind, zone},
     datapath::{conntrack::FlowState, nat},
 };
 use culvert_tests::packet::{ACK, Host, SEQ, SYN, V4, payload};
@@ -13,7 +13,7 @@ use culvert_tests::packet::{ACK, Host, SEQ, SYN, V4, payload};
 use crate::{
     flows::{begins, exchange, exchange_on},
     interfaces::Interface,
-    lab::{Lab, MAX_FLOWS, PORT_SHARE, alone, alone_with},
+    lab::{Lab, MAX_FLOWS, PORT_SHARE, alone_with},
     routed::{
         CREATED, answer, entries, flow, forget_all, inbound, key, outbound, publish, to_gateway,
     },

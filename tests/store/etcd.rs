@@ -564,6 +564,9 @@ async fn a_host_writes_only_what_its_roles_permit() {
         "endpoints/bridge@host10/7b",
         "ipam/red/10.1.0.2",
         "ipam/bridge@host2/172.17.0.2",
+        "macs/red/0e:00:00:00:00:01",
+        "macs/bridge@host2/0e:00:00:00:00:01",
+        "macs/bridge@host10/0e:00:00:00:00:01",
         "vteps/blue/192.0.2.99",
         "store",
     ];
@@ -577,5 +580,7 @@ async fn a_host_writes_only_what_its_roles_permit() {
         assert!(error.to_string().contains("permission denied"), "{change:?}: {error}");
     }
     // The keys of a network do not tell its hosts apart, which the page says.
-    write(&host, vec![put("/culvert/v1/endpoints/blue/7b", "v")]).await;
+    for key in ["endpoints/blue/7b", "ipam/blue/10.0.0.9", "macs/blue/0e:00:00:00:00:01"] {
+        write(&host, vec![put(&format!("/culvert/v1/{key}"), "v")]).await;
+    }
 }

@@ -246,6 +246,7 @@ async fn run_once(
     tasks.spawn(path_mtu::keep(Arc::clone(&shared)));
     // Before containers are plugged, and without the store.
     tasks.spawn(store_address::keep(Arc::clone(&shared), Arc::clone(&host)));
+    tasks.spawn(store_address::learn(Arc::clone(&shared)));
 
     let agent = Arc::new(Agent::new(Arc::clone(&shared)));
     agent.resume();

@@ -131,7 +131,7 @@ impl Shared {
         self.view.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The view, for the engine.
+    /// The view, for the engine, and for what the view keeps of its own.
     pub(super) fn view_mut(&self) -> RwLockWriteGuard<'_, View> {
         self.view.write().unwrap_or_else(PoisonError::into_inner)
     }
@@ -207,10 +207,13 @@ impl Shared {
         unclaimed
     }
 
-    /// The addresses of the store, as far as `--store` has addresses and not names.
+    /// The addresses of the store: those that `--store` has, and those that its names had when they
+    /// were last looked up.
     pub(crate) fn store_addresses(&self) -> Vec<IpAddr> {
         let url: Result<StoreUrl, _> = self.options.store.parse();
-        url.map(|url| url.addresses()).unwrap_or_default()
+        let mut addresses = url.map(|url| url.addresses()).unwrap_or_default();
+        addresses.extend(self.store.named_addresses());
+        addresses
     }
 
     /// Whether ports are not held because no open file was left.

@@ -1,4 +1,5 @@
-//! The addresses of a store without authentication, which are closed to containers.
+//! The addresses of the store: no network takes the way to them, and those of a store without
+//! authentication are closed to containers.
 //!
 //! Packets from containers to other hosts leave with the address of their host. So a rule that lets
 //! hosts reach etcd by their addresses lets containers reach it, too. An etcd that asks neither for
@@ -39,6 +40,46 @@ fn members(options: &AgentOptions) -> Vec<String> {
 /// Whether the agent uses an etcd without authentication beyond the loopback device.
 pub(super) fn is_exposed(options: &AgentOptions) -> bool {
     members(options).iter().any(|member| !is_loopback(member))
+}
+
+/// The members of the store that are given by name, each `HOST:PORT`.
+fn named(store: &str) -> Vec<String> {
+    match store.parse::<StoreUrl>() {
+        Ok(StoreUrl::Etcd(mut members)) => {
+            members.retain(|member| member.parse::<SocketAddr>().is_err());
+            members
+        }
+        Ok(StoreUrl::File(_)) | Err(_) => Vec::new(),
+    }
+}
+
+/// The addresses of those of `members` whose names are found.
+async fn look_up(members: &[String]) -> BTreeMap<String, Vec<IpAddr>> {
+    let mut found = BTreeMap::new();
+    for member in members {
+        if let Ok(addresses) = tokio::net::lookup_host(member.as_str()).await {
+            found.insert(member.clone(), addresses.map(|address| address.ip()).collect());
+        }
+    }
+    found
+}
+
+/// Keeps the addresses known of the members of the store that are given by name, until the agent
+/// stops. A name that is not found is no problem of its own: the store does not answer then.
+pub(super) async fn learn(shared: Arc<Shared>) {
+    let names = named(&shared.options.store);
+    while !names.is_empty() {
+        let found = tokio::select! {
+            () = shared.ending.shutdown.cancelled() => return,
+            found = look_up(&names) => found,
+        };
+        let pause = if found.len() == names.len() { EVERY } else { AGAIN };
+        shared.store.note_addresses(found);
+        tokio::select! {
+            () = shared.ending.shutdown.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
 }
 
 /// Keeps the members of the store closed to containers, until the agent stops. A member whose name is
@@ -117,6 +158,24 @@ async fn resolve(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn members_with_a_name_are_told_from_addresses() {
+        let names = named("etcd://192.0.2.1:2379,etcd.example:2379,[::1]:2380,etcd2:2379");
+        assert_eq!(names, ["etcd.example:2379", "etcd2:2379"]);
+        assert!(named("file:/var/lib/culvert/store").is_empty());
+    }
+
+    #[tokio::test]
+    async fn addresses_of_names_that_are_not_found_stay() {
+        let store = crate::agent::state::StoreHandle::default();
+        let (one, absent) = ("192.0.2.1:2379".to_owned(), "store.invalid".to_owned());
+        store.note_addresses([(absent.clone(), vec![[192, 0, 2, 9].into()])].into());
+        // Addresses are found without a name server. One without a port is refused without it.
+        store.note_addresses(look_up(&[one, absent]).await);
+        let known: [IpAddr; 2] = [[192, 0, 2, 1].into(), [192, 0, 2, 9].into()];
+        assert_eq!(store.named_addresses(), known);
+    }
 
     #[tokio::test]
     async fn members_are_looked_up_and_kept() {

@@ -20,12 +20,20 @@ pub struct HostRoute {
     pub destination: IpNetwork,
     /// Name of the interface; of the first, if the route has several.
     pub device: String,
+    /// Next hop. `None` if the destination is on link, or the route has several.
+    pub next_hop: Option<IpAddr>,
 }
 
 impl HostRoute {
     /// Whether a network must not use addresses of the destination.
     pub fn is_taken(&self) -> bool {
         self.destination.prefix() >= NETWORK
+    }
+
+    /// The next hop, if it has an address of a subnet: the host, which needs it for whatever the
+    /// route leads to, would look for it in the network.
+    pub fn hop_in(&self, subnet: IpNetwork) -> Option<IpAddr> {
+        self.next_hop.filter(|hop| subnet.contains(*hop))
     }
 }
 
@@ -35,10 +43,27 @@ impl HostRoute {
 /// of the subnet does not count: the kernel prefers it to that of the device. A route to more than
 /// the subnet does not count either: a network in use goes on if, for example, a VPN brings such a
 /// route.
-pub fn excludes_gateway(destination: IpNetwork, gateway: IpNetwork) -> bool {
+fn excludes_gateway(destination: IpNetwork, gateway: IpNetwork) -> bool {
     destination.prefix() >= gateway.prefix().max(NETWORK)
         && overlap(destination, gateway)
         && (destination.prefix() == gateway.prefix() || destination.contains(gateway.ip()))
+}
+
+/// Whether the gateway device of a network has to do without a route because of another route of
+/// the host, to `destination` through `next_hop`. `gateway` is the address of the device with the
+/// prefix length of the subnet. `has_route`: the device has its route already. Then a route to a
+/// part of the subnet without that address does not count. A device without its route does not get
+/// one that covers a route of the host. The next hop of a route counts in any case: the host needs
+/// it for all that the route leads to.
+pub fn bars_gateway(
+    (destination, next_hop): (IpNetwork, Option<IpAddr>),
+    gateway: IpNetwork,
+    has_route: bool,
+) -> bool {
+    let is_part = destination.prefix() >= gateway.prefix() && overlap(destination, gateway);
+    excludes_gateway(destination, gateway)
+        || (!has_route && is_part)
+        || next_hop.is_some_and(|hop| gateway.contains(hop))
 }
 
 /// The first route of a host to an address of one of a network's subnets, and that subnet.
@@ -72,9 +97,31 @@ pub fn not_routed<'a>(
     let own =
         |route: &HostRoute| others.iter().any(|other| within(route.destination, other.subnet));
     match routed(new, routes.iter().filter(|route| !own(route))) {
-        None => Ok(()),
+        None => hops_apart(new, routes),
         Some((subnet, HostRoute { destination, device, .. })) => Err(Invalid(format!(
             "subnet {subnet} overlaps {destination}, to which this host has a route by {device}: choose another, or remove that route"
+        ))),
+    }
+}
+
+/// The first next hop of a host that has an address of one of a network's subnets: that subnet, the
+/// address and the route.
+pub fn hop_within<'a>(
+    subnets: &[IpNetwork],
+    routes: impl IntoIterator<Item = &'a HostRoute>,
+) -> Option<(IpNetwork, IpAddr, &'a HostRoute)> {
+    routes.into_iter().find_map(|route| {
+        subnets.iter().find_map(|subnet| Some((*subnet, route.hop_in(*subnet)?, route)))
+    })
+}
+
+/// Checks that no next hop of a host has an address of the subnets of a new network.
+fn hops_apart(new: &[IpNetwork], routes: &[HostRoute]) -> Result<(), Invalid> {
+    match hop_within(new, routes) {
+        None => Ok(()),
+        Some((subnet, hop, route)) => Err(Invalid(format!(
+            "subnet {subnet} has {hop}, the next hop of the route of this host to {} by {}: choose another",
+            route.destination, route.device
         ))),
     }
 }
@@ -138,7 +185,7 @@ mod tests {
 
     fn route(to: &str) -> HostRoute {
         let destination = to.parse().expect("network");
-        HostRoute { destination, device: "lan0".to_owned() }
+        HostRoute { destination, device: "lan0".to_owned(), next_hop: None }
     }
 
     #[test]
@@ -165,6 +212,40 @@ mod tests {
         for to in others.into_iter().chain(["10.9.0.0/16", "10.0.0.0/8", "::/0", "fd00::/8"]) {
             assert!(!excludes(to), "{to}");
         }
+    }
+
+    #[test]
+    fn a_gateway_device_gets_no_route_that_covers_one_of_the_host() {
+        let gateway: IpNetwork = "10.9.0.1/24".parse().expect("address");
+        let bars = |to: &str, hop: &str, has_route| {
+            let hop = hop.parse().ok();
+            bars_gateway((to.parse().expect("network"), hop), gateway, has_route)
+        };
+        for to in ["10.9.0.0/24", "10.9.0.0/25", "10.9.0.1/32"] {
+            assert!(bars(to, "", false) && bars(to, "", true), "{to}");
+        }
+        // The route that is there already stays beside these. The kernel prefers them.
+        for to in ["10.9.0.128/25", "10.9.0.7/32"] {
+            assert!(bars(to, "", false) && !bars(to, "", true), "{to}");
+        }
+        // Wider routes, such as those of a VPN, and routes elsewhere.
+        for to in ["10.9.0.0/16", "10.0.0.0/8", "0.0.0.0/1", "0.0.0.0/0", "10.9.1.0/24", "::/0"] {
+            for hop in ["", "192.0.2.1", "10.9.1.1", "fe80::1"] {
+                assert!(!bars(to, hop, false) && !bars(to, hop, true), "{to} via {hop}");
+            }
+            // The way to the next hop, which may be on link by the word of the route alone.
+            assert!(bars(to, "10.9.0.77", false) && bars(to, "10.9.0.77", true), "{to}");
+        }
+    }
+
+    #[test]
+    fn a_new_network_does_not_have_the_next_hop_of_a_route() {
+        let subnet = ["10.1.0.0/16".parse().expect("subnet")];
+        let by = |hop: &str| HostRoute { next_hop: hop.parse().ok(), ..route("0.0.0.0/0") };
+        let line = not_routed(&subnet, &[by("10.1.2.3")], []).expect_err("the next hop").0;
+        let part = "has 10.1.2.3, the next hop of the route of this host to 0.0.0.0/0 by lan0";
+        assert!(line.contains(part), "{line}");
+        not_routed(&subnet, &[by("10.2.0.1"), by("fe80::1"), by("")], []).expect("elsewhere");
     }
 
     #[test]

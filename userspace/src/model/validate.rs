@@ -65,6 +65,34 @@ const RESERVED: [(IpNetwork, &str); 9] = [
     (v6(0xff00, 0, 8), "multicast"),
 ];
 
+/// A subnet for documentation (RFC 5737).
+const fn example(a: u8, b: u8, c: u8) -> IpNetwork {
+    match Ipv4Network::new_checked(Ipv4Addr::new(a, b, c, 0), 24) {
+        Some(network) => IpNetwork::V4(network),
+        // Evaluated only at compile time.
+        None => unreachable!(),
+    }
+}
+
+/// IPv4 ranges that no machine of the Internet has (RFC 1918, RFC 6598, RFC 2544, RFC 5737).
+const NOT_PUBLIC: [IpNetwork; 8] = [
+    v4(10, 0, 8),
+    v4(172, 16, 12),
+    v4(192, 168, 16),
+    v4(100, 64, 10),
+    v4(198, 18, 15),
+    example(192, 0, 2),
+    example(198, 51, 100),
+    example(203, 0, 113),
+];
+
+/// Whether machines of the Internet may have addresses of an IPv4 subnet of a network. No host has
+/// a route to an IPv6 subnet of a network, so it takes nothing from the host.
+pub fn is_public(subnet: IpNetwork) -> bool {
+    let has = |range: &IpNetwork| range.prefix() <= subnet.prefix() && overlap(*range, subnet);
+    subnet.is_ipv4() && !NOT_PUBLIC.iter().any(has)
+}
+
 /// Whether two subnets share an address.
 pub fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
     a.is_ipv4() == b.is_ipv4() && (a.contains(b.network()) || b.contains(a.network()))

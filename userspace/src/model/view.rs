@@ -4,6 +4,7 @@ mod chunked;
 mod claims;
 mod complaints;
 mod endpoints;
+mod faults;
 mod home;
 mod packed;
 mod sorted;
@@ -17,6 +18,7 @@ use std::{
     path::Path,
 };
 
+use self::faults::Faults;
 #[cfg(test)]
 pub(crate) use self::packed::decoded;
 pub use self::{
@@ -63,6 +65,8 @@ pub struct View {
     pub vteps: BTreeMap<Name, BTreeMap<Ipv4Addr, Versioned<ForeignVtep>>>,
     /// Keys whose record is skipped, and the reason.
     pub problems: BTreeMap<String, String>,
+    /// What follows from these records: the networks and endpoints that may not be carried.
+    faults: Faults,
 }
 
 impl View {
@@ -82,7 +86,9 @@ impl View {
     /// Adds the entries of a snapshot.
     pub fn add_snapshot(&mut self, snapshot: &Snapshot) {
         for entry in &snapshot.entries {
-            self.put(entry, &mut Touched::default());
+            let mut touched = Touched::default();
+            self.put(entry, &mut touched);
+            self.note_faults(&touched, true);
         }
         self.revision = self.revision.max(snapshot.revision);
     }
@@ -93,6 +99,7 @@ impl View {
         for change in &update.changes {
             self.change(change, &mut touched);
         }
+        self.note_faults(&touched, false);
         self.folded(update);
         touched
     }
@@ -104,6 +111,7 @@ impl View {
         for change in &update.changes {
             let mut touched = Touched::default();
             self.change(change, &mut touched);
+            self.note_faults(&touched, true);
             problems.append(&mut touched.problems);
         }
         self.folded(update);
@@ -125,6 +133,7 @@ impl View {
     pub fn apply(&mut self, change: &Change) -> Touched {
         let mut touched = Touched::default();
         self.change(change, &mut touched);
+        self.note_faults(&touched, false);
         self.revision = self.revision.max(change.revision());
         touched
     }

@@ -1,6 +1,6 @@
 //! Errors of operations on a sandbox.
 
-use std::{io, path::PathBuf};
+use std::{io, net::IpAddr, path::PathBuf};
 
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
@@ -39,6 +39,20 @@ pub enum SandboxError {
     RouteTaken {
         /// Subnet of the network.
         subnet: IpNetwork,
+        /// Destination of the host's route.
+        destination: IpNetwork,
+        /// Interface of the host's route.
+        device: String,
+    },
+    /// The next hop of a route of the host has an address of a network.
+    #[error(
+        "subnet {subnet} has {hop}, the next hop of the route of this host to {destination} by {device}: change that route, or use another host or network"
+    )]
+    HopTaken {
+        /// Subnet of the network.
+        subnet: IpNetwork,
+        /// Next hop of the host's route.
+        hop: IpAddr,
         /// Destination of the host's route.
         destination: IpNetwork,
         /// Interface of the host's route.

@@ -14,7 +14,7 @@ use ipnetwork::IpNetwork;
 
 use super::{Result, SandboxError, sysctl};
 use crate::{
-    model::{MacAddr, excludes_gateway},
+    model::{MacAddr, bars_gateway},
     netlink::{Link, Netlink, NetlinkError, Route, subnet_of},
     netns::run_in,
 };
@@ -140,9 +140,10 @@ pub fn keep_settings(device: &str) -> Result<Vec<&'static str>> {
 }
 
 /// Brings the gateway device up, gives it its address, and routes the subnet to it. Must be called
-/// after the device's program is attached. Where the host has a route of its own to the subnet, or
-/// to a part of it with the device's address, the device gives way: it keeps neither the address,
-/// which a machine there may have, nor a route, see [`excludes_gateway`].
+/// after the device's program is attached. Where the host has a route of its own to the subnet, to
+/// a part of it with the device's address, or through a next hop in it, the device gives way: it
+/// keeps neither the address, which a machine there may have, nor a route. A device that has no
+/// route yet gives way to a route to any part of the subnet, see [`bars_gateway`].
 ///
 /// # Errors
 /// The host has such a route, the interface does not exist, or the kernel refuses.
@@ -185,10 +186,12 @@ async fn route_taken(
     routes: &[Route],
 ) -> Result<Option<SandboxError>> {
     let Some(gateway) = spec.address else { return Ok(None) };
+    let is_its = |route: &Route| route.is_main() && route.ifindex == link.index;
+    let has_route = routes.iter().any(|route| is_its(route) && spec.has_route(route));
     let is_other = |route: &&Route| {
         route.is_main()
             && route.ifindex != link.index
-            && excludes_gateway(route.destination, gateway)
+            && bars_gateway((route.destination, route.gateway), gateway, has_route)
     };
     let subnet = subnet_of(gateway);
     for route in routes.iter().filter(is_other) {
@@ -198,10 +201,11 @@ async fn route_taken(
             // That of a network that is being removed.
             continue;
         }
-        return Ok(Some(SandboxError::RouteTaken {
-            subnet,
-            destination: route.destination,
-            device: device.map_or_else(|| format!("#{}", route.ifindex), |link| link.name),
+        let destination = route.destination;
+        let device = device.map_or_else(|| format!("#{}", route.ifindex), |link| link.name);
+        return Ok(Some(match route.gateway.filter(|hop| subnet.contains(*hop)) {
+            Some(hop) => SandboxError::HopTaken { subnet, hop, destination, device },
+            None => SandboxError::RouteTaken { subnet, destination, device },
         }));
     }
     Ok(None)

@@ -13,13 +13,13 @@ use culvert::{
     api::{
         self, Backend,
         types::{
-            AddressChange, AgentStatus, Allowed, ApiConnections, ApiError, Connect,
+            AddressChange, AgentStatus, Allowed, ApiConnections, ApiError, Connect, ConntrackShare,
             ConntrackStatus, ContainerCreate, ContainerNetwork, ContainerRow, ContainerState,
             Counts, Created, DatapathStatus, ErrorKind, FdbRow, InspectContainer, InspectIpam,
             InspectPeer, InspectSubnet, NatPage, NatQuery, NatRow, NeighRow, NetworkCreate,
             NetworkInspect, NetworkRow, NodeRow, PathMtuStatus, PublishedPorts, PublishedRow,
-            Sources, StatsRow, Status, StoreCertificate, StoreRead, StoreStatus, VtepChange,
-            VtepRow,
+            RepairRow, Sources, StatsRow, Status, StoreCertificate, StoreRead, StoreStatus,
+            VtepChange, VtepRow,
         },
     },
     choice::{Uplink, XdpSupport},
@@ -48,6 +48,8 @@ struct State {
     problems: Vec<String>,
     warnings: Vec<String>,
     forgetful: bool,
+    /// Text of somebody else, which every answer has.
+    forged: Option<String>,
     certificates: Vec<StoreCertificate>,
     shutdown: Option<CancellationToken>,
 }
@@ -66,6 +68,74 @@ fn network_row(name: &str, vni: u32, driver: &str, subnets: &[&str]) -> NetworkR
         vni,
         mtu: 1450,
         endpoints: 0,
+    }
+}
+
+/// A container all of whose other texts are `text`.
+fn forged_container(name: &str, text: &str) -> ContainerRow {
+    let text = || text.to_owned();
+    ContainerRow {
+        name: name.to_owned(),
+        id: Some(text()),
+        mode: text(),
+        state: text(),
+        pid: None,
+        exit_code: None,
+        restart: RestartPolicy::No,
+        restarts: 0,
+        netns: text(),
+        log: Some(text()),
+        networks: vec![ContainerNetwork {
+            name: text(),
+            ip: text(),
+            ip6: Some(text()),
+            additional: vec![text()],
+            mac: text(),
+            ifname: text(),
+            ports: vec![text()],
+            from: vec![text()],
+            unserved: vec![text()],
+        }],
+        shares: Some(text()),
+        command: vec![text()],
+        hostname: Some(text()),
+        etc: Some(text()),
+        privileges: Privileges::default(),
+        warnings: Vec::new(),
+    }
+}
+
+/// The inspection of a network all of whose texts are `text`.
+fn forged_inspection(text: &str) -> NetworkInspect {
+    let text = || text.to_owned();
+    NetworkInspect {
+        name: text(),
+        id: text(),
+        scope: text(),
+        driver: text(),
+        enable_ipv6: false,
+        ipam: InspectIpam {
+            driver: text(),
+            config: vec![InspectSubnet { subnet: text(), gateway: text() }],
+        },
+        internal: false,
+        containers: BTreeMap::from([(
+            text(),
+            InspectContainer {
+                name: text(),
+                node: text(),
+                endpoint_id: text(),
+                mac_address: text(),
+                ipv4_address: text(),
+                ipv6_address: text(),
+                additional_addresses: vec![text()],
+            },
+        )]),
+        options: BTreeMap::from([(text(), text())]),
+        labels: BTreeMap::from([(text(), text())]),
+        vni: 256,
+        mtu: 1450,
+        peers: vec![InspectPeer { name: text(), ip: text() }],
     }
 }
 
@@ -105,13 +175,29 @@ impl Fake {
         self.state().problems.push(problem.to_owned());
     }
 
-    /// Has a text of somebody else in everything that may come from the store or the host.
+    /// Has a text of somebody else in everything that may come from the store or the host: in every
+    /// list, in the inspection of `overlaynet1`, in the status, and in the refusal to remove a
+    /// node. The path of the log of the container `victim` is that text as well.
     pub(crate) fn forge(&self, text: &str) {
         let row = NetworkRow { id: text.to_owned(), ..network_row(text, 300, text, &[text]) };
+        // An MTU that is too large for every interface is a finding of `doctor`, with the name.
+        let name = format!("{text}2");
+        let wide = NetworkRow { mtu: u16::MAX, ..network_row(&name, 301, "overlay", &[text]) };
         let mut state = self.state();
-        state.networks.insert(row.name.clone(), row);
+        for row in [row, wide] {
+            state.networks.insert(row.name.clone(), row);
+        }
+        for row in [text, "victim"].map(|name| forged_container(name, text)) {
+            state.containers.insert(row.name.clone(), row);
+        }
         state.problems.push(text.to_owned());
         state.unserved.push(text.to_owned());
+        state.forged = Some(text.to_owned());
+    }
+
+    /// The text of [`Self::forge`].
+    fn forged(&self) -> Option<String> {
+        self.state().forged.clone()
     }
 
     /// Adds a file of certificates to the status.
@@ -182,6 +268,9 @@ impl Backend for Fake {
                 &format!("network {name} does not exist: see 'culvert network ls'"),
             );
         };
+        if let Some(text) = &state.forged {
+            return Ok(forged_inspection(text));
+        }
         Ok(NetworkInspect {
             name: row.name.clone(),
             id: row.id.clone(),
@@ -427,11 +516,19 @@ impl Backend for Fake {
             ifname: ifname.to_owned(),
             age_s,
         };
-        Ok(vec![
+        let mut rows = vec![
             row("02:42:0a:00:00:02", "local", "", "cv0123456789ab", None),
             row("02:42:0a:00:00:03", "static", "192.168.0.2", "eth0", None),
             row("aa:bb:cc:dd:ee:ff", "learned", "192.168.0.9", "eth0", Some(75)),
-        ])
+        ];
+        let forged = self.forged();
+        rows.extend(
+            forged.map(|text| FdbRow {
+                network: text.clone(),
+                ..row(&text, &text, &text, &text, None)
+            }),
+        );
+        Ok(rows)
     }
 
     async fn neighbours(&self) -> Result<Vec<NeighRow>, ApiError> {
@@ -443,7 +540,14 @@ impl Backend for Fake {
             kind: kind.to_owned(),
             age_s,
         };
-        Ok(vec![row(3, "static", None), row(100, "learned", Some(75))])
+        let mut rows = vec![row(3, "static", None), row(100, "learned", Some(75))];
+        rows.extend(self.forged().map(|text| NeighRow {
+            network: text.clone(),
+            ip: text.clone(),
+            mac: text.clone(),
+            ..row(4, &text, None)
+        }));
+        Ok(rows)
     }
 
     async fn nat(&self, query: NatQuery) -> Result<Vec<NatRow>, ApiError> {
@@ -454,7 +558,17 @@ impl Backend for Fake {
                 &format!("container '{name}' is unknown: 'culvert ps' lists those of this host"),
             );
         }
-        let rows = flows::rows();
+        let mut rows = flows::rows();
+        if let (Some(text), Some(row)) = (self.forged(), rows.first().cloned()) {
+            rows.push(NatRow {
+                state: text.clone(),
+                kind: text.clone(),
+                network: text.clone(),
+                container: text.clone(),
+                from: text,
+                ..row
+            });
+        }
         Ok(rows
             .into_iter()
             .filter(|row| query.protocol.is_none_or(|protocol| protocol == row.protocol))
@@ -496,6 +610,16 @@ impl Backend for Fake {
             alive: None,
             networks: vec![network.clone()],
             via: "eth0 via 192.168.0.254".to_owned(),
+            inner_mtu: 1450,
+        }));
+        rows.extend(self.forged().map(|text| VtepRow {
+            ip: text.clone(),
+            port: 4789,
+            node: text.clone(),
+            kind: text.clone(),
+            alive: None,
+            networks: vec![text.clone()],
+            via: text,
             inner_mtu: 1450,
         }));
         Ok(rows)
@@ -573,11 +697,22 @@ impl Backend for Fake {
             endpoints,
             here: last == 1,
         };
-        Ok(vec![row(1, None, 2), row(2, None, 0), row(3, Some(7_300), 1), row(4, None, 0)])
+        let mut rows =
+            vec![row(1, None, 2), row(2, None, 0), row(3, Some(7_300), 1), row(4, None, 0)];
+        rows.extend(self.forged().map(|text| NodeRow {
+            name: text.clone(),
+            id: text.clone(),
+            ip: text,
+            ..row(5, None, 0)
+        }));
+        Ok(rows)
     }
 
     async fn node_remove(&self, name: &Name, force: bool) -> Result<(), ApiError> {
         drop(self.note(format!("remove node {name} force={force}")));
+        if let Some(message) = self.forged() {
+            return Err(ApiError { kind: ErrorKind::NotFound, message });
+        }
         match name.as_str() {
             "host3" => Ok(()),
             "host2" if force => Ok(()),
@@ -595,20 +730,25 @@ impl Backend for Fake {
             packets,
             bytes,
         };
-        Ok(vec![
+        let mut rows = vec![
             row("forward", "encap", 2, 1_000_000, 1_450_000_000),
             row("drop", "spoofed_mac", 70, 3, 294),
             StatsRow {
                 direction: "conntrack".to_owned(),
                 ..row("flows", "tcp_established", 2, 17, 3_400_000)
             },
-        ])
+        ];
+        let forged = self.forged();
+        rows.extend(
+            forged.map(|text| StatsRow { direction: text.clone(), ..row(&text, &text, 3, 1, 60) }),
+        );
+        Ok(rows)
     }
 
     async fn status(&self) -> Result<Status, ApiError> {
         let state = self.state();
         let problems = state.problems.clone();
-        Ok(Status {
+        let mut status = Status {
             node: "host1".to_owned(),
             agent: AgentStatus {
                 version: "0.1.0".to_owned(),
@@ -677,7 +817,21 @@ impl Backend for Fake {
             problems,
             repairs: Vec::new(),
             connections: ApiConnections::default(),
-        })
+        };
+        if let Some(text) = &state.forged {
+            let text = || text.clone();
+            status.node = text();
+            status.agent.uplinks = vec![text()];
+            status.agent.state_dir = text();
+            status.store.alarms = vec![text()];
+            status.datapath.reason = text();
+            status.datapath.client_links = vec![text()];
+            status.datapath.device_reason = text();
+            let share = ConntrackShare { container: text(), flows: 1, refused: 1 };
+            status.conntrack.containers = vec![share];
+            status.repairs = vec![RepairRow { kind: text(), count: 1, last: text(), last_s: 1 }];
+        }
+        Ok(status)
     }
 
     async fn store_accept(&self) -> Result<(), ApiError> {

@@ -143,18 +143,67 @@ fn what_the_verbs_that_look_print() {
     insta::assert_snapshot!("nat_requests", agent.fake.calls().join("\n"));
 }
 
-/// Text of others does not act on the terminal, in tables and in JSON.
+/// What of the output of a command acts on a terminal, or is a line of its own although it is a
+/// part of a text. `None`: nothing. [`FORGED`] has such characters, and a word after a line break.
+fn acting(output: &str) -> Option<String> {
+    let acts = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+    let mut lines = output.lines();
+    let found = lines.find(|line| line.contains(acts) || line.trim_start().starts_with("INJECTED"));
+    found.map(|line| format!("{line:?}"))
+}
+
+/// A text that clears the screen, sets the title, changes the direction and begins a line.
+const FORGED: &str = "\u{1b}]0;x\u{7}\u{9b}2J\u{202e}\r\nINJECTED";
+
+/// Text of others does not act on the terminal, whichever command prints it: in tables, in JSON and
+/// in the lines of errors.
 #[test]
 fn text_of_others_is_printed_without_what_acts_on_a_terminal() {
     let agent = Agent::start();
-    agent.fake.forge("\u{1b}]0;x\u{7}\u{9b}2J\u{202e}\r\n");
-    for verb in ["network ls", "status", "ports ls"] {
-        for format in ["", " --format json"] {
-            let shown = show(&agent, &format!("{verb}{format}"));
-            let acts = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
-            assert!(!shown.contains(acts), "{shown:?}");
-            assert!(shown.contains("2J"), "{shown}");
+    agent.fake.forge(FORGED);
+    let shown = [
+        words("network ls"),
+        words("network inspect overlaynet1"),
+        words("ps"),
+        words("node ls"),
+        words("vtep ls"),
+        words("fdb show"),
+        words("neigh show"),
+        words("nat ls"),
+        words("ports ls"),
+        words("stats"),
+        words("status"),
+        words("doctor --bpffs /nonexistent"),
+        words("doctor --bpffs /nonexistent --uplink lo"),
+    ];
+    // The refusal of the agent, the path in a row of it, and arguments, which may be text of others
+    // in a script.
+    let refused = [
+        words("node rm nowhere"),
+        words("logs victim"),
+        vec!["network", "inspect", FORGED],
+        vec!["network", "create", "n", "--label", FORGED],
+        vec!["doctor", "--uplink", FORGED],
+        vec!["ps", FORGED],
+        vec![FORGED],
+    ];
+    let both = |args: &[&str]| {
+        let output = run(&agent.socket(), args);
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap())
+    };
+    for args in &shown {
+        for format in ["table", "json"] {
+            let [out, errors] = both(&[args.as_slice(), &["--format", format]].concat());
+            assert_eq!(acting(&out), None, "{args:?}");
+            assert!(out.contains("2J") && out.contains("INJECTED"), "{args:?}: {out}");
+            assert_eq!(errors, "", "{args:?}");
         }
+    }
+    for args in &refused {
+        let [_, errors] = both(args);
+        assert_eq!(acting(&errors), None, "{args:?}");
+        assert_eq!(errors.lines().count(), 1, "{args:?}: {errors}");
+        assert!(errors.contains("INJECTED"), "{args:?}: {errors}");
     }
 }
 

@@ -216,15 +216,15 @@ impl Agent {
         let shared = &self.shared;
         let health = shared.store.health();
         let mut problems = shared.shown.problems.lines();
+        let (lines, more) = shared.view_mut().first_complaints(MOST);
+        problems.extend(lines);
+        if more > 0 {
+            problems.push(format!(
+                "{more} more records of the store are skipped or contradict others, and are not named"
+            ));
+        }
         let (vteps, networks, local_endpoints, endpoints, revision) = {
             let view = shared.view();
-            let (lines, more) = view.first_complaints(MOST);
-            problems.extend(lines);
-            if more > 0 {
-                problems.push(format!(
-                    "{more} more records of the store are skipped or contradict others, and are not named"
-                ));
-            }
             let foreign: BTreeSet<_> =
                 view.vteps.values().flat_map(|vteps| vteps.keys().copied()).collect();
             (

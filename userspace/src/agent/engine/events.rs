@@ -21,6 +21,7 @@ impl Engine {
             HostEvent::Address => {
                 self.choice.changed();
                 self.routes_stale = true;
+                self.hasten();
                 self.underlay_changed();
                 // A port may be published at an address that the host has got now.
                 self.ports_stale = true;

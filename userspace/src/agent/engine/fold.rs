@@ -70,6 +70,13 @@ impl Engine {
                 return;
             }
         }
+        match self.shared.platform.bare_gateways().await {
+            Ok(bare) => self.yielding = bare,
+            Err(error) => {
+                self.shared.shown.problems.set("links", Some(error.message().to_owned()));
+                return;
+            }
+        }
         let read = finished(&mut Some(self.read_maps())).await;
         if !self.adopt_maps(read) {
             return;
@@ -99,6 +106,7 @@ impl Engine {
     /// Marks the networks and endpoints that a change concerns.
     fn note(&mut self, touched: Touched) {
         let mut endpoints = touched.endpoints;
+        let mut may_ease = !touched.networks.is_empty();
         {
             let view = self.shared.view();
             for name in &touched.networks {
@@ -120,6 +128,7 @@ impl Engine {
                     continue;
                 }
                 // A network may begin, or cease, to have an address of another host.
+                may_ease = true;
                 let vteps = [now, before].map(|node| node.map(|(vtep, _)| IpAddr::V4(vtep)));
                 let has_vtep = |gateway: &IpNetwork| {
                     vteps.iter().flatten().any(|vtep| subnet_of(*gateway).contains(*vtep))
@@ -135,6 +144,9 @@ impl Engine {
                 let concerned = here.filter(|network| view.is_in(&name, network));
                 self.dirty.extend(concerned.cloned());
             }
+        }
+        if may_ease {
+            self.hasten();
         }
         for (network, former) in touched.former {
             if self.vnis.contains_key(&network) {

@@ -2,60 +2,77 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network};
 
 use super::{Engine, queue::Work};
 use crate::{
     agent::platform::PlugError,
     model::{Name, Network, Versioned, View, validate, vteps_in},
     netlink::subnet_of,
-    reconcile::gateway_device,
+    reconcile::{LocalEndpoint, gateway_device},
     sandbox::GatewaySpec,
 };
 
 /// The outcome of a gateway device that gives way, as the end of a sentence.
 const APART: &str = "the host and the containers of the network here do not reach each other until one of the two is renumbered";
 
+/// Start of the keys of the problems that a subnet is public; the VNI follows.
+const PUBLIC: &str = "public/";
+
 /// A subnet that has addresses which the host itself needs.
 #[derive(Debug, PartialEq, Eq)]
 struct Conflict {
-    /// The problem, on one line.
-    line: String,
-    /// The host has no route to the subnet then.
+    /// What the subnet has, as the begin of a sentence.
+    what: String,
+    /// The host has no route to the subnet then, and no new endpoint in the network.
     gives_way: bool,
 }
 
+impl Conflict {
+    /// The problem of the network's gateway device, on one line.
+    fn line(&self, network: &Name) -> String {
+        let what = &self.what;
+        match self.gives_way {
+            true => format!("network '{network}': {what}: {APART}"),
+            false => format!(
+                "network '{network}': {what}, which this host does not reach until one of the two is renumbered"
+            ),
+        }
+    }
+}
+
 /// Looks for an address in the subnet of a network by which this host reaches the store or another
-/// host. `own` is the VTEP address of this host, `store` has those of the store. `yields`: the
-/// network has no route here because of an earlier conflict.
+/// host. `own` is the VTEP address of this host, `store` has those of the store. `is_routed`: the
+/// host has the route to the subnet already.
 ///
-/// Of a network and a VTEP, the one whose record is earlier stays as it is: no new record of a
-/// network takes the host's way to another host, and none of a host the way to its containers.
+/// A host does not add a route that covers such an address. A route that it has stays if the VTEP
+/// is of a later record than the network: no record of a host cuts others off from their
+/// containers.
 fn needed(
     view: &View,
     network: &Versioned<Network>,
     subnet: IpNetwork,
     (own, store): (Ipv4Addr, &[IpAddr]),
-    yields: bool,
+    is_routed: bool,
 ) -> Option<Conflict> {
-    let name = &network.name;
-    let begin =
-        |ip: IpAddr, whose: &str| format!("network '{name}': subnet {subnet} has {ip}, {whose}");
+    let what = |ip: IpAddr, whose: &str| format!("subnet {subnet} has {ip}, {whose}");
     if let Some(ip) = store.iter().find(|ip| subnet.contains(**ip)) {
-        let line = format!("{}: {APART}", begin(*ip, "an address of the store"));
-        return Some(Conflict { line, gives_way: true });
+        return Some(Conflict { what: what(*ip, "an address of the store"), gives_way: true });
     }
     let others = vteps_in(view, subnet).filter(|vtep| vtep.ip != own);
     let first = others.min_by_key(|vtep| vtep.revision)?;
-    let begin = begin(first.ip.into(), &first.whose);
-    let gives_way = yields || first.revision < network.revision;
-    let line = match gives_way {
-        true => format!("{begin}: {APART}"),
-        false => {
-            format!("{begin}, which this host does not reach until one of the two is renumbered")
-        }
+    let gives_way = !is_routed || first.revision < network.revision;
+    Some(Conflict { what: what(first.ip.into(), &first.whose), gives_way })
+}
+
+/// Whether the host, which has a route to the subnet of a network, does not reach machines of the
+/// Internet because of it, and nobody has said that this is wanted: `pools` are the ranges of
+/// `--pool`.
+fn is_unexpected(subnet: IpNetwork, pools: &[Ipv4Network]) -> bool {
+    let holds = |pool: &Ipv4Network| {
+        pool.prefix() <= subnet.prefix() && validate::overlap(IpNetwork::V4(*pool), subnet)
     };
-    Some(Conflict { line, gives_way })
+    validate::is_public(subnet) && !pools.iter().any(holds)
 }
 
 impl Engine {
@@ -68,10 +85,17 @@ impl Engine {
             let view = self.shared.view();
             let own = &self.shared.node;
             let here = view.is_in(&own.name, name);
-            let network = view.usable_network(name).ok().filter(|_| here)?;
-            gateway_device(network, own)?
+            let network = view.usable_network(name).ok().filter(|_| here);
+            network.and_then(|network| gateway_device(network, own))
+        };
+        let Some(wanted) = wanted else {
+            self.forget_conflict(name);
+            return None;
         };
         let vni = wanted.vni;
+        if self.vnis.get(name).is_some_and(|former| *former != vni) {
+            self.forget_conflict(name);
+        }
         match wanted.address {
             Some(address) => drop(self.subnets.insert(vni, (name.clone(), address))),
             None => drop(self.subnets.remove(&vni)),
@@ -106,15 +130,12 @@ impl Engine {
         let vni = wanted.vni;
         let conflict = wanted.address.map(subnet_of).and_then(|subnet| {
             if let Some(own) = self.connected.iter().find(|own| validate::overlap(**own, subnet)) {
-                let line = format!(
-                    "network '{name}': subnet {subnet} overlaps {own}, to which an interface of this host is connected: {APART}"
+                let what = format!(
+                    "subnet {subnet} overlaps {own}, to which an interface of this host is connected"
                 );
-                return Some(Conflict { line, gives_way: true });
+                return Some(Conflict { what, gives_way: true });
             }
-            let view = self.shared.view();
-            let network = view.networks.get(name)?;
-            let own = self.shared.node.vtep;
-            needed(&view, network, subnet, (own, &self.store), self.yielding.contains(&vni))
+            self.needed_in(name, vni, subnet)
         });
         let gives_way = conflict.as_ref().is_some_and(|conflict| conflict.gives_way);
         if gives_way {
@@ -122,9 +143,63 @@ impl Engine {
         } else {
             self.yielding.remove(&vni);
         }
-        let line = conflict.map(|conflict| conflict.line);
+        let line = conflict.map(|conflict| conflict.line(name));
         self.shared.shown.problems.set(&format!("subnet/{vni}"), line);
+        let subnet = wanted.address.map(subnet_of).filter(|_| !gives_way);
+        let pools = &self.shared.options.pools;
+        let public = subnet.filter(|subnet| is_unexpected(*subnet, pools)).map(|subnet| {
+            format!(
+                "network '{name}': subnet {subnet} is public address space, and this host does not reach the machines of the Internet that have it: renumber the network, or if the addresses are yours, name the range among those of 'agent --pool'"
+            )
+        });
+        self.shared.shown.problems.set(&format!("{PUBLIC}{vni}"), public);
         GatewaySpec { address: wanted.address.filter(|_| !gives_way), ..wanted }
+    }
+
+    /// Forgets the conflicts of a network that has no endpoint here any more, or another VNI.
+    fn forget_conflict(&mut self, name: &Name) {
+        if let Some(vni) = self.vnis.get(name) {
+            self.yielding.remove(vni);
+            for kind in ["subnet/", PUBLIC] {
+                self.shared.shown.problems.set(&format!("{kind}{vni}"), None);
+            }
+        }
+    }
+
+    /// As [`needed`], for the subnet of a network.
+    fn needed_in(&self, name: &Name, vni: u32, subnet: IpNetwork) -> Option<Conflict> {
+        let is_routed = self.gateways.contains_key(&vni) && !self.yielding.contains(&vni);
+        let store = self.shared.store_addresses();
+        let view = self.shared.view();
+        let network = view.networks.get(name)?;
+        needed(&view, network, subnet, (self.shared.node.vtep, &store), is_routed)
+    }
+
+    /// Checks that the subnet of the network of a new endpoint has no address by which this host
+    /// reaches the store or another host: for its first endpoint the host would add a route to it.
+    pub(super) fn covers_nothing(&self, endpoint: &LocalEndpoint) -> Result<(), PlugError> {
+        match self.covered_by(endpoint) {
+            None => Ok(()),
+            Some(what) => Err(PlugError::Covers(format!(
+                "{what}, which this host would not reach: renumber one of the two, or use another network"
+            ))),
+        }
+    }
+
+    /// What the subnet of the network of a new endpoint covers, as the begin of a sentence. `None`:
+    /// nothing, or the host adds no route for the network, or the endpoint has its device pair
+    /// already.
+    fn covered_by(&self, endpoint: &LocalEndpoint) -> Option<String> {
+        if self.ifindexes.contains_key(&endpoint.id) {
+            return None;
+        }
+        let wanted = {
+            let view = self.shared.view();
+            gateway_device(view.networks.get(&endpoint.network)?, &self.shared.node)?
+        };
+        let subnet = subnet_of(wanted.address?);
+        let conflict = self.needed_in(&endpoint.network, wanted.vni, subnet)?;
+        conflict.gives_way.then_some(conflict.what)
     }
 
     /// Attaches the program to a gateway device and brings it up.
@@ -267,6 +342,25 @@ mod tests {
     };
 
     #[test]
+    fn public_subnets_that_nobody_has_named_are_unexpected() {
+        let pools: [Ipv4Network; 2] =
+            ["10.0.0.0/8", "8.8.0.0/16"].map(|text| text.parse().unwrap());
+        for (subnet, alone, with_pools) in [
+            ("8.8.8.0/24", true, false),
+            ("8.8.0.0/16", true, false),
+            ("8.0.0.0/8", true, true),
+            ("9.9.9.0/24", true, true),
+            ("10.9.0.0/24", false, false),
+            ("192.168.0.0/24", false, false),
+            ("2001:db8::/64", false, false),
+        ] {
+            let subnet = subnet.parse().unwrap();
+            assert_eq!(is_unexpected(subnet, &[]), alone, "{subnet}");
+            assert_eq!(is_unexpected(subnet, &pools), with_pools, "{subnet}");
+        }
+    }
+
+    #[test]
     fn a_network_does_not_take_the_way_to_others() {
         let mut cluster = Cluster::default();
         let red = network("red", 256, &["192.0.2.0/24"]);
@@ -276,25 +370,31 @@ mod tests {
         cluster.put(Key::node(&before.name), &before);
         cluster.network(&red);
         cluster.put(Key::node(&after.name), &after);
-        let look = |cluster: &Cluster, store: &[&str], yields: bool| {
+        let look = |cluster: &Cluster, store: &[&str], is_routed: bool| {
             let store: Vec<IpAddr> = store.iter().map(|ip| ip.parse().unwrap()).collect();
             let view = &cluster.view;
             let (network, own) = (&view.networks[&red.name], Ipv4Addr::new(192, 0, 2, 1));
-            needed(view, network, red.subnets[0].subnet, (own, &store), yields)
+            let found = needed(view, network, red.subnets[0].subnet, (own, &store), is_routed);
+            found.map(|conflict| (conflict.gives_way, conflict.line(&red.name)))
         };
-        let earlier = look(&cluster, &[], false).unwrap();
-        let begin = "network 'red': subnet 192.0.2.0/24 has 192.0.2.2, the VTEP address of node 'host2': the host and";
-        assert!(earlier.gives_way && earlier.line.starts_with(begin), "{earlier:?}");
-        let store = look(&cluster, &["10.0.0.1", "192.0.2.99"], false).unwrap();
-        assert!(store.gives_way && store.line.contains("192.0.2.99, an address of the store"));
+        for is_routed in [false, true] {
+            let (gives_way, line) = look(&cluster, &[], is_routed).unwrap();
+            let begin = "network 'red': subnet 192.0.2.0/24 has 192.0.2.2, the VTEP address of node 'host2': the host and";
+            assert!(gives_way && line.starts_with(begin), "{line}");
+            let (gives_way, line) = look(&cluster, &["10.0.0.1", "192.0.2.99"], is_routed).unwrap();
+            assert!(gives_way && line.contains("192.0.2.99, an address of the store"), "{line}");
+        }
         // A node that comes later does not cut the host off from its containers.
         cluster.view.nodes.remove(&name("host2"));
-        let later = look(&cluster, &["10.0.0.1"], false).unwrap();
+        let (gives_way, line) = look(&cluster, &["10.0.0.1"], true).unwrap();
         let end = "'host3', which this host does not reach until one of the two is renumbered";
-        assert!(!later.gives_way && later.line.ends_with(end), "{later:?}");
-        // Nor does it get the route back that was left out.
-        assert!(look(&cluster, &[], true).unwrap().gives_way);
+        assert!(!gives_way && line.ends_with(end), "{line}");
+        // A route that is not there is not added.
+        let (gives_way, line) = look(&cluster, &[], false).unwrap();
+        assert!(
+            gives_way && line.contains("192.0.2.3, the VTEP address of node 'host3': the host")
+        );
         cluster.view.nodes.remove(&name("host3"));
-        assert_eq!(look(&cluster, &[], true), None);
+        assert_eq!(look(&cluster, &[], false), None);
     }
 }

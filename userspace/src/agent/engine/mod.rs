@@ -22,7 +22,7 @@ mod wrong;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::Ipv4Addr,
     sync::Arc,
     time::Duration,
 };
@@ -145,8 +145,6 @@ pub(crate) struct Engine {
     /// VNIs of the networks whose gateway devices have no address here, because the host itself
     /// needs addresses of the subnet.
     yielding: BTreeSet<u32>,
-    /// Addresses of the store.
-    store: Vec<IpAddr>,
     /// A route of the host into one of these subnets may have been changed.
     routes_stale: bool,
     /// Ports that could not be held may be free now.
@@ -168,7 +166,6 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(shared: Arc<Shared>, follower: Follower, periods: Periods) -> Self {
         Self {
-            store: shared.store_addresses(),
             shared,
             follower,
             periods,

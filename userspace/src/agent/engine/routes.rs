@@ -1,8 +1,9 @@
 //! Routes of the host into the subnets of networks that are in use here.
 //!
 //! Where a route of the host and the gateway device exclude each other, the device gives way
-//! (`sandbox::open_gateway`). Where one of the two leads to a part of the other's destination, the
-//! kernel prefers it for that part, and the part is told.
+//! (`sandbox::open_gateway`), and a device without its route does not get it while the host has a
+//! route to any part of the subnet. Where one of two routes leads to a part of the other's
+//! destination, the kernel prefers it for that part, and the part is told.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use ipnetwork::IpNetwork;
 use super::Engine;
 use crate::{
     agent::platform::PlugError,
-    model::{HostRoute, Name, excludes_gateway, validate},
+    model::{HostRoute, Name, bars_gateway, validate},
     netlink::subnet_of,
     sandbox::GatewaySpec,
 };
@@ -25,6 +26,7 @@ impl Engine {
         if destination.prefix() == 0 {
             self.choice.changed();
         }
+        self.hasten();
         let is_own = self.gateways.values().any(|gateway| *gateway == ifindex);
         let mut subnets = self.subnets.values();
         self.routes_stale |=
@@ -35,6 +37,7 @@ impl Engine {
     /// host is down or gone. Most such interfaces are those of containers, and have no routes: only
     /// if a route was in the way of a network, one may be gone.
     pub(super) fn interface_changed(&mut self) {
+        self.hasten();
         let (given_way, told) = ("gateway/", PROBLEMS);
         let problems = &self.shared.shown.problems;
         if problems.has_below(given_way) || problems.has_below(told) {
@@ -65,7 +68,10 @@ impl Engine {
             if !self.gateway_specs.get(vni).is_some_and(has_address) {
                 continue;
             }
-            if routes.iter().any(|route| excludes_gateway(route.destination, *gateway)) {
+            let bars = |route: &HostRoute| {
+                bars_gateway((route.destination, route.next_hop), *gateway, true)
+            };
+            if routes.iter().any(bars) {
                 self.gateway_specs.remove(vni);
                 self.dirty.insert(name.clone());
             } else if let Some(line) = part(name, *gateway, &routes) {
@@ -95,8 +101,11 @@ impl Engine {
 /// than the subnet. `None`: there are no such routes.
 fn part(name: &Name, gateway: IpNetwork, routes: &[HostRoute]) -> Option<String> {
     let subnet = subnet_of(gateway);
-    let mut parts = routes.iter().filter(|route| validate::overlap(route.destination, subnet));
-    let HostRoute { destination, device } = parts.next()?;
+    // A route that is too wide to count is there for its next hop in another subnet.
+    let is_part =
+        |route: &&HostRoute| route.is_taken() && validate::overlap(route.destination, subnet);
+    let mut parts = routes.iter().filter(is_part);
+    let HostRoute { destination, device, .. } = parts.next()?;
     let further = match parts.count() {
         0 => String::new(),
         number => format!(" ({number} more)"),
@@ -117,14 +126,18 @@ mod tests {
 
     #[test]
     fn routes_to_parts_of_a_subnet_are_named_with_their_device() {
-        let route =
-            |to: &str| HostRoute { destination: to.parse().unwrap(), device: "lan0".to_owned() };
+        let route = |to: &str| HostRoute {
+            destination: to.parse().unwrap(),
+            device: "lan0".to_owned(),
+            next_hop: None,
+        };
         let line = |routes: &[&str]| {
             let routes: Vec<HostRoute> = routes.iter().map(|&to| route(to)).collect();
             part(&"net".parse().unwrap(), "10.9.0.1/24".parse().unwrap(), &routes)
         };
         assert_eq!(line(&[]), None);
         assert_eq!(line(&["10.9.1.0/24"]), None);
+        assert_eq!(line(&["0.0.0.0/0"]), None);
         let one = line(&["10.9.1.0/24", "10.9.0.128/25"]).unwrap();
         for words in ["network 'net'", "10.9.0.128/25 by lan0,", "part of subnet 10.9.0.0/24"] {
             assert!(one.contains(words), "{words}: {one}");

@@ -99,7 +99,7 @@ impl Engine {
                     PlugError::Absent(_) => self.drop_port(&id),
                     // A device pair that was plugged before stays in use: it lacks the change that
                     // was refused. If the device pair is gone, the kernel sends an event.
-                    PlugError::Refused(..) => {}
+                    PlugError::Covers(_) | PlugError::Refused(..) => {}
                 }
                 self.fail(&id, error);
             }
@@ -116,6 +116,7 @@ impl Engine {
             )));
         }
         agreed::check(&self.shared, endpoint).await?;
+        self.covers_nothing(endpoint)?;
         if endpoint.sandbox.owned {
             let running = self.running(&endpoint.container);
             platform.ensure_sandbox(&endpoint.container, running).await?;
@@ -147,10 +148,23 @@ impl Engine {
     fn postpone(&mut self, id: &str, error: &PlugError) {
         let shortest = self.periods.retry;
         let pause = match (error, self.retries.get(id)) {
-            (PlugError::Refused(..), Some(before)) => (before.pause * 2).min(LONGEST_PAUSE),
+            (PlugError::Covers(_) | PlugError::Refused(..), Some(before)) => {
+                (before.pause * 2).min(LONGEST_PAUSE)
+            }
             _ => shortest,
         };
         self.retries.insert(id.to_owned(), Retry { at: Instant::now() + pause, pause });
+    }
+
+    /// Has endpoints tried again soon that were refused because of routes or addresses of the host:
+    /// these may have changed.
+    pub(super) fn hasten(&mut self) {
+        let soon = Instant::now() + self.periods.retry;
+        for (id, retry) in &mut self.retries {
+            if let Some(PlugState::Failed(PlugError::Covers(_))) = self.shared.plugs.get(id) {
+                retry.at = retry.at.min(soon);
+            }
+        }
     }
 
     /// Queues the failed work whose next attempt is due.

@@ -16,7 +16,7 @@ use crate::{
     agent::platform::{Adopted, Devices, Made, PlugError, PluggedPair, Underlay as _},
     api::types::{ApiError, ErrorKind},
     datapath::{self, Datapath, DatapathError, Owner, PinCheck, Repaired},
-    model::{self, Name, NetnsId, SandboxRef, validate},
+    model::{self, HostRoute, Name, NetnsId, SandboxRef, validate},
     netlink::{self, Announcement, Netlink, subnet_of},
     netns::{Netns, NetnsError, process_of},
     reconcile::LocalEndpoint,
@@ -25,22 +25,28 @@ use crate::{
 
 impl Host {
     /// Checks that this host has no route of its own to the subnets of an endpoint that it does
-    /// not have yet.
+    /// not have yet, and no next hop in them.
     async fn check_routes(&self, endpoint: &LocalEndpoint) -> Result<(), PlugError> {
         let name = sandbox::host_ifname(&endpoint.id);
         if !endpoint.routed || self.netlink.link(&name).await.map_err(refused)?.is_some() {
             return Ok(());
         }
         let subnets: Vec<_> = endpoint.addresses.iter().copied().map(subnet_of).collect();
-        match model::routed(&subnets, &self.routes().await?) {
-            None => Ok(()),
-            Some((subnet, route)) => Err(sandbox_refused(SandboxError::RouteTaken {
-                subnet,
-                destination: route.destination,
-                device: route.device.clone(),
-            })
-            .into()),
-        }
+        let routes = self.routes().await?;
+        let error = if let Some((subnet, HostRoute { destination, device, .. })) =
+            model::routed(&subnets, &routes)
+        {
+            let (destination, device) = (*destination, device.clone());
+            SandboxError::RouteTaken { subnet, destination, device }
+        } else if let Some((subnet, hop, HostRoute { destination, device, .. })) =
+            model::hop_within(&subnets, &routes)
+        {
+            let (destination, device) = (*destination, device.clone());
+            SandboxError::HopTaken { subnet, hop, destination, device }
+        } else {
+            return Ok(());
+        };
+        Err(PlugError::Covers(error.to_string()))
     }
 
     /// Makes the device pair of an endpoint, or corrects it. Returns the interface index of the host
@@ -139,6 +145,12 @@ impl Devices for Host {
         let links = self.netlink.links().await.map_err(refused)?;
         let ours = links.iter().filter_map(|link| Some((sandbox::gateway_of(link)?, link.index)));
         Ok(ours.collect())
+    }
+
+    async fn bare_gateways(&self) -> Result<BTreeSet<u32>, PlugError> {
+        let links = self.netlink.links().await.map_err(refused)?;
+        let bare = links.iter().filter(|link| link.addresses.is_empty());
+        Ok(bare.filter_map(sandbox::gateway_of).collect())
     }
 
     async fn plug_gateway(&self, gateway: &GatewaySpec) -> Result<u32, PlugError> {

@@ -27,9 +27,9 @@ pub(super) fn sandbox_refused(error: SandboxError) -> ApiError {
     let kind = match error {
         SandboxError::Netlink(error) => return refused(error),
         SandboxError::Netns(error) => return netns_refused(&error),
-        SandboxError::InterfaceTaken { .. } | SandboxError::RouteTaken { .. } => {
-            ErrorKind::Conflict
-        }
+        SandboxError::InterfaceTaken { .. }
+        | SandboxError::RouteTaken { .. }
+        | SandboxError::HopTaken { .. } => ErrorKind::Conflict,
         _ => ErrorKind::Internal,
     };
     ApiError::new(kind, error.to_string())

@@ -166,7 +166,11 @@ impl Host {
     }
 
     fn host_route(&self, route: &Route) -> HostRoute {
-        HostRoute { destination: route.destination, device: self.ifname(route.ifindex) }
+        HostRoute {
+            destination: route.destination,
+            device: self.ifname(route.ifindex),
+            next_hop: route.gateway,
+        }
     }
 
     /// Measures the costs of the programs, if an uplink could use XDP.
@@ -289,13 +293,19 @@ impl Underlay for Host {
 
     async fn routes_into(&self, subnets: &[IpNetwork]) -> Result<Vec<HostRoute>, ApiError> {
         let routes = self.netlink.routes().await.map_err(refused)?;
-        let leads_into = |route: &&Route| {
-            let overlaps = |subnet: &IpNetwork| validate::overlap(*subnet, route.destination);
-            route.is_main() && subnets.iter().any(overlaps)
+        let concerns = |route: &&Route| {
+            let reaches = |subnet: &IpNetwork| {
+                validate::overlap(*subnet, route.destination)
+                    || route.gateway.is_some_and(|hop| subnet.contains(hop))
+            };
+            route.is_main() && subnets.iter().any(reaches)
         };
-        let routes = routes.iter().filter(leads_into).map(|route| self.host_route(route));
+        let routes = routes.iter().filter(concerns).map(|route| self.host_route(route));
         let is_foreign = |route: &HostRoute| !sandbox::is_gateway_ifname(&route.device);
-        Ok(routes.filter(|route| route.is_taken() && is_foreign(route)).collect())
+        let counts = |route: &HostRoute| {
+            route.is_taken() || subnets.iter().any(|subnet| route.hop_in(*subnet).is_some())
+        };
+        Ok(routes.filter(|route| counts(route) && is_foreign(route)).collect())
     }
 
     async fn choose_uplinks(

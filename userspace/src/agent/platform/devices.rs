@@ -50,6 +50,10 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// Gateway devices of this host: interface index by VNI.
     async fn gateways(&self) -> Result<BTreeMap<u32, u32>, PlugError>;
 
+    /// VNIs of the gateway devices of this host that have no address, and so no route to the subnet
+    /// of their network.
+    async fn bare_gateways(&self) -> Result<BTreeSet<u32>, PlugError>;
+
     /// Makes the gateway device of a network. A new one is down. Idempotent. Returns its
     /// interface index.
     async fn plug_gateway(&self, gateway: &GatewaySpec) -> Result<u32, PlugError>;

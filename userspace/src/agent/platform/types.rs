@@ -25,6 +25,10 @@ pub(crate) enum PlugError {
     /// The sandbox is not Culvert's, and does not exist now. The engine tries again until it
     /// exists.
     Absent(String),
+    /// The host would add a route for the network that covers a route of its own, or an address
+    /// that it needs: the error on one line. The engine also tries again when routes, addresses or
+    /// records have changed.
+    Covers(String),
     /// The operation failed: class of the error, and the error on one line.
     Refused(ErrorKind, String),
 }
@@ -33,7 +37,7 @@ impl PlugError {
     /// The error on one line.
     pub(crate) fn message(&self) -> &str {
         match self {
-            Self::Absent(message) | Self::Refused(_, message) => message,
+            Self::Absent(message) | Self::Covers(message) | Self::Refused(_, message) => message,
         }
     }
 }
@@ -42,6 +46,7 @@ impl From<PlugError> for ApiError {
     fn from(error: PlugError) -> Self {
         match error {
             PlugError::Absent(message) => Self::new(ErrorKind::NotFound, message),
+            PlugError::Covers(message) => Self::new(ErrorKind::Conflict, message),
             PlugError::Refused(kind, message) => Self::new(kind, message),
         }
     }

@@ -79,8 +79,10 @@ pub(crate) trait Underlay: Send + Sync + 'static {
     /// The host's routes, except the routes through gateway devices.
     async fn routes(&self) -> Result<Vec<HostRoute>, ApiError>;
 
-    /// The host's unicast routes of the main table to addresses of these subnets, except the routes
-    /// through gateway devices, and those that are too wide to count ([`HostRoute::is_taken`]).
+    /// The host's unicast routes of the main table to addresses of these subnets, or through next
+    /// hops with such addresses, except the routes through gateway devices. Routes that are too
+    /// wide to count ([`HostRoute::is_taken`]) are left out, unless their next hop has such an
+    /// address.
     async fn routes_into(&self, subnets: &[IpNetwork]) -> Result<Vec<HostRoute>, ApiError>;
 
     /// What the host says about the choice of the uplinks. `given` and `vtep_ip` are the values of

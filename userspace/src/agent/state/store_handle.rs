@@ -1,6 +1,8 @@
 //! The agent's handle of the store: whether it is opened, and whether it answers.
 
 use std::{
+    collections::BTreeMap,
+    net::IpAddr,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -32,6 +34,8 @@ pub(crate) struct StoreHandle {
     last_read: Mutex<Option<StoreRead>>,
     /// Alarms of the store, as they were last read.
     alarms: Mutex<Vec<String>>,
+    /// Addresses of the members of the store that have a name, as they were last looked up.
+    named: Mutex<BTreeMap<String, Vec<IpAddr>>>,
 }
 
 impl Default for StoreHandle {
@@ -45,6 +49,7 @@ impl Default for StoreHandle {
             registration: OnceLock::new(),
             last_read: Mutex::default(),
             alarms: Mutex::default(),
+            named: Mutex::default(),
         }
     }
 }
@@ -59,6 +64,18 @@ impl StoreHandle {
     /// The store, once it has been opened.
     pub(crate) fn opened(&self) -> Option<&Arc<dyn StateStore>> {
         self.store.get()
+    }
+
+    /// Notes the addresses of members of the store that have a name, by `HOST:PORT`. Members that
+    /// are not in `found` keep theirs.
+    pub(crate) fn note_addresses(&self, found: BTreeMap<String, Vec<IpAddr>>) {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
+    }
+
+    /// The addresses of the members of the store that have a name, as far as they are known.
+    pub(crate) fn named_addresses(&self) -> Vec<IpAddr> {
+        let named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        named.values().flatten().copied().collect()
     }
 
     /// The present health of the store.

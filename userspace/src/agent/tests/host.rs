@@ -3,10 +3,13 @@
 
 use ipnetwork::IpNetwork;
 
-use super::fake::{Paper, Running, World, eventually, name, stored};
+use super::{
+    fake::{Paper, Running, World, eventually, name, network, stored},
+    refusals::assert_refused,
+};
 use crate::{
     agent::platform::HostEvent,
-    api::Backend as _,
+    api::{Backend as _, types::ErrorKind},
     model::{Key, Node, encode},
     store::Write,
 };
@@ -173,6 +176,133 @@ async fn a_change_in_the_store_does_not_put_off_one_of_the_host() {
         world.store.commit(Vec::new(), vec![write]).await.unwrap();
         one.eventually("the uplinks are looked at", |state| state.looks > before).await;
     }
+    one.paper.reads.close(false);
+}
+
+/// The host loses the gateway device of the network, and with `pairs` all device pairs.
+fn lose_devices(running: &Running, pairs: bool) {
+    let mut lost: Vec<u32> = {
+        let mut state = running.paper.state();
+        state.routed.clear();
+        std::mem::take(&mut state.gateways).into_values().collect()
+    };
+    if pairs {
+        lost.extend(std::mem::take(&mut running.paper.state().veths).into_values());
+    }
+    for ifindex in lost {
+        running.paper.tell(HostEvent::LinkGone(ifindex));
+    }
+}
+
+/// The kernel prefers a route to a part of the subnet, so that the network's route stays beside it.
+/// A route that was lost is not added while there is one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_route_is_added_that_covers_one_of_the_host() {
+    let world = World::new().await;
+    let one = start_with_a_network(&world).await;
+    let part: IpNetwork = "10.0.1.128/25".parse().unwrap();
+    one.paper.state().routes.push(part);
+    tell_route(&one, "10.0.1.128/25");
+    let words = "this host has a route to 10.0.1.128/25 by up0, which is a part of";
+    eventually("the problem", || async { has_problem(&one, words) }).await;
+    assert!(one.paper.state().routed.contains_key(&VNI));
+    lose_devices(&one, false);
+    let words = "network 'blue': gateway: this host has a route to 10.0.1.128/25 by up0";
+    eventually("the problem", || async { has_problem(&one, words) }).await;
+    assert!(!one.paper.state().routed.contains_key(&VNI));
+    one.paper.state().routes.retain(|route| *route != part);
+    tell_route(&one, "10.0.1.128/25");
+    is_routed(&one, "the gateway's route again", true).await;
+    eventually("no problem", || async { !has_problem(&one, "has a route to") }).await;
+    one.paper.reads.close(false);
+}
+
+/// The next hop of the default route may have an address to which the host has no other route: it
+/// is on link by the word of the default route alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_gives_way_to_a_next_hop_of_the_host() {
+    let world = World::new().await;
+    let one = start_with_a_network(&world).await;
+    for hop in ["10.0.1.254", "10.0.1.1"] {
+        one.paper.state().next_hop = hop.parse().ok();
+        tell_route(&one, "0.0.0.0/0");
+        is_routed(&one, "no gateway's route", false).await;
+        let words = "network 'blue': gateway: this host has a route to 0.0.0.0/0 by up0";
+        eventually("the problem", || async { has_problem(&one, words) }).await;
+        one.paper.state().next_hop = "192.0.2.254".parse().ok();
+        tell_route(&one, "0.0.0.0/0");
+        is_routed(&one, "the gateway's route again", true).await;
+        eventually("no problem", || async { !has_problem(&one, "has a route to") }).await;
+    }
+    one.paper.reads.close(false);
+}
+
+/// A host gets no container in a network whose subnet has the address of another host, whichever
+/// record is earlier. It says so, and makes the interface when the conflict is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_covers_another_host_is_not_plugged() {
+    let world = World::new().await;
+    let one = start(&world).await;
+    one.network("blue").await.unwrap();
+    let node = Node::new(name("peer"), "9".repeat(64), [10, 0, 1, 77].into(), 4789);
+    let key = Key::node(&node.name);
+    let come = || async {
+        let write = Write::Put { key: key.clone(), value: encode(&node).unwrap(), lease: None };
+        world.store.commit(Vec::new(), vec![write]).await.unwrap();
+        let knows = || async { one.shared.view().nodes.contains_key(&node.name) };
+        eventually("the host knows the other one", knows).await;
+    };
+    let go = || async {
+        world.store.commit(Vec::new(), vec![Write::Delete(key.clone())]).await.unwrap();
+    };
+    come().await;
+    let words = "subnet 10.0.1.0/24 has 10.0.1.77, the VTEP address of node 'peer'";
+    assert_refused(one.run("web", "blue").await, ErrorKind::Conflict, words);
+    assert!(one.paper.state().veths.is_empty() && one.paper.state().routed.is_empty());
+    eventually("nothing is left to tell", || async { !has_problem(&one, words) }).await;
+
+    go().await;
+    eventually("the other host is gone", || async {
+        !one.shared.view().nodes.contains_key(&node.name)
+    })
+    .await;
+    one.run("web", "blue").await.unwrap();
+    is_routed(&one, "the gateway's route", true).await;
+    // The route that is there stays, and containers come and go.
+    come().await;
+    one.run("second", "blue").await.unwrap();
+    assert!(one.paper.state().routed.contains_key(&VNI));
+
+    // The host was started anew: nothing is there.
+    lose_devices(&one, true);
+    for container in ["web", "second"] {
+        let line = format!("container '{container}' in network 'blue': {words}");
+        eventually("the refusal", || async { has_problem(&one, &line) }).await;
+    }
+    assert!(one.paper.state().veths.is_empty() && one.paper.state().routed.is_empty());
+    go().await;
+    one.eventually("both containers", |state| state.veths.len() == 2).await;
+    is_routed(&one, "the gateway's route again", true).await;
+    eventually("no problem", || async { !has_problem(&one, words) }).await;
+    one.paper.reads.close(false);
+}
+
+/// A network may have public addresses, for example those that its owner has been assigned. A host
+/// that uses it says so, because it does not reach other machines with these addresses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_with_public_addresses_is_told() {
+    let world = World::new().await;
+    let one = start_with_a_network(&world).await;
+    let mut request = network("far");
+    request.subnets = vec!["8.8.8.0/24".parse().unwrap()];
+    one.agent.network_create(request).await.unwrap();
+    let words = "network 'far': subnet 8.8.8.0/24 is public address space";
+    assert!(!has_problem(&one, words), "the network is not used here");
+    one.run("resolver", "far").await.unwrap();
+    eventually("the problem", || async { has_problem(&one, words) }).await;
+    assert!(!has_problem(&one, "network 'blue'"));
+    one.agent.container_remove(&name("resolver"), true).await.unwrap();
+    eventually("no problem", || async { !has_problem(&one, words) }).await;
     one.paper.reads.close(false);
 }
 

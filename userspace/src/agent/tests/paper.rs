@@ -7,7 +7,7 @@ mod underlay;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
@@ -35,7 +35,7 @@ use crate::{
     },
     api::types::ApiError,
     datapath::{Changes, DatapathError, Found},
-    model::{Name, NetnsId},
+    model::{HostRoute, Name, NetnsId},
     netfilter::Rules,
     netlink::Announcement,
     probe::{Answer, PathProbe},
@@ -92,6 +92,8 @@ pub(super) struct State {
     pub(super) loopback: bool,
     /// Routes of the host, all by `up0`.
     pub(super) routes: Vec<IpNetwork>,
+    /// Next hop of the routes to everything.
+    pub(super) next_hop: Option<IpAddr>,
     /// The interface of the default route. Its first address is the VTEP address of the agent.
     pub(super) default_link: Option<String>,
     /// The uplink has lost its address.
@@ -163,6 +165,18 @@ pub(super) struct State {
     /// Answers to the probes to a VTEP. Nobody answers the others.
     pub(super) answers: BTreeMap<[u8; 4], Answer>,
     next_ifindex: u32,
+}
+
+impl State {
+    /// The host's routes, except those through gateway devices.
+    fn host_routes(&self) -> Vec<HostRoute> {
+        let route = |to: &IpNetwork| HostRoute {
+            destination: *to,
+            device: "up0".to_owned(),
+            next_hop: self.next_hop.filter(|_| to.prefix() == 0),
+        };
+        self.routes.iter().map(route).collect()
+    }
 }
 
 /// A simulated host, see [`State`].

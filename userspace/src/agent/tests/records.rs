@@ -333,4 +333,41 @@ async fn very_many_garbage_keys_are_counted() {
     })
     .await;
     assert_eq!(problems(&one, "").await.len(), 21);
+    // However many there are, the status is short.
+    let status = serde_json::to_string(&one.agent.status().await.unwrap()).unwrap();
+    assert!(status.len() < 16 * 1024, "{} bytes", status.len());
+}
+
+/// Very many records that make no sense together, with names as long as they may be: the status is
+/// short, and the host works as before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn very_many_records_that_contradict_others_are_counted() {
+    let world = World::new().await;
+    let (one, two) = two_hosts(&world).await;
+    // Endpoints of a network that does not exist, and networks without a VNI of their own.
+    let lost = crate::model::testing::network("lost", 300, &["10.8.0.0/16"]);
+    for part in 0..20_u32 {
+        let mut writes = Vec::new();
+        for number in 0..50_u32 {
+            let id = format!("{:08x}", part * 50 + number);
+            let endpoint = crate::model::testing::endpoint(&lost, &id, "host3", "10.8.0.2");
+            let key = Key::endpoint(&lost.name, &id);
+            writes.push(Write::Put { key, value: encode(&endpoint).unwrap(), lease: None });
+            let title = format!("n{id}-{}", "x".repeat(40));
+            let network = crate::model::testing::network(&title, 1000, &["10.7.0.0/16"]);
+            let key = Key::network(&network.name);
+            writes.push(Write::Put { key, value: encode(&network).unwrap(), lease: None });
+        }
+        world.store.commit(Vec::new(), writes).await.unwrap();
+    }
+    one.run("web", "blue").await.unwrap();
+    two.run("db", "blue").await.unwrap();
+    one.eventually("the other host's endpoint", |state| state.tables.fdb.len() == 2).await;
+    eventually("all are counted", || async {
+        problems(&one, "1960 more records of the store").await.len() == 1
+    })
+    .await;
+    assert_eq!(problems(&one, "").await.len(), 41);
+    let status = serde_json::to_string(&one.agent.status().await.unwrap()).unwrap();
+    assert!(status.len() < 24 * 1024, "{} bytes", status.len());
 }

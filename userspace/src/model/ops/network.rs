@@ -291,9 +291,9 @@ const OVERLAYS: [Pool; 4] = [
 /// 100.64.0.0/10 (RFC 6598), which carriers and some VPNs use: the last resort.
 const SHARED: Pool = Pool::new([100, 64, 0, 0], 24, 1 << 14);
 
-/// Returns the first subnet that is free: no network of the view, no VTEP and no server of the store
-/// has an address of it, no route of the host leads to it, and, for an overlay network, no node is
-/// connected to it.
+/// Returns the first subnet that is free: no network of the view, no VTEP, no server of the store
+/// and no next hop of the host has an address of it, no route of the host leads to it, and, for an
+/// overlay network, no node is connected to it.
 ///
 /// The ranges are [`NetworkSpec::pools`]. Without pools, the ranges of Docker come first and then
 /// the other private ranges. An overlay network gets a /24, first of 10.0.0.0/8. A bridge network
@@ -322,6 +322,7 @@ pub fn choose_subnet(view: &View, spec: &NetworkSpec) -> Result<IpNetwork, Refus
     };
     let near = view.networks.values().filter(|network| !network.name.is_apart_from(name));
     let networks = near.flat_map(|network| &network.subnets).map(|subnet| subnet.subnet);
+    let hops = routes.iter().filter_map(|route| route.next_hop).map(IpNetwork::from);
     let routes = routes.iter().filter(|route| route.is_taken()).map(|route| route.destination);
     // A bridge network exists only on its own host, so that other nodes do not matter.
     let nodes = view.nodes.values().filter(|_| *driver == Driver::Overlay);
@@ -332,6 +333,7 @@ pub fn choose_subnet(view: &View, spec: &NetworkSpec) -> Result<IpNetwork, Refus
     // Both lists are sorted intervals, so that the search is one pass.
     let mut taken: Vec<(u32, u32)> = networks
         .chain(routes)
+        .chain(hops)
         .chain(connected)
         .chain(single)
         .filter_map(|subnet| match subnet {

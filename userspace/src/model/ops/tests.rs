@@ -135,6 +135,7 @@ fn routes(to: &[&str]) -> Vec<HostRoute> {
     let route = |text: &&str| HostRoute {
         destination: text.parse().expect("subnet"),
         device: "lan0".to_owned(),
+        next_hop: None,
     };
     to.iter().map(route).collect()
 }
@@ -163,6 +164,12 @@ fn subnets_are_chosen_around_those_in_use() {
     ] {
         assert_eq!(chosen(&cluster.view, driver, &avoid).expect("free"), expected, "{avoid:?}");
     }
+    // The next hop of the default route, which may be on link by the word of the route alone.
+    let next_hop = Some([10, 0, 0, 1].into());
+    let default = HostRoute { next_hop, ..routes(&["0.0.0.0/0"]).remove(0) };
+    let apart = NetworkSpec { driver: Driver::Overlay, routes: vec![default], ..spec("new", &[]) };
+    let around = choose_subnet(&cluster.view, &apart).expect("free");
+    assert_eq!(around.to_string(), "10.0.1.0/24");
     let all = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"];
     assert!(line(chosen(&cluster.view, Driver::Overlay, &all)).contains("--subnet"));
     // An overlay network avoids what any node is connected to, and a bridge network does not.

@@ -274,3 +274,16 @@ proptest! {
         prop_assert_eq!(overlap(b.into(), a.into()), common);
     }
 }
+
+#[test]
+fn public_subnets_are_those_that_machines_of_the_internet_have() {
+    let is_public_text = |text: &str| is_public(text.parse().expect("subnet"));
+    for public in ["8.8.8.0/24", "8.0.0.0/8", "172.0.0.0/8", "172.32.0.0/16", "192.0.3.0/24"] {
+        assert!(is_public_text(public), "{public}");
+    }
+    let apart = ["10.0.0.0/8", "10.9.0.0/24", "172.31.0.0/16", "192.168.7.0/24", "100.127.0.0/24"];
+    let others = ["198.19.0.0/16", "192.0.2.0/25", "198.51.100.0/24", "203.0.113.128/25"];
+    for apart in apart.into_iter().chain(others).chain(["fd00::/64", "2001:db8::/64"]) {
+        assert!(!is_public_text(apart), "{apart}");
+    }
+}

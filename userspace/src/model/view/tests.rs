@@ -153,6 +153,56 @@ fn garbage_is_counted_and_its_lines_are_bounded() {
     assert_eq!(cluster.view.complaints().len(), 1100);
 }
 
+/// Garbage of each kind: a further key costs a look at one endpoint at most, a list of what is
+/// wrong costs no look if nothing has changed, and the list is short.
+#[test]
+fn garbage_of_each_kind_costs_what_one_key_costs() {
+    const EACH: u32 = 12_500;
+    let (red, blue) = two_networks();
+    let lost = network("lost", 300, &["10.8.0.0/16"]);
+    let mut cluster = Cluster::default();
+    cluster.network(&red);
+    // A network whose VNI is another's.
+    cluster.put(Key::network(&blue.name), &Network { vni: red.vni, ..blue.clone() });
+    let all = |cluster: &mut Cluster| cluster.view.first_complaints(20);
+    all(&mut cluster);
+    for number in 0..EACH {
+        let [_, _, high, low] = number.to_be_bytes();
+        let (id, ip) = (format!("{number:08x}"), format!("10.0.{high}.{low}"));
+        let before = cluster.view.looks();
+        cluster.raw(&format!("/culvert/v1/other/{number}"), b"");
+        cluster.raw(&format!("/culvert/v1/endpoints/red/{number:016x}"), b"{}");
+        cluster.raw(&format!("/culvert/v1/networks/broken{number}"), b"[]");
+        cluster.raw(&format!("/culvert/v1/ipam/red/{ip}"), b"\xff");
+        // Valid records: without a claim, of a network that does not exist, of one that is not
+        // usable, and a network without a VNI of its own.
+        cluster.put(Key::endpoint(&red.name, &id), &endpoint(&red, &id, "host1", &ip));
+        cluster.put(Key::endpoint(&lost.name, &id), &endpoint(&lost, &id, "host1", &ip));
+        cluster.put(Key::endpoint(&blue.name, &id), &endpoint(&blue, &id, "host1", &ip));
+        let more = network(&format!("more{number}"), 1000, &["10.7.0.0/16"]);
+        cluster.put(Key::network(&more.name), &more);
+        assert!(cluster.view.looks() - before <= 3, "the looks at key {number}");
+    }
+    let looks = cluster.view.looks();
+    let (lines, more) = all(&mut cluster);
+    assert_eq!(cluster.view.looks(), looks, "a list looks at no endpoint");
+    // Keys that are skipped, networks, endpoints: 20 lines of each.
+    assert_eq!(lines.len(), 3 * 20);
+    let each = EACH as usize;
+    assert_eq!(more, (4 * each - 20) + (each + 1 - 20) + (2 * each - 20));
+    let bytes: usize = lines.iter().map(String::len).sum();
+    assert!(bytes < 16 * 1024, "{bytes} bytes: {lines:?}");
+    // One key more. A change of a network is paid for by the next list, once.
+    cluster.endpoint(&endpoint(&red, "0f", "host1", "10.0.0.2"));
+    assert!(cluster.view.looks() - looks <= 3);
+    cluster.network(&lost);
+    let looks = cluster.view.looks();
+    all(&mut cluster);
+    assert_eq!(cluster.view.looks() - looks, each);
+    all(&mut cluster);
+    assert_eq!(cluster.view.looks() - looks, each);
+}
+
 #[test]
 fn a_claim_holds_even_if_its_record_is_unreadable() {
     let (red, _) = two_networks();
@@ -279,16 +329,21 @@ fn a_list_sets_the_revision() {
 
 /// Writes and deletions of valid records, from so small a set that they collide.
 fn history() -> impl Strategy<Value = Vec<(u8, u8, bool)>> {
-    proptest::collection::vec((0..7_u8, 0..4_u8, any::<bool>()), 0..60)
+    proptest::collection::vec((0..8_u8, 0..4_u8, any::<bool>()), 0..60)
+}
+
+/// The network of the endpoints, or one without endpoints.
+fn title(which: u8) -> String {
+    if which == 0 { "red".to_owned() } else { format!("n{which}") }
 }
 
 fn record_change(kind: u8, which: u8, revision: Revision) -> Change {
     let red = network("red", 256, &["10.0.0.0/24"]);
-    let owner = VniOwner { schema: SCHEMA, network: name(&format!("n{which}")) };
+    let owner = VniOwner { schema: SCHEMA, network: name(&title(which)) };
     let ep = endpoint(&red, &format!("{which:02x}"), "host1", &format!("10.0.0.{}", which + 2));
     match kind {
         0 => {
-            let net = network(&format!("n{which}"), 256 + u32::from(which), &["10.0.0.0/24"]);
+            let net = network(&title(which), 256 + u32::from(which), &["10.0.0.0/24"]);
             change(Key::network(&net.name), &net, revision)
         }
         1 => {
@@ -308,9 +363,13 @@ fn record_change(kind: u8, which: u8, revision: Revision) -> Change {
             let claim = MacOwner { schema: SCHEMA, endpoint: ep.id };
             change(Key::mac(&red.name, MacAddr([0x0e, 0, 0, 0, 0, which])), &claim, revision)
         }
-        _ => {
+        6 => {
             let alive = Alive::new("00".to_owned());
             change(Key::alive(&name(&format!("h{which}"))), &alive, revision)
+        }
+        _ => {
+            let ep = Endpoint { mac: MacAddr([0x0e, 0, 0, 0, 0, which % 2]), ..ep };
+            change(Key::endpoint(&red.name, &ep.id), &ep, revision)
         }
     }
 }
@@ -336,8 +395,13 @@ proptest! {
                 other => other,
             };
             view.apply(&change);
+            if revision % 7 == 0 {
+                // What is wrong is kept from here on.
+                let _ = view.first_complaints(1);
+            }
         }
         let snapshot = Snapshot { revision, entries: held.into_values().collect() };
+        prop_assert_eq!(view.first_complaints(usize::MAX), (view.complaints(), 0));
         prop_assert_eq!(view, View::from_snapshot(&snapshot));
     }
 

@@ -13,7 +13,7 @@ use crate::{
     agent::platform::{Adopted, Devices, HostEvent, Made, PlugError, PluggedPair},
     api::types::{ApiError, ErrorKind},
     datapath::{Changes, DatapathError, PinCheck, Repaired},
-    model::{Name, NetnsId, SandboxRef, excludes_gateway},
+    model::{HostRoute, Name, NetnsId, SandboxRef, bars_gateway},
     netlink::{Announcement, subnet_of},
     reconcile::{LocalEndpoint, Tables},
     sandbox::{GatewaySpec, RESOLV_CONF, Resolver},
@@ -81,6 +81,12 @@ impl Devices for Paper {
         Ok(self.state().gateways.clone())
     }
 
+    async fn bare_gateways(&self) -> Result<BTreeSet<u32>, PlugError> {
+        let state = self.state();
+        let bare = state.gateways.keys().filter(|vni| !state.routed.contains_key(*vni));
+        Ok(bare.copied().collect())
+    }
+
     async fn leads_into(&self, endpoint: &str, netns: &Path) -> bool {
         let state = self.state();
         state.veths.contains_key(endpoint)
@@ -101,8 +107,13 @@ impl Devices for Paper {
 
     async fn open_gateway(&self, gateway: &GatewaySpec, _ifindex: u32) -> Result<(), PlugError> {
         let mut state = self.state();
+        let has_route = state.routed.contains_key(&gateway.vni);
         let excluded = |address: &IpNetwork| {
-            state.routes.iter().find(|route| excludes_gateway(**route, *address)).copied()
+            let mut routes = state.host_routes();
+            routes.retain(|HostRoute { destination, next_hop, .. }| {
+                bars_gateway((*destination, *next_hop), *address, has_route)
+            });
+            routes.first().map(|route| route.destination)
         };
         if let Some(route) = gateway.address.as_ref().and_then(excluded) {
             state.routed.remove(&gateway.vni);

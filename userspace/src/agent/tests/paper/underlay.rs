@@ -99,14 +99,16 @@ impl Underlay for Paper {
     }
 
     async fn routes(&self) -> Result<Vec<HostRoute>, ApiError> {
-        let route = |to: &IpNetwork| HostRoute { destination: *to, device: "up0".to_owned() };
-        Ok(self.state().routes.iter().map(route).collect())
+        Ok(self.state().host_routes())
     }
 
     async fn routes_into(&self, subnets: &[IpNetwork]) -> Result<Vec<HostRoute>, ApiError> {
         let mut routes = self.routes().await?;
         let leads_into = |to| subnets.iter().any(|subnet| validate::overlap(*subnet, to));
-        routes.retain(|route| route.is_taken() && leads_into(route.destination));
+        let has_hop =
+            |route: &HostRoute| subnets.iter().any(|subnet| route.hop_in(*subnet).is_some());
+        routes
+            .retain(|route| (route.is_taken() && leads_into(route.destination)) || has_hop(route));
         Ok(routes)
     }
 
