@@ -435,7 +435,7 @@ fn filler(number: u32, protocol: u8, seen: [u32; 2], idle_s: u64) -> [(FlowKey, 
 }
 
 /// Fills the rest of the table with flows of [`filler`], each in its own slot. Returns how many.
-fn fill(lab: &mut Lab, protocol: u8, seen: [u32; 2], idle_s: u64) -> u32 {
+pub(crate) fn fill(lab: &mut Lab, protocol: u8, seen: [u32; 2], idle_s: u64) -> u32 {
     let room = MAX_FLOWS - u32::try_from(entries(lab) / 2).unwrap();
     for number in 0..room {
         let [(key, orig), (reply_key, reply)] = filler(number, protocol, seen, idle_s);
@@ -505,7 +505,7 @@ fn full_of_connections(lab: &mut Lab) {
 
 /// Makes three quarters of the table flows of `A1` like those of [`filler`], and counts them in its
 /// share, which is half of the table. Returns their number.
-fn own(lab: &mut Lab, protocol: u8, seen: [u32; 2]) -> u32 {
+pub(crate) fn own(lab: &mut Lab, protocol: u8, seen: [u32; 2]) -> u32 {
     let flows = MAX_FLOWS / 4 * 3;
     let owner = incarnation(&lab.tables, Interface::A1);
     for number in 0..flows {

@@ -15,7 +15,7 @@
 //! | `kernel_vxlan` | frames between attached programs and a vxlan device of the kernel |
 //! | `races` | two CPUs at once against the tables that the programs write |
 //! | `random` | random bytes into every program |
-//! | `fuzz` | mutated frames into every program but `to_underlay`, 10 million in a long test |
+//! | `fuzz` | mutated frames into every program, 10 million in a long test |
 //! | `coverage` | every drop reason and note has a case |
 //! | the others | the cases |
 
