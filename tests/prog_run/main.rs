@@ -16,6 +16,7 @@
 //! | `races` | two CPUs at once against the tables that the programs write |
 //! | `random` | random bytes into every program |
 //! | `fuzz` | mutated frames into every program, 10 million in a long test |
+//! | `nat_fuzz` | random sequences of packets, compared with a model of the flows |
 //! | `coverage` | every drop reason and note has a case |
 //! | the others | the cases |
 
@@ -88,6 +89,8 @@ mod live_nat;
 mod membership;
 #[cfg(test)]
 mod mtu;
+#[cfg(test)]
+mod nat_fuzz;
 #[cfg(test)]
 mod nat_in;
 #[cfg(test)]
