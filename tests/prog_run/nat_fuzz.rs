@@ -101,11 +101,11 @@ fn flows_agree_with_a_model() {
         for round in chaos::each("packets of flows", chaos::rounds(ROUNDS, MANY_ROUNDS)) {
             let pressure = [Pressure::Empty, Pressure::Evictable, Pressure::Established];
             let pressure = pressure[round as usize % pressure.len()];
-            let mut fuzz = Fuzz::new(&mut *lab, random.fork(), round, pressure);
+            let mut packets = Sequence::new(&mut *lab, random.fork(), round, pressure);
             for _ in 0..STEPS {
-                fuzz.step();
+                packets.step();
             }
-            fuzz.end(&mut totals);
+            packets.end(&mut totals);
         }
         chaos::say(&format!("packets and flows of the model: {totals:?}"));
         totals.are_many();
@@ -136,8 +136,8 @@ impl Totals {
     }
 }
 
-/// A round.
-struct Fuzz<'a> {
+/// The packets of a round.
+struct Sequence<'a> {
     lab: &'a mut Lab,
     random: Random,
     round: u32,
@@ -157,7 +157,7 @@ struct Fuzz<'a> {
     log: VecDeque<String>,
 }
 
-impl<'a> Fuzz<'a> {
+impl<'a> Sequence<'a> {
     fn new(lab: &'a mut Lab, random: Random, round: u32, pressure: Pressure) -> Self {
         lab.begin();
         for (port, at) in PUBLISHED {
