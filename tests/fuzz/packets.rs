@@ -192,8 +192,8 @@ fn ipv6_packet(eth: &EthHdr, packet: &[u8]) -> u32 {
     3
 }
 
-/// The frames of the corpus. A file has the bytes of a frame as hexadecimal digits; lines that begin
-/// with `#` say what they are.
+/// The frames of the corpus. A file has the bytes of a frame as hexadecimal digits; lines that
+/// begin with `#` say what they are.
 fn frames() -> Vec<Input> {
     let frame = |Input { name, bytes }| {
         let text = String::from_utf8(bytes).unwrap();

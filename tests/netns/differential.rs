@@ -1,6 +1,7 @@
 //! The same connections through Culvert, and through a Linux bridge and iptables as Docker uses
 //! them. Each connection has the same outcome on both sides, and its peers see the same addresses.
-//! With `CULVERT_TEST_FULL` there are 20 times as many connections, with more than a million packets.
+//! With `CULVERT_TEST_FULL` there are 20 times as many connections, with more than a million
+//! packets.
 
 #![expect(clippy::expect_used, reason = "a step that fails ends the test with the error")]
 
@@ -34,8 +35,8 @@ const WORKERS: usize = 8;
 /// Seed of the plan, unless `CULVERT_SEED` gives another one.
 const SEED: u64 = 0x0c01_5e57;
 
-/// Packets of the containers of each side in the long test, at least. A container connects to its own
-/// address with one connection in a hundred, whose packets count as well.
+/// Packets of the containers of each side in the long test, at least. A container connects to its
+/// own address with one connection in a hundred, whose packets count as well.
 const MANY_PACKETS: u64 = 1_050_000;
 /// What [`packets`] counts, as in `/proc/net/snmp`.
 const COUNTED: [&str; 6] =

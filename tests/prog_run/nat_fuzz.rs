@@ -6,7 +6,8 @@
 //!   port, as it was sent, and no other container;
 //! - a packet that answers nothing reaches no container;
 //! - no two live flows have the same addresses and ports;
-//! - a live flow goes on with the same port, and an established connection even if the table is full;
+//! - a live flow goes on with the same port, and an established connection even if the table is
+//!   full;
 //! - a full table refuses no flow while others may be evicted;
 //! - each packet is counted once.
 //!

@@ -64,8 +64,8 @@ fn of_us(state: &State, frame: &[u8]) -> Option<([u8; 4], u32)> {
     (src == OUR_VTEP && to_a_vtep).then_some((dst, vni))
 }
 
-/// Whether another host takes the frame for VXLAN of this host. The port of a VTEP without a path is
-/// not known.
+/// Whether another host takes the frame for VXLAN of this host. The port of a VTEP without a path
+/// is not known.
 fn is_taken_for_ours(state: &State, frame: &[u8]) -> bool {
     of_us(state, frame).is_some_and(|(vtep, _)| vtep == PEER || state.far_port == TO_PEER2.port)
 }

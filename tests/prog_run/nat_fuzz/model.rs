@@ -1,8 +1,8 @@
 //! The model of the flows: which flows must be alive, which may be, and which cannot be.
 //!
 //! The model sees what passes the programs, and does not read their table. Where it cannot tell
-//! whether a flow is alive, it says so: a flow that may have been evicted, or whose TCP state depends
-//! on more than flags.
+//! whether a flow is alive, it says so: a flow that may have been evicted, or whose TCP state
+//! depends on more than flags.
 
 use culvert_tests::packet::{ACK, FIN, RST, SYN};
 

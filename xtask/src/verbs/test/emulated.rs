@@ -21,8 +21,8 @@ const PROGRAMS: [&str; 3] = ["host", "prog_run", "netns"];
 /// hung processes and of records of hosts do not depend on the kernel, and take many minutes under
 /// emulation. The test that compares NAT with the kernel's in thousands of steps is as slow, and
 /// does not depend on the device. The same is true of the tests of mutated frames and of random
-/// flows. The test of how much GRO merges depends on the rate of frames. The tests of races need two
-/// processors at once, which take turns under emulation. The test of systemd-networkd needs a
+/// flows. The test of how much GRO merges depends on the rate of frames. The tests of races need
+/// two processors at once, which take turns under emulation. The test of systemd-networkd needs a
 /// program that may be missing.
 const SKIPPED: [&str; 11] = [
     "bad_input::",

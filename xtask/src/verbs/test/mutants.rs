@@ -92,8 +92,8 @@ enum Trial {
     Unnoticed,
     /// A test failed: its line.
     Noticed(String),
-    /// The verifier refuses the programs: the check keeps them within their memory. No test has shown
-    /// what it does, so it counts neither as tested nor as not tested.
+    /// The verifier refuses the programs: the check keeps them within their memory. No test has
+    /// shown what it does, so it counts neither as tested nor as not tested.
     Refused,
     /// The compiler or the linker refuses the programs.
     NotBuilt,
