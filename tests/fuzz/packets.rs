@@ -50,7 +50,7 @@ fn header<T: Pod>(bytes: &[u8], at: usize) -> Option<T> {
 }
 
 /// Reads a frame as the programs do. Returns the number of headers that it has.
-fn read(frame: &[u8]) -> u32 {
+pub(crate) fn read(frame: &[u8]) -> u32 {
     frame_in(frame, 2)
 }
 
@@ -194,7 +194,7 @@ fn ipv6_packet(eth: &EthHdr, packet: &[u8]) -> u32 {
 
 /// The frames of the corpus. A file has the bytes of a frame as hexadecimal digits; lines that
 /// begin with `#` say what they are.
-fn frames() -> Vec<Input> {
+pub(crate) fn frames() -> Vec<Input> {
     let frame = |Input { name, bytes }| {
         let text = String::from_utf8(bytes).unwrap();
         let lines = text.lines().filter(|line| !line.starts_with('#'));
@@ -208,7 +208,7 @@ fn frames() -> Vec<Input> {
 }
 
 /// Changes a frame; `others` are frames from which parts are copied.
-fn change(random: &mut Random, frame: &mut Vec<u8>, others: &[Input]) {
+pub(crate) fn change(random: &mut Random, frame: &mut Vec<u8>, others: &[Input]) {
     for _ in 0..random.below(5) {
         if frame.is_empty() {
             return;
