@@ -14,7 +14,7 @@ const FEW: u32 = 20_000;
 const MANY: u32 = 2_000_000;
 
 /// Reads a body as each request. Returns how many accept it.
-fn read(body: &[u8]) -> u32 {
+pub(crate) fn read(body: &[u8]) -> u32 {
     /// What is accepted is read again as it is written.
     macro_rules! each {
         ($($request:ty),+) => {

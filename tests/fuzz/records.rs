@@ -70,7 +70,7 @@ fn no_record_makes_the_view_panic() {
 }
 
 /// A record that is accepted is read again as it is written.
-fn again(key: &str, value: &[u8]) {
+pub(crate) fn again(key: &str, value: &[u8]) {
     let Ok(key) = key.parse::<Key>() else { return };
     match &key {
         Key::Store => {}

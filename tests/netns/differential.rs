@@ -1,6 +1,7 @@
 //! The same connections through Culvert, and through a Linux bridge and iptables as Docker uses
 //! them. Each connection has the same outcome on both sides, and its peers see the same addresses.
-//! With `CULVERT_TEST_FULL` there are ten times as many connections.
+//! With `CULVERT_TEST_FULL` there are 20 times as many connections, with more than a million
+//! packets.
 
 #![expect(clippy::expect_used, reason = "a step that fails ends the test with the error")]
 
@@ -34,6 +35,13 @@ const WORKERS: usize = 8;
 /// Seed of the plan, unless `CULVERT_SEED` gives another one.
 const SEED: u64 = 0x0c01_5e57;
 
+/// Packets of the containers of each side in the long test, at least. A container connects to its
+/// own address with one connection in a hundred, whose packets count as well.
+const MANY_PACKETS: u64 = 1_050_000;
+/// What [`packets`] counts, as in `/proc/net/snmp`.
+const COUNTED: [&str; 6] =
+    ["InSegs", "OutSegs", "InDatagrams", "OutDatagrams", "InMsgs", "OutMsgs"];
+
 /// One of the two sides: Culvert, or Docker's wiring.
 struct Side<'a> {
     iptables: &'static str,
@@ -50,6 +58,8 @@ struct Told {
     results: Vec<String>,
     servers: Seen,
     headers: Vec<String>,
+    /// Packets of the containers.
+    packets: u64,
 }
 
 #[test]
@@ -109,6 +119,15 @@ fn the_same_becomes_of_a_thousand_connections() {
         "CULVERT_SEED={seed}: only {good} succeeded: {:?}",
         linux.results
     );
+    let (ours, theirs) = (culvert.packets, linux.packets);
+    chaos::say(&format!(
+        "{} connections: {ours} packets of containers through Culvert, {theirs} through Linux",
+        plan.len()
+    ));
+    assert!(
+        !chaos::is_full() || ours.min(theirs) >= MANY_PACKETS,
+        "CULVERT_SEED={seed}: {ours} and {theirs} packets"
+    );
     let late = linux.results.iter().filter(|result| *result == "timeout").count();
     assert!(late < 10, "CULVERT_SEED={seed}: {late} timed out");
 }
@@ -167,7 +186,8 @@ impl Side<'_> {
                 *seen.entry((name.clone(), client)).or_default() += 1;
             }
         }
-        Told { results, servers: seen, headers: watch.seen() }
+        let packets = self.containers.iter().map(|netns| packets(netns)).sum();
+        Told { results, servers: seen, headers: watch.seen(), packets }
     }
 
     /// Settings that both sides have in common.
@@ -234,6 +254,25 @@ impl Side<'_> {
             What::Ping { len, ttl } => probe::ping(netns, *to.ip(), port, len, ttl),
         }
     }
+}
+
+/// TCP segments, datagrams and ICMP messages that a container has sent and received (RFC 4022,
+/// RFC 4113, RFC 4293). A GSO frame counts as its segments, a fragmented datagram as one.
+fn packets(netns: &Path) -> u64 {
+    let read = || std::fs::read_to_string("/proc/thread-self/net/snmp");
+    let text = sock::within(netns, read).expect("statistics of a container");
+    // Each protocol has a line of names, and below it one of values.
+    let is_it = |line: &&str| ["Tcp: ", "Udp: ", "Icmp: "].iter().any(|it| line.starts_with(it));
+    let lines: Vec<&str> = text.lines().filter(is_it).collect();
+    let mut sum = 0;
+    for pair in lines.chunks_exact(2) {
+        for (name, value) in pair[0].split_whitespace().zip(pair[1].split_whitespace()) {
+            if COUNTED.contains(&name) {
+                sum += value.parse::<u64>().expect("a number of packets");
+            }
+        }
+    }
+    sum
 }
 
 fn sock_addr(port: u16) -> std::net::SocketAddrV4 {

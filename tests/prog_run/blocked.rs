@@ -40,7 +40,7 @@ const PORT: u16 = 40_000;
 const STORE: u16 = 2379;
 
 /// Closes an address, or one port of it.
-fn close(lab: &Lab, host: &Host, port: Option<u16>, why: u32) {
+pub(crate) fn close(lab: &Lab, host: &Host, port: Option<u16>, why: u32) {
     let whole = PublishedKey::whole(MappedAddr::v4(host.v4));
     let key = match port {
         None => whole,
@@ -50,7 +50,7 @@ fn close(lab: &Lab, host: &Host, port: Option<u16>, why: u32) {
 }
 
 /// Closes network A towards hosts, of which the agent knows two others.
-fn close_hosts(lab: &Lab) {
+pub(crate) fn close_hosts(lab: &Lab) {
     for peer in [PEER, PEER2] {
         close(lab, &vtep(peer), None, blocked::HOST);
     }

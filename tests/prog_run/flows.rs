@@ -422,7 +422,12 @@ fn server_connects_to_the_port_of_a_client_on_another_host(lab: &mut Lab) {
 
 /// The two entries of the flow `number` of `protocol`, to which no packet of a test belongs. Its
 /// directions have the flags `seen`, and its last packet passed `idle_s` seconds ago.
-fn filler(number: u32, protocol: u8, seen: [u32; 2], idle_s: u64) -> [(FlowKey, Flow); 2] {
+pub(crate) fn filler(
+    number: u32,
+    protocol: u8,
+    seen: [u32; 2],
+    idle_s: u64,
+) -> [(FlowKey, Flow); 2] {
     let tuple = Tuple { src: number.to_be_bytes(), ..Tuple::default() };
     let key = FlowKey::new(0x00ff_fff0, protocol, tuple);
     let last_seen_ns = now_ns() - idle_s * 1_000_000_000;
@@ -447,7 +452,7 @@ pub(crate) fn fill(lab: &mut Lab, protocol: u8, seen: [u32; 2], idle_s: u64) -> 
 
 /// Number of the flows of [`filler`] that are left. Checks that each has both entries or none.
 #[track_caller]
-fn left_of(lab: &Lab, fillers: u32, protocol: u8) -> u32 {
+pub(crate) fn left_of(lab: &Lab, fillers: u32, protocol: u8) -> u32 {
     let both = |number: u32| {
         let there =
             filler(number, protocol, [0; 2], 0).map(|(key, _)| lab.flows.get(key).is_some());

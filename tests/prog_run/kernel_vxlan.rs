@@ -27,6 +27,7 @@ const BATCH: usize = 32;
 const ROUNDS: u32 = 200;
 /// 1,000,000 frames.
 const MANY_ROUNDS: u32 = 15_625;
+const _: () = assert!(2 * BATCH as u32 * MANY_ROUNDS >= 1_000_000);
 
 #[test]
 #[ignore = "needs root"]
@@ -37,13 +38,14 @@ fn a_kernel_vxlan_device_and_the_programs_read_each_other() {
         let live = Live::attach(lab);
         let lab = &mut *live.lab;
         let mut random = Random::seeded();
-        for round in chaos::each("frames of a vxlan device", chaos::rounds(ROUNDS, MANY_ROUNDS)) {
+        let (rounds, mut compared) = (chaos::rounds(ROUNDS, MANY_ROUNDS), 0);
+        for round in chaos::each("frames of a vxlan device", rounds) {
             let sent = batch(&mut random, &ONE, &FAR);
             for frame in &sent {
                 lab.wire(Interface::A1).far.send(frame);
             }
             let came = sent.iter().map(|_| device.receive()).collect();
-            compare(&format!("round {round}, to the device"), came, sent);
+            compared += compare(&format!("round {round}, to the device"), came, sent);
             // The outer frames, which the kernel has taken as well.
             lab.drain();
 
@@ -55,19 +57,22 @@ fn a_kernel_vxlan_device_and_the_programs_read_each_other() {
             let came: Vec<_> = lab.drain().into_iter().chain(lab.drain()).collect();
             assert!(came.iter().all(|(interface, _)| *interface == Interface::A1), "round {round}");
             let came = came.into_iter().map(|(_, frame)| frame).collect();
-            compare(&format!("round {round}, from the device"), came, sent);
+            compared += compare(&format!("round {round}, from the device"), came, sent);
         }
+        chaos::say(&format!("frames of a vxlan device: {compared} were compared"));
+        assert_eq!(compared, 2 * BATCH * rounds as usize);
     });
 }
 
-/// Compares frames in any order: GRO may deliver a frame after the next ones.
-fn compare(what: &str, mut came: Vec<Vec<u8>>, mut sent: Vec<Vec<u8>>) {
+/// Compares frames in any order: GRO may deliver a frame after the next ones. Returns their number.
+fn compare(what: &str, mut came: Vec<Vec<u8>>, mut sent: Vec<Vec<u8>>) -> usize {
     assert_eq!(came.len(), sent.len(), "{what}: frames");
     came.sort();
     sent.sort();
     for (came, sent) in came.iter().zip(&sent) {
         same(what, came, sent);
     }
+    sent.len()
 }
 
 /// The vxlan device, and what it needs: the address of the VTEP, and the MAC of this host.

@@ -15,7 +15,8 @@
 //! | `kernel_vxlan` | frames between attached programs and a vxlan device of the kernel |
 //! | `races` | two CPUs at once against the tables that the programs write |
 //! | `random` | random bytes into every program |
-//! | `fuzz` | mutated frames into every program but `to_underlay`, 10 million in a long test |
+//! | `fuzz` | mutated frames into every program, 10 million in a long test |
+//! | `nat_fuzz` | random sequences of packets, compared with a model of the flows |
 //! | `coverage` | every drop reason and note has a case |
 //! | the others | the cases |
 
@@ -90,6 +91,8 @@ mod live_nat;
 mod membership;
 #[cfg(test)]
 mod mtu;
+#[cfg(test)]
+mod nat_fuzz;
 #[cfg(test)]
 mod nat_in;
 #[cfg(test)]

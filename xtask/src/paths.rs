@@ -40,6 +40,11 @@ pub(crate) fn mutants() -> PathBuf {
     target().join("mutants")
 }
 
+/// cargo's target directory for `cargo xtask test --full guided`.
+pub(crate) fn guided() -> PathBuf {
+    target().join("guided")
+}
+
 /// Directory in which `cargo xtask setup --full` unpacks its kernel.
 pub(crate) fn vm_kernel() -> PathBuf {
     vm().join("kernel")

@@ -86,8 +86,8 @@ pub(super) fn address(container: u8) -> Ipv4Addr {
 
 /// Draws a plan.
 pub(super) fn draw(seed: u64) -> Vec<Connection> {
-    // A connection has two packets, hundreds, or a thousand.
-    let connections = chaos::rounds(1000, 10_000) as usize;
+    // A connection has two packets, hundreds, or thousands.
+    let connections = chaos::rounds(1000, 20_000) as usize;
     let mut plan = Planner { random: Random::new(seed), next_port: 10_000, made: Vec::new() };
     plan.few();
     while plan.made.len() < connections {
@@ -181,7 +181,9 @@ impl Planner {
             COUNT => Use::HalfClose(*self.random.pick(&[0, 1, 5000, 200_000])),
             ECHO if self.random.below(5) == 0 => Use::Abort,
             ECHO if self.random.below(6) == 0 => {
-                Use::Echo(*self.random.pick(&[200_000, 500_000, 1_000_000]))
+                // Most packets are those of long transfers.
+                let times = if chaos::is_full() { 3 } else { 1 };
+                Use::Echo(times * *self.random.pick(&[200_000, 500_000, 1_000_000]))
             }
             _ => Use::Echo(*self.random.pick(&[1, 10, 100, 1460, 3000, 20_000])),
         }

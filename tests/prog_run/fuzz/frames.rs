@@ -4,7 +4,7 @@ use culvert_tests::packet::{
     ACK, Arp, BROADCAST, FIN, Host, RST, SYN, Tunnel, V4, V6, ethernet, payload,
 };
 
-use super::scene::{NETS, Net, PUBLISHED};
+use super::scene::{CONNECTED, NETS, NOWHERE, Net, PUBLISHED};
 use crate::{
     interfaces::Interface,
     nd::{ADVERT, OVERRIDE, SOLICITED, TARGET_OPTION, advert, link_layer, message, solicit},
@@ -12,7 +12,7 @@ use crate::{
     run::Program,
     world::{
         CLIENT, FARTHER, IN_B, NOBODY, OUR_VTEP, PEER, PEER2, ROUTER, ROUTER_MAC, SECOND, SERVER,
-        SERVER2, SERVICE, STRANGER, US, US_TO_CLIENTS, from_peer,
+        SERVER2, SERVICE, STRANGER, US, US_TO_CLIENTS, from_peer, to_peer, to_peer2,
     },
 };
 
@@ -72,6 +72,9 @@ pub(super) fn sources() -> Vec<Source> {
     all.push(Source::new(Program::Underlay, external()));
     all.push(Source::new(Program::Loopback, of_loopback()));
     all.push(Source::new(Program::Client, of_client()));
+    for forwarded in [false, true] {
+        all.push(Source { forwarded, ..Source::new(Program::Out, leaving()) });
+    }
     all
 }
 
@@ -143,6 +146,10 @@ fn routed(net: &Net, me: &Host) -> Vec<Vec<u8>> {
     let segment = |host: &Host, ports, flags| V4::segment(me, host, ports, flags, &[]);
     let quoted = V4::udp(&SERVER, me, (53, 1000), &payload(60)).packet();
     let quoted_client = V4::segment(&SERVER, me, (5000, 80), SYN, &[]).packet();
+    let mut damaged = segment(&SERVER2, (1003, 80), SYN);
+    damaged.l4[16] ^= 0x55;
+    // Too long to be held until the first fragment comes.
+    let long = V4 { id: 11, protocol: 17, l4: payload(2104), ..V4::new(me, &SERVER) };
     let mut all = vec![
         datagram.clone(),
         V4 { ttl: 1, ..datagram.clone() },
@@ -151,6 +158,11 @@ fn routed(net: &Net, me: &Host) -> Vec<Vec<u8>> {
         segment(&SERVER, (1000, 80), ACK),
         segment(&SERVER, (1000, 80), FIN | ACK),
         segment(&SERVER, (1000, 80), RST),
+        damaged,
+        V4 { df: false, mf: true, offset: 1, ..long },
+        to(&NOWHERE, 53),
+        // A server connects to its client's port.
+        segment(&SERVER2, (80, CONNECTED), SYN),
         // Answers of published ports.
         segment(&SERVER, (80, 5000), SYN | ACK),
         segment(&CLIENT, (80, 5000), SYN | ACK),
@@ -228,6 +240,7 @@ fn of_tunnel(net: &Net) -> Vec<Vec<u8>> {
     let other_host = Host { mac: gateway.mac, v4: PEER, v6: [0; 16] };
     let this_host = Host { mac: gateway.mac, ..US };
     let as_source = |mac| Host { mac, ..*far };
+    let as_gateway = Host { v4: gateway.v4, ..*far };
     // Two datagrams as plain UDP GRO merges them.
     let merged = [datagram.as_slice(), &tunnel.vxlan(), &datagram].concat();
     let mut tagged = datagram.clone();
@@ -248,6 +261,8 @@ fn of_tunnel(net: &Net) -> Vec<Vec<u8>> {
         V4::udp(two, one, (1, 2), &payload(60)).frame(),
         V4::udp(&as_source([0; 6]), one, (1, 2), &payload(60)).frame(),
         V4::udp(&as_source([3; 6]), one, (1, 2), &payload(60)).frame(),
+        V4::udp(&as_gateway, one, (1, 2), &payload(60)).frame(),
+        Arp::request(gateway, one.v4).frame(),
         V4::udp(&other_host, one, (1000, 2000), &payload(60)).frame(),
         V4::segment(&other_host, one, (1000, 80), SYN, &[]).frame(),
         V4::udp(far, &this_host, (1000, 2000), &payload(60)).frame(),
@@ -266,9 +281,11 @@ fn of_tunnel(net: &Net) -> Vec<Vec<u8>> {
         Tunnel { reserved2: 1, ..tunnel.clone() },
         Tunnel { vni: net.vni + 7, ..tunnel.clone() },
         Tunnel { mf: true, df: false, ..tunnel.clone() },
-        Tunnel { trailer: vec![0; 5], ..tunnel },
+        Tunnel { trailer: vec![0; 5], ..tunnel.clone() },
     ];
     all.extend(outer.iter().map(|tunnel| tunnel.wrap(&datagram)));
+    // Without its padding the frame is shorter than the kernel accepts.
+    all.push(Tunnel { trailer: vec![0x45; 60], ..tunnel }.wrap(&datagram[..30]));
     all.push(behind_router.wrap(&V4::udp(&FARTHER, one, (1, 2), &payload(60)).frame()));
     all
 }
@@ -340,5 +357,32 @@ fn of_client() -> Vec<Vec<u8>> {
     ];
     let datagram = V4::udp(&CLIENT, &US_TO_CLIENTS, (5002, PUBLISHED), &payload(900));
     all.extend(fragments(&datagram, &[400]).iter().map(V4::frame));
+    all
+}
+
+/// Frames that leave by the uplink: what Culvert sends, and what others send.
+fn leaving() -> Vec<Vec<u8>> {
+    let peer = Host { v4: PEER, ..SERVER };
+    let datagram = V4::udp(&NETS[0].one, &NETS[0].far, (1, 2), &payload(60)).frame();
+    let tunnels = [
+        to_peer(),
+        to_peer2(),
+        Tunnel { vni: NETS[1].vni, ..to_peer() },
+        Tunnel { checksum: true, src_port: 40_000, ..to_peer() },
+        Tunnel { mf: true, df: false, ..to_peer() },
+        Tunnel { options: vec![1, 1, 1, 0], ..to_peer() },
+        Tunnel { src: STRANGER, ..to_peer() },
+        Tunnel { dst: STRANGER, ..to_peer() },
+        Tunnel { dst_port: 4789, ..to_peer2() },
+    ];
+    let mut all: Vec<_> = tunnels.iter().map(|tunnel| tunnel.wrap(&datagram)).collect();
+    all.extend([
+        V4::udp(&US, &peer, (5000, 4789), b"x").frame(),
+        V4::udp(&US, &SERVER, (1000, 53), &payload(60)).frame(),
+        V4::tcp(&US, &peer, (5000, 4789), &payload(60)).frame(),
+        echo(&US, &peer, 8, 7).frame(),
+        V6::udp(&US, &peer, (5000, 4789), &payload(60)).frame(),
+        Arp::request(&US, PEER).frame(),
+    ]);
     all
 }

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     interfaces::Interface,
     run::{Program, REDIRECT, SHOT, UNSPEC, XDP_DROP, XDP_PASS},
-    world::{OUR_VTEP, PEER, PEER2, TO_PEER, VXLAN_PORT},
+    world::{OUR_VTEP, PEER, PEER2, TO_PEER, TO_PEER2, VXLAN_PORT},
 };
 
 /// Bytes of the outer headers.
@@ -62,6 +62,12 @@ fn of_us(state: &State, frame: &[u8]) -> Option<([u8; 4], u32)> {
     let (src, dst, port, vni) = vxlan(frame)?;
     let to_a_vtep = [(PEER, TO_PEER.port), (PEER2, state.far_port)].contains(&(dst, port));
     (src == OUR_VTEP && to_a_vtep).then_some((dst, vni))
+}
+
+/// Whether another host takes the frame for VXLAN of this host. The port of a VTEP without a path
+/// is not known.
+fn is_taken_for_ours(state: &State, frame: &[u8]) -> bool {
+    of_us(state, frame).is_some_and(|(vtep, _)| vtep == PEER || state.far_port == TO_PEER2.port)
 }
 
 /// Source, destination, UDP port and VNI of a frame that can be VXLAN without IP options.
@@ -124,6 +130,10 @@ impl Judge {
         }
         if fate == Fate::Redirected {
             self.redirected(source, frame, left)?;
+        }
+        let leaves = source.program == Program::Out && fate == Fate::Passed;
+        if leaves && source.forwarded && is_taken_for_ours(self.state, frame) {
+            return Err("left, although neither Culvert nor root has sent it".to_owned());
         }
         Ok(fate)
     }

@@ -2,17 +2,21 @@
 
 use culvert::datapath::Table as _;
 use culvert::datapath::entry::{UnderlayPath, VtepInfo, VtepKey};
-use culvert_common::abi::{FdbKey, FloodKey, NeighKey, NetworkInfo};
-use culvert_tests::packet::Host;
+use culvert_common::abi::{FdbKey, FloodKey, NeighKey, NetworkInfo, blocked, seen};
+use culvert_tests::packet::{Host, SYN, V4};
 
 use crate::{
+    blocked::{close, close_hosts},
     denied::deny,
+    flows,
     interfaces::{GATEWAY_A, GATEWAY_B, Interface},
-    lab::Lab,
+    lab::{Lab, ip},
     routed,
+    run::REDIRECT,
     world::{
-        A, B, FAR, GATEWAY, GATEWAY_OF_B, ONE, PEER, PEER2, TO_PEER, TO_PEER2, TWO, VXLAN_PORT,
-        any_source, change_endpoint, change_network, learning, local, neighbour, remote,
+        A, B, FAR, GATEWAY, GATEWAY_OF_B, IN_B, ONE, PEER, PEER2, SERVER, SERVER2, TO_PEER,
+        TO_PEER2, TWO, US, VXLAN_PORT, any_source, change_endpoint, change_network, learning,
+        local, neighbour, remote,
     },
 };
 
@@ -104,13 +108,17 @@ pub(super) struct State {
 
 /// The port of the host that is published in some states, as port 80 of `A1`.
 pub(super) const PUBLISHED: u16 = 8080;
+/// The port from which [`SERVER2`] has connected to [`PUBLISHED`] in these states.
+pub(super) const CONNECTED: u16 = 5003;
+/// A host to which the kernel has no way.
+pub(super) const NOWHERE: Host = Host { v4: [203, 0, 113, 64], ..SERVER };
 
 /// The state that [`begin`] makes of the maps.
 const PLAIN: State =
     State { name: "plain", set: |_| {}, strict: true, published: false, far_port: TO_PEER2.port };
 
 /// The states. Each reaches drop reasons that the others do not.
-pub(super) static STATES: [State; 9] = [
+pub(super) static STATES: [State; 12] = [
     PLAIN,
     State { name: "published ports", set: publish, published: true, ..PLAIN },
     State { name: "denied clients", set: deny_clients, published: true, ..PLAIN },
@@ -120,7 +128,16 @@ pub(super) static STATES: [State; 9] = [
     State { name: "removed entries", set: remove, ..PLAIN },
     State { name: "unknown paths", set: lose_paths, far_port: VXLAN_PORT, ..PLAIN },
     State { name: "no free port", set: Lab::reserve_all, ..PLAIN },
+    State { name: "a share that is used up", set: use_up_a_share, published: true, ..PLAIN },
+    State { name: "a full table", set: fill_the_table, published: true, ..PLAIN },
+    State { name: "closed destinations", set: close_some, ..PLAIN },
 ];
+
+/// Makes what all states have in common and no state changes: the route to [`NOWHERE`].
+pub(super) fn prepare() {
+    let [a, b, c, d] = NOWHERE.v4;
+    ip(&format!("route add unreachable {a}.{b}.{c}.{d}/32\n"));
+}
 
 /// Puts the maps into a state, without flows and fragments.
 pub(super) fn begin(lab: &mut Lab, state: &State) {
@@ -147,6 +164,29 @@ fn publish(lab: &mut Lab) {
     for protocol in [6, 17] {
         routed::publish(lab, [0; 4], protocol, PUBLISHED, Interface::A1, 80);
     }
+    let syn = V4::segment(&SERVER2, &US, (CONNECTED, PUBLISHED), SYN, &[]).frame();
+    assert_eq!(lab.at_underlay(&syn).outcome().verdict, REDIRECT, "{SERVER2:?} connects");
+}
+
+/// `A1` has established connections for more than its share of the flows.
+fn use_up_a_share(lab: &mut Lab) {
+    publish(lab);
+    flows::own(lab, 6, [seen::ACK; 2]);
+}
+
+/// The table is full of established connections, none of which may be evicted.
+fn fill_the_table(lab: &mut Lab) {
+    publish(lab);
+    flows::fill(lab, 6, [seen::ACK; 2], 0);
+}
+
+/// A store without authentication, the gateway of another network, the broadcast address of a LAN,
+/// and hosts that network A is closed to.
+fn close_some(lab: &mut Lab) {
+    close(lab, &SERVER, Some(80), blocked::STORE);
+    close(lab, &IN_B, None, blocked::GATEWAY);
+    close(lab, &Host { v4: [192, 0, 2, 255], ..SERVER }, None, blocked::BROADCAST);
+    close_hosts(lab);
 }
 
 fn deny_clients(lab: &mut Lab) {

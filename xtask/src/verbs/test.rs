@@ -2,6 +2,7 @@
 
 mod command;
 mod emulated;
+mod guided;
 mod leftovers;
 mod mutants;
 mod tally;
@@ -35,12 +36,19 @@ pub(crate) struct Args {
     #[arg(long)]
     full: bool,
     /// Only run tests whose name contains this ('demo' is the demo; with --full, 'mutants' removes
-    /// each check of the data plane in turn, and demands that a test fails)
+    /// each check of the data plane in turn, and demands that a test fails, and 'guided' looks for
+    /// inputs of the parsers that reach more code)
     filter: Option<String>,
+    /// With 'mutants': only a part of the checks, such as '1/4': the first of four parts
+    #[arg(long, value_name = "INDEX/COUNT", requires = "full")]
+    shard: Option<mutants::Shard>,
 }
 
 /// Runs the stages and prints the number of passed and failed tests as the last line.
 pub(crate) fn main(args: &Args) -> Result<()> {
+    if args.shard.is_some() && args.filter.as_deref() != Some(mutants::NAME) {
+        bail!("--shard: only a part of '{}' can be run: add it", mutants::NAME);
+    }
     privilege::require_root("test")?;
     privilege::require_kernel()?;
     let mut tally = Tally::default();
@@ -66,7 +74,12 @@ pub(crate) fn main(args: &Args) -> Result<()> {
             tally.stage("tests, emulated kernel", |tally| emulated::main(tally, filter));
             // Only on demand, because it takes an hour or more.
             if filter == Some(mutants::NAME) {
-                tally.stage(mutants::NAME, mutants::main);
+                let shard = args.shard.unwrap_or_default();
+                tally.stage(mutants::NAME, |tally| mutants::main(tally, shard));
+            }
+            // It compiles everything once more.
+            if filter == Some(guided::NAME) {
+                tally.stage(guided::NAME, guided::main);
             }
         }
         // The tests have replaced the product's binary by one that is built with their profile.

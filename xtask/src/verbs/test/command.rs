@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::verbs::build;
 
 /// Path of the profile of the tests and of the tested code, from the root of the repository.
-const PROFILE: &str = "tests/profile.toml";
+pub(super) const PROFILE: &str = "tests/profile.toml";
 /// Path of what is added to it without the long tests.
 const QUICK: &str = "tests/quick.toml";
 

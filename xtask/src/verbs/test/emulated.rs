@@ -20,17 +20,18 @@ const PROGRAMS: [&str; 3] = ["host", "prog_run", "netns"];
 /// Tests that are not run on the emulated machines. The tests of refusals, of names and files, of
 /// hung processes and of records of hosts do not depend on the kernel, and take many minutes under
 /// emulation. The test that compares NAT with the kernel's in thousands of steps is as slow, and
-/// does not depend on the device. The same is true of the test of mutated frames. The test of how
-/// much GRO merges depends on the rate of frames. The tests of races need two processors at once,
-/// which take turns under emulation. The test of systemd-networkd needs a program that may be
-/// missing.
-const SKIPPED: [&str; 10] = [
+/// does not depend on the device. The same is true of the tests of mutated frames and of random
+/// flows. The test of how much GRO merges depends on the rate of frames. The tests of races need
+/// two processors at once, which take turns under emulation. The test of systemd-networkd needs a
+/// program that may be missing.
+const SKIPPED: [&str; 11] = [
     "bad_input::",
     "bad_modes::",
     "differential::",
     "fuzz::no_mutated_frame",
     "hung::",
     "names::",
+    "nat_fuzz::",
     "nodes::",
     "offloads::payloads_arrive",
     "packaging::networkd",

@@ -4,6 +4,10 @@
 //! pass to the kernel, or in nothing (`None`, `false`, `0`); of an arm of a `match` with such a
 //! result; of an `if` that returns a value just before a function ends in an error; of a `filter`.
 //! Each part of a condition that refuses by itself is a check of its own.
+//!
+//! The headers in `common/src/wire` refuse nothing. They tell the data plane what a packet is: each
+//! part of the result of a function that returns a `bool` is a check. If the result is a single
+//! comparison, it is removed twice: as always true, and as always false.
 
 use std::ops::Range;
 
@@ -11,9 +15,12 @@ use anyhow::Result;
 use syn::spanned::Spanned as _;
 use syn::visit::{self, Visit};
 use syn::{
-    Arm, Attribute, BinOp, Block, Expr, ExprIf, ExprMethodCall, ImplItemFn, ItemFn, ItemMod, Lit,
-    Pat, Stmt,
+    Arm, Attribute, BinOp, Block, Expr, ExprIf, ExprMethodCall, ImplItemFn, ItemFn, ItemImpl,
+    ItemMod, Lit, Pat, ReturnType, Stmt, Type,
 };
+
+/// Folder of the sources whose functions tell what a packet is.
+const PREDICATES: &str = "common/src/wire/";
 
 /// A check, and the change of the source that removes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +40,11 @@ pub(super) struct Mutant {
 }
 
 impl Mutant {
+    /// The value that the condition gets.
+    pub(super) fn value(&self) -> bool {
+        self.replacement.starts_with("(true")
+    }
+
     /// The source `text` of the file without the check.
     pub(super) fn apply(&self, text: &str) -> String {
         let before = text.get(..self.range.start).unwrap_or_default();
@@ -104,6 +116,22 @@ impl Finder<'_> {
         });
     }
 
+    /// Adds the checks of a function that tells what a packet is.
+    fn add_predicate(&mut self, output: &ReturnType, block: &Block) {
+        let Some(Stmt::Expr(condition, None)) = block.stmts.last() else { return };
+        if !self.file.starts_with(PREDICATES) || !is_bool(output) || has_let(condition) {
+            return;
+        }
+        let constants: &[Constant] = match condition {
+            Expr::Binary(it) if matches!(it.op, BinOp::And(_)) => &[Constant::True],
+            Expr::Binary(it) if matches!(it.op, BinOp::Or(_)) => &[Constant::False],
+            _ => &[Constant::True, Constant::False],
+        };
+        for constant in constants {
+            self.add(condition, *constant);
+        }
+    }
+
     /// Visits what is inside a function, with its name for the checks there.
     fn inside(&mut self, name: String, visit: impl FnOnce(&mut Self)) {
         let outer = std::mem::replace(&mut self.function, name);
@@ -119,12 +147,24 @@ impl<'ast> Visit<'ast> for Finder<'_> {
         }
     }
 
+    fn visit_item_impl(&mut self, node: &'ast ItemImpl) {
+        if !is_for_tests(&node.attrs) {
+            visit::visit_item_impl(self, node);
+        }
+    }
+
     fn visit_item_fn(&mut self, node: &'ast ItemFn) {
-        self.inside(node.sig.ident.to_string(), |it| visit::visit_item_fn(it, node));
+        self.inside(node.sig.ident.to_string(), |it| {
+            it.add_predicate(&node.sig.output, &node.block);
+            visit::visit_item_fn(it, node);
+        });
     }
 
     fn visit_impl_item_fn(&mut self, node: &'ast ImplItemFn) {
-        self.inside(node.sig.ident.to_string(), |it| visit::visit_impl_item_fn(it, node));
+        self.inside(node.sig.ident.to_string(), |it| {
+            it.add_predicate(&node.sig.output, &node.block);
+            visit::visit_impl_item_fn(it, node);
+        });
     }
 
     fn visit_expr_if(&mut self, node: &'ast ExprIf) {
@@ -188,6 +228,12 @@ fn split<'a>(condition: &'a Expr, constant: Constant, parts: &mut Vec<&'a Expr>)
         }
     }
     parts.push(condition);
+}
+
+/// Whether a function returns a `bool`.
+fn is_bool(output: &ReturnType) -> bool {
+    let ReturnType::Type(_, kind) = output else { return false };
+    matches!(&**kind, Type::Path(path) if path.path.is_ident("bool"))
 }
 
 /// Whether a condition has a `let`.
@@ -343,6 +389,30 @@ mod tests {
             found("find(a).filter(|it| it.b == c).map(|it| it.d)"),
             pairs(&[("it.b == c", "(true || (it.b == c))")])
         );
+    }
+
+    #[test]
+    fn results_of_functions_of_headers_are_checks() {
+        let text = "fn a() -> bool { let x = b; x == c && d }
+            impl A { fn e(&self) -> bool { self.f || g } fn h(&self) -> bool { matches!(i, 1) } }
+            #[cfg(test)] impl A { fn j(&self) -> bool { k } }
+            fn l() -> u8 { m }";
+        let found = |file| -> Vec<(String, String, bool)> {
+            let all = mutants(file, text).expect("it is Rust");
+            let tell = |it: Mutant| (it.function.clone(), it.condition.clone(), it.value());
+            all.into_iter().map(tell).collect()
+        };
+        let wanted = [
+            ("a", "x == c", true),
+            ("a", "d", true),
+            ("e", "self.f", false),
+            ("e", "g", false),
+            ("h", "matches!(i, 1)", true),
+            ("h", "matches!(i, 1)", false),
+        ];
+        let wanted = wanted.map(|(name, part, value)| (name.to_owned(), part.to_owned(), value));
+        assert_eq!(found("common/src/wire/a.rs"), wanted);
+        assert!(found("common/src/datapath/a.rs").is_empty());
     }
 
     #[test]
