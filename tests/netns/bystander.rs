@@ -1,7 +1,5 @@
 //! A container that attacks, and the connections of another container of the same host.
 
-#![expect(clippy::unwrap_used, reason = "a step that fails ends the test with the error")]
-
 use std::{
     io::{Read as _, Write as _},
     net::SocketAddrV4,

@@ -200,23 +200,23 @@ impl<'a> Sequence<'a> {
         match self.random.below(100) {
             0..25 => {
                 let (inside, what) = self.any_inside();
-                self.from_container(inside, what);
+                self.container_sends(inside, what);
             }
             25..45 => {
                 if let Some(flow) = self.any_flow() {
                     let what = self.any_of(flow.inside.protocol, What::Ask);
-                    self.from_container(flow.inside, what);
+                    self.container_sends(flow.inside, what);
                 }
             }
             45..68 => {
                 if let Some(flow) = self.any_flow() {
                     let what = self.any_of(flow.outside.protocol, What::Answer);
-                    self.from_outside(flow.outside, what);
+                    self.outside_sends(flow.outside, what);
                 }
             }
             68..78 => {
                 let (outside, what) = self.any_outside();
-                self.from_outside(outside, what);
+                self.outside_sends(outside, what);
             }
             78..86 => self.connect(),
             86..92 => self.connect_to_published(),
@@ -306,11 +306,11 @@ impl<'a> Sequence<'a> {
         let port = *self.random.pick(&PORTS);
         let remote = self.random.pick(&SERVERS).v4;
         let inside = Inside { at, protocol: 6, port, remote, remote_port: 80 };
-        self.from_container(inside, What::Tcp(SYN));
+        self.container_sends(inside, What::Tcp(SYN));
         let Some((index, _)) = self.model.of_inside(&inside, self.now()) else { return };
         let outside = self.model.flows[index].outside;
-        self.from_outside(outside, What::Tcp(SYN_ACK));
-        self.from_container(inside, What::Tcp(ACK));
+        self.outside_sends(outside, What::Tcp(SYN_ACK));
+        self.container_sends(inside, What::Tcp(ACK));
         self.note_established(&inside);
     }
 
@@ -320,11 +320,11 @@ impl<'a> Sequence<'a> {
         let remote_port = *self.random.pick(&REMOTE_PORTS);
         let (port, _) = *self.random.pick(&PUBLISHED);
         let outside = Outside { protocol: 6, port, remote, remote_port };
-        self.from_outside(outside, What::Tcp(SYN));
+        self.outside_sends(outside, What::Tcp(SYN));
         let Some((index, _)) = self.model.of_outside(&outside, self.now()) else { return };
         let inside = self.model.flows[index].inside;
-        self.from_container(inside, What::Tcp(SYN_ACK));
-        self.from_outside(outside, What::Tcp(ACK));
+        self.container_sends(inside, What::Tcp(SYN_ACK));
+        self.outside_sends(outside, What::Tcp(ACK));
         self.note_established(&inside);
     }
 
@@ -421,7 +421,7 @@ impl<'a> Sequence<'a> {
     }
 
     /// A container sends a packet.
-    fn from_container(&mut self, inside: Inside, what: What) {
+    fn container_sends(&mut self, inside: Inside, what: What) {
         let container = container(inside.at);
         let remote = Host { v4: inside.remote, ..SERVER };
         let ports = (inside.port, inside.remote_port);
@@ -471,7 +471,7 @@ impl<'a> Sequence<'a> {
     }
 
     /// An external host sends a packet to this host.
-    fn from_outside(&mut self, outside: Outside, what: What) {
+    fn outside_sends(&mut self, outside: Outside, what: What) {
         let Outside { protocol, port, remote: address, remote_port } = outside;
         let remote = Host { v4: address, ..SERVER };
         let came = packet(what, &remote, &US, (remote_port, port));

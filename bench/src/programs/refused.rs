@@ -9,6 +9,7 @@ use culvert::datapath::{share_of, test_run::Hook};
 use culvert_common::abi::{DEFAULT_FLOWS, DEFAULT_SHARE, ENCAPSULATED_MARK};
 
 use super::{
+    Times,
     path::{Path, Place, Traffic},
     test_run::{DROP, FIRST, Known, PASS, Packet, SkbState, built, ends, frame},
 };
@@ -53,7 +54,7 @@ pub(super) fn beginning(
     culvert: &Culvert,
     path: &Path<'_>,
     rounds: u32,
-) -> Result<(ProgramInfo, [(&'static str, Vec<f64>); 3])> {
+) -> Result<(ProgramInfo, [Times; 3])> {
     let ([first, _], [host, _]) = (&path.places, &culvert.hosts);
     let [container, _] = &culvert.bridge;
     let ends = ends(path.peers)?;

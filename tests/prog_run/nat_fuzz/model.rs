@@ -31,14 +31,6 @@ pub(super) enum What {
 }
 
 impl What {
-    pub(super) const fn protocol(self) -> u8 {
-        match self {
-            Self::Udp => 17,
-            Self::Tcp(_) => 6,
-            Self::Ask | Self::Answer => 1,
-        }
-    }
-
     /// Whether it is a SYN without ACK.
     pub(super) const fn opens(self) -> bool {
         matches!(self, Self::Tcp(SYN))

@@ -101,6 +101,7 @@ fn forged_container(name: &str, text: &str) -> ContainerRow {
         hostname: Some(text()),
         etc: Some(text()),
         privileges: Privileges::default(),
+        isolation: Isolation::default(),
         warnings: Vec::new(),
     }
 }
@@ -827,7 +828,7 @@ impl Backend for Fake {
             status.datapath.reason = text();
             status.datapath.client_links = vec![text()];
             status.datapath.device_reason = text();
-            let share = ConntrackShare { container: text(), flows: 1, refused: 1 };
+            let share = ConntrackShare { container: text(), flows: 1, refused: 1, without_port: 0 };
             status.conntrack.containers = vec![share];
             status.repairs = vec![RepairRow { kind: text(), count: 1, last: text(), last_s: 1 }];
         }
