@@ -54,6 +54,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Live<'a> {
     pub(crate) lab: &'a mut Lab,
     links: Vec<(&'static str, SchedClassifierLinkId)>,
+    /// Where they are attached.
+    places: Vec<(&'static str, TcAttachType)>,
 }
 
 impl<'a> Live<'a> {
@@ -70,15 +72,16 @@ impl<'a> Live<'a> {
             std::net::Ipv4Addr::from(ROUTER),
             mac(ROUTER_MAC),
         ));
-        let mut links = Vec::new();
+        let (mut links, mut places) = (Vec::new(), Vec::new());
         for port in Interface::ALL {
             let name = match port {
                 Interface::Uplink => programs::FROM_UNDERLAY,
                 _ => programs::FROM_CONTAINER,
             };
             links.push((name, attach(lab, name, port.name(), TcAttachType::Ingress)));
+            places.push((port.name(), TcAttachType::Ingress));
         }
-        Self { lab, links }
+        Self { lab, links, places }
     }
 
     /// Attaches the programs for what the host itself sends, too.
@@ -88,6 +91,7 @@ impl<'a> Live<'a> {
             (programs::FROM_LOOPBACK, "lo", TcAttachType::Ingress),
         ] {
             self.links.push((name, attach(self.lab, name, device, hook)));
+            self.places.push((device, hook));
         }
     }
 
@@ -157,7 +161,22 @@ impl Drop for Live<'_> {
             let program: &mut SchedClassifier = program.try_into().unwrap();
             let _ = program.detach(link);
         }
+        // A child of another thread has the descriptors of the links until `exec`: meanwhile the
+        // programs would count frames of the next case.
+        let deadline = Instant::now() + PATIENCE;
+        for (device, hook) in self.places.drain(..) {
+            while is_attached(device, hook) {
+                assert!(Instant::now() < deadline, "a program stays attached to {device}");
+                std::thread::yield_now();
+            }
+        }
     }
+}
+
+/// Whether a program is attached at a tcx hook of a device.
+fn is_attached(device: &str, hook: TcAttachType) -> bool {
+    let (_, attached) = SchedClassifier::query_tcx(device, hook).unwrap();
+    !attached.is_empty()
 }
 
 /// Attaches a program. The link of the previous case may still exist for a moment, because a child

@@ -17,6 +17,8 @@ use crate::{
 pub(super) struct FlowCopies {
     pub(super) flow: Flow,
     pub(super) other: Flow,
+    /// The key of the other direction.
+    pub(super) other_key: FlowKey,
 }
 
 #[map]
@@ -26,8 +28,9 @@ pub(super) static COPIES: PerCpuArray<FlowCopies> = PerCpuArray::with_max_entrie
 /// function on this CPU.
 #[inline(always)]
 pub(super) fn other_half(key: &FlowKey, flow: &Flow) -> Option<&'static Flow> {
-    let FlowCopies { other, .. } = own(&COPIES, 0)?;
-    read_to(&FLOWS, &key.other(flow), other).then_some(&*other)
+    let FlowCopies { other, other_key, .. } = own(&COPIES, 0)?;
+    *other_key = key.other(flow);
+    read_to(&FLOWS, other_key, other).then_some(&*other)
 }
 
 /// One entry of the table: a copy that is valid until the next packet or call on this CPU.
@@ -75,8 +78,10 @@ pub(crate) fn forget(key: &FlowKey) {
 /// Removes both directions of a flow.
 #[inline(always)]
 pub(super) fn remove(key: &FlowKey, flow: &Flow) {
+    let Some(FlowCopies { other_key, .. }) = own(&COPIES, 0) else { return };
+    *other_key = key.other(flow);
     // Another CPU may have removed an entry already, and has then counted it.
-    let (other, this) = (FLOWS.remove(key.other(flow)), FLOWS.remove(key));
+    let (other, this) = (FLOWS.remove(&*other_key), FLOWS.remove(key));
     if (if flow.kind & kind::ORIG != 0 { this } else { other }).is_ok() {
         leave(flow.owner());
     }

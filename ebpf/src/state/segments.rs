@@ -23,9 +23,9 @@ use crate::{
 #[inline(never)]
 pub(super) fn follow(routed: &Routed, entry: *mut Flow) -> u32 {
     let (key, segment) = (&routed.key, &routed.tcp);
-    let Some(FlowCopies { flow, other }) = own(&COPIES, 0) else { return 1 };
-    let other_key = key.other(flow);
-    if !read_to(&FLOWS, &other_key, other) {
+    let Some(FlowCopies { flow, other, other_key }) = own(&COPIES, 0) else { return 1 };
+    *other_key = key.other(flow);
+    if !read_to(&FLOWS, other_key, other) {
         // Without the other direction nothing can be compared. The agent removes such an entry.
         return 1;
     }
@@ -50,7 +50,7 @@ pub(super) fn follow(routed: &Routed, entry: *mut Flow) -> u32 {
         }
     }
     if followed.changes & (change::RESET | change::RESTART) != 0
-        && let Some(opposite) = FLOWS.get_ptr_mut(&other_key)
+        && let Some(opposite) = FLOWS.get_ptr_mut(&*other_key)
     {
         // SAFETY: as above. The memory may be another flow's by now, as in `flows::find`.
         unsafe {
