@@ -15,8 +15,8 @@ use crate::wire::{Ipv4Hdr, tcp};
 /// Number of ports that are tried for a new flow.
 pub const PORT_TRIES: u32 = 64;
 
-/// The same for a container that was refused a flow a moment ago: a flood of packets for which no
-/// port is free costs no more than one of accepted packets.
+/// Ports tried for a container that was refused within the last 100 ms. So a flood of packets for
+/// which no port is free costs no more than a flood of accepted packets.
 pub const BRIEF_PORT_TRIES: u32 = 8;
 
 /// The translatable part of a packet.
@@ -180,13 +180,14 @@ pub const fn candidate(index: u32, own: u16, random: u32, min: u16, max: u16) ->
     Some((min as u32 + (random % span + index * step) % span) as u16)
 }
 
-/// Least number of ports in a range of which each container has a share, see [`is_in_share`].
+/// Least difference between the greatest and the least port of a range that has shares, see
+/// [`is_in_share`].
 const LEAST_SHARED: u32 = 4096;
 
-/// The share of all ports. A share of the ports is in units of a 256th of them.
+/// Share of 100 %, in 1/256 of the ports.
 pub const WHOLE_SHARE: u32 = 256;
 
-/// The share of the ports for `percent` of them, 0 to 100.
+/// The share of the ports for `percent` of them, 0 to 100, in 1/256 of the ports.
 #[inline(always)]
 pub const fn port_share(percent: u32) -> u32 {
     percent * WHOLE_SHARE / 100
