@@ -115,7 +115,7 @@ fn an_attack_costs_another_container_no_connection() {
     let status = host.json(&["status"])["conntrack"].clone();
     drop(attack);
     assert!(attacked.nearly_all(), "{}: {status}", attacked.words());
-    assert!(sent > 0 && meanwhile > 0, "the attack has not gone on: {}", host.ok(&["stats"]));
+    assert!(sent > 0 && meanwhile > 0, "the attack has stopped: {}", host.ok(&["stats"]));
     let rows = status["containers"].as_array().unwrap();
     let row = |name: &str| rows.iter().find(|row| row["container"] == name);
     assert!(row(&attacker).is_some(), "{status}");
