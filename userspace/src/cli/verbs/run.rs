@@ -164,7 +164,7 @@ pub(crate) async fn supervise_detached(
     remove: bool,
 ) -> Result<u8, Failure> {
     let spec: SuperviseSpec = serde_json::from_str(spec)
-        .map_err(|error| Failure::usage(format!("__supervise is culvert's own: {error}")))?;
+        .map_err(|error| Failure::usage(format!("__supervise is an internal command: {error}")))?;
     let name: Name =
         spec.name.parse().map_err(|error| Failure::usage(format!("__supervise: {error}")))?;
     let (sayer, teller) = Teller::new(backend, &name, spec.log.clone(), remove, None);
