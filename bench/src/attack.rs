@@ -1,8 +1,8 @@
 //! New connections of a container, while no other container attacks and while one does.
 //!
-//! Attacker and bystander are containers of one host. The attacker has the first core, the
-//! bystander and its server the last one: the processor time that an attacker takes from others is
-//! not Culvert's. On a machine with one core they share it.
+//! Attacker and bystander are containers of one host. The attacker uses the first core, the
+//! bystander and its server the last one. So the figures do not contain CPU time that they take
+//! from each other, which Culvert does not control. On a machine with one core they do.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -31,7 +31,7 @@ use crate::{
 
 /// How long the attacker may take until it has its share of the table.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Connections that are tried before the first that count: neighbours and routes are known then.
+/// Connections before the first one that counts. After them, neighbours and routes are known.
 const WARM_UP: usize = 100;
 
 /// Tries `connections` connections before the attack, and as many during it.
@@ -61,7 +61,10 @@ pub(crate) fn measure(connections: usize) -> Result<UnderAttack> {
     let attacked = tried_connections(&peers, connections)?;
     let (elapsed, sent) = (start.elapsed(), attack.sent() - sent);
     drop(attack);
-    ensure!(turned_away(host) > before, "the attack has not gone on: it has begun no more flows");
+    ensure!(
+        turned_away(host) > before,
+        "the attack has stopped: no more flows are evicted or refused"
+    );
     Ok(UnderAttack {
         quiet: waits(&quiet),
         attacked: waits(&attacked),

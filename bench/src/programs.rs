@@ -84,8 +84,8 @@ pub(crate) fn each_alone(
     each_leaving(culvert, arms, each)
 }
 
-/// Hands the program at the egress of an uplink, with each kind of packet that it passes or drops
-/// and the name of that kind, to `each`.
+/// Calls `each` for each kind of packet that the program at the egress of an uplink passes or
+/// drops, with the name of that kind, the program and the packet.
 fn each_leaving(
     culvert: &Culvert,
     arms: &[Arm],
@@ -105,8 +105,8 @@ fn each_leaving(
 /// The name of a kind of packet, and its times in ns.
 pub(crate) type Times = (&'static str, Vec<f64>);
 
-/// Times, in ns, of `from_container` on packets that begin a flow or may not, each kind with its
-/// name (`SNAT, new flow`) and with `rounds` times.
+/// Times, in ns, of `from_container` on packets that begin a flow or are refused one, each kind
+/// with its name (`SNAT, new flow`) and with `rounds` times.
 ///
 /// The search for a flow that may be evicted examines random slots, so these times differ more than
 /// those of known flows, and the instructions differ from run to run.

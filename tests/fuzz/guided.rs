@@ -1,12 +1,13 @@
-//! Inputs that are guided by coverage: an input that reaches code that none has reached before it
-//! is kept, and is changed further.
+//! Inputs that are guided by coverage: an input is kept and changed further if it reaches code that
+//! no input before it has reached.
 //!
 //! The compiler counts how often each region of the code runs (`-C instrument-coverage`), and the
 //! counters are in the memory of the program. `cargo xtask test --full guided` compiles the tests
 //! in this way.
 //!
-//! No engine is used: cargo-fuzz and bolero need libFuzzer, which is C++ and takes a nightly
-//! compiler. A target is a function of bytes, and its inputs are files, as an engine takes them.
+//! No fuzzing engine is used: cargo-fuzz and bolero need libFuzzer, which is written in C++ and
+//! needs a nightly compiler. As for an engine, a target is a function of bytes, and its inputs are
+//! files.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -29,7 +30,7 @@ use crate::{
 const TIME: Duration = Duration::from_secs(300);
 /// Interval of the lines of progress.
 const REPORT: Duration = Duration::from_secs(60);
-/// Inputs between two looks at the counters: a look takes longer than many inputs.
+/// Inputs between two reads of the counters: a read takes longer than many inputs.
 const BATCH: u64 = 64;
 
 unsafe extern "C" {
@@ -57,7 +58,7 @@ impl Coverage {
         Self { counters, reached: vec![false; len] }
     }
 
-    /// The counters that have begun to count since the last look.
+    /// The counters that have begun to count since the last read.
     fn look(&mut self) -> Vec<usize> {
         let mut new = Vec::new();
         for (index, counter) in self.counters.iter().enumerate() {
@@ -103,7 +104,8 @@ fn call(target: fn(&[u8]), bytes: &[u8]) {
 /// Changes an input; the inputs are those from which parts are copied.
 type Mutate = fn(&mut Random, &mut Vec<u8>, &[Input]);
 
-/// Tries `target` with changed inputs of the corpus `inputs`, and of those that reach more.
+/// Tries `target` with changed inputs of the corpus `inputs`, and with changes of the inputs that
+/// have reached more code.
 fn guide(name: &str, mut inputs: Vec<Input>, change: Mutate, target: fn(&[u8])) {
     let mut random = Random::seeded();
     let mut coverage = Coverage::new();
@@ -126,7 +128,7 @@ fn guide(name: &str, mut inputs: Vec<Input>, change: Mutate, target: fn(&[u8])) 
         }
         tried += BATCH;
         let mut new = coverage.look();
-        // Each input again, to see which of them have reached what is new.
+        // Runs each input again, to find those that reached the new code.
         for bytes in batch {
             if new.is_empty() {
                 break;
@@ -148,7 +150,7 @@ fn guide(name: &str, mut inputs: Vec<Input>, change: Mutate, target: fn(&[u8])) 
     chaos::say(&format!(
         "{name}: {tried} inputs, {kept} kept; they reach {reached} regions beside {at_first}"
     ));
-    // Otherwise nothing is guided.
+    // Otherwise the counters had no effect on the inputs.
     assert!(at_first > 0 && kept > 0, "{name}: no input has reached more than the corpus");
 }
 

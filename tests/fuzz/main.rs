@@ -1,11 +1,11 @@
-//! Mutated input of others into the parsers: headers of packets, records of the store and bodies of
-//! API requests. Nothing makes them panic, and the records and bodies that they accept they read
-//! again as they write them.
+//! Mutated input for the parsers: headers of packets, records of the store and bodies of API
+//! requests. No input makes a parser panic. An accepted record or body survives a round trip:
+//! written and read again, it is the same.
 //!
 //! `corpus` has valid inputs. Each run changes them at random; `CULVERT_TEST_SEED` repeats the
-//! order. With `CULVERT_TEST_FULL` there are 100 times as many or more. `cargo xtask test --full
-//! guided` keeps those that reach more code. The programs as a whole get mutated frames in
-//! `tests/prog_run/fuzz`.
+//! order. With `CULVERT_TEST_FULL` there are at least 100 times as many mutated inputs. `cargo
+//! xtask test --full guided` keeps those that reach more code. `tests/prog_run/fuzz` sends mutated
+//! frames through the whole programs.
 
 #[cfg(test)]
 mod bodies;

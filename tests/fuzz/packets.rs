@@ -104,7 +104,7 @@ fn ipv4_packet(eth: &EthHdr, packet: &[u8], depth: u32) -> u32 {
     1 + inside
 }
 
-/// Another address and a hop leave a right checksum of the header right.
+/// A correct checksum of the header stays correct when an address and the hop limit change.
 fn stays_right(ip: &Ipv4Hdr) {
     let is_right = |ip: &Ipv4Hdr| {
         let bytes: [u8; Ipv4Hdr::LEN] = bytemuck::cast(*ip);

@@ -212,7 +212,8 @@ fn a_program_does_not_survive_its_supervisor() {
     wait_until(DEADLINE, "the program ends", || !is_alive(pid));
 }
 
-/// The same in a PID namespace, whose first process does not get signals that it does not handle.
+/// The same in a private PID namespace, in which the kernel gives process 1 only the signals that
+/// it handles.
 #[test]
 #[ignore = "needs root"]
 fn the_first_process_of_a_namespace_gets_signals_and_does_not_survive_its_supervisor() {

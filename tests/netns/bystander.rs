@@ -20,7 +20,7 @@ use crate::{nat::World, ports::any};
 
 /// Connections that were tried one after the other.
 struct Tried {
-    /// How long the handshakes took of those that were made, in ascending order.
+    /// Times of the successful handshakes, in ascending order.
     handshakes: Vec<Duration>,
     failed: usize,
 }
@@ -44,12 +44,12 @@ impl Tried {
         tried
     }
 
-    /// Whether at least 99 % were made.
+    /// Whether at least 99 % succeeded.
     fn nearly_all(&self) -> bool {
         self.handshakes.len() >= 99 * self.failed
     }
 
-    /// The time that `percent` of the handshakes did not exceed.
+    /// The percentile `percent` of the times.
     fn percentile(&self, percent: usize) -> Duration {
         let rank = (self.handshakes.len() * percent).div_ceil(100);
         self.handshakes.get(rank.saturating_sub(1)).copied().unwrap_or_default()
@@ -115,7 +115,7 @@ fn an_attack_costs_another_container_no_connection() {
     let status = host.json(&["status"])["conntrack"].clone();
     drop(attack);
     assert!(attacked.nearly_all(), "{}: {status}", attacked.words());
-    assert!(sent > 0 && meanwhile > 0, "the attack has not gone on: {}", host.ok(&["stats"]));
+    assert!(sent > 0 && meanwhile > 0, "the attack has stopped: {}", host.ok(&["stats"]));
     let rows = status["containers"].as_array().unwrap();
     let row = |name: &str| rows.iter().find(|row| row["container"] == name);
     assert!(row(&attacker).is_some(), "{status}");

@@ -170,8 +170,8 @@ fn a_container_gets_its_interface_when_a_route_of_the_host_is_gone() {
     wait_until(SOON, "no problem", || !has_problem(host, "10.9.0.0/24"));
 }
 
-/// A network replaces no route of the host, so that none is to be put back when the network is
-/// gone: the host's routes are the same all the time, also those that come meanwhile.
+/// A network replaces no route of the host. So the host's routes are the same before, during and
+/// after the network. This includes routes that are added while the network exists.
 #[test]
 #[ignore = "needs root"]
 fn a_host_keeps_its_own_routes_all_the_time() {

@@ -229,8 +229,8 @@ fn question(at: Interface, to: &Host, port: u16) -> Vec<u8> {
     to_gateway(&V4::udp(&from, to, (port, 53), b"x")).frame()
 }
 
-/// `A1` takes all ports towards [`SERVER`] that it can get: with each port of [`PORTS`] as its own,
-/// and with many others, again and again. Returns the ports that are taken.
+/// `A1` takes all ports towards [`SERVER`] that it can get. Its source ports are each port of
+/// [`PORTS`], and many others, again and again. Returns the ports that are taken.
 fn take_ports(lab: &Lab) -> BTreeSet<u16> {
     for _ in 0..4 {
         for port in PORTS.chain(20_000..25_000) {
@@ -286,7 +286,7 @@ fn refused_of_200(lab: &Lab, at: Interface, from: &Host) -> usize {
     (1000..1200).filter(is_refused).count()
 }
 
-/// After a refusal the programs look at few ports for the same container, and at many for others.
+/// After a refusal the programs try few ports for the same container, and many ports for others.
 fn searches_are_short_after_a_refusal(lab: &mut Lab) {
     let [one, two] =
         [Interface::A1, Interface::A2].map(|interface| incarnation(&lab.tables, interface));

@@ -11,7 +11,7 @@
 //! - a full table refuses no flow while others may be evicted;
 //! - each packet is counted once.
 //!
-//! Time passes by an earlier time of the last packet in each entry of the table.
+//! To let time pass, the test moves the last-packet time of each entry of the table back.
 //!
 //! `CULVERT_TEST_SEED` repeats the packets, but not the ports that the programs choose at random.
 //! With `CULVERT_TEST_FULL` there are about a million packets.

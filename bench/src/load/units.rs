@@ -94,8 +94,8 @@ pub(crate) struct ConnectionTimes {
 /// Failed connections after which no more are tried: each may take [`LIMIT`] several times.
 const MOST_FAILED: usize = 50;
 
-/// Tries TCP connections as [`connections`] makes them, on the server's core. One that fails does
-/// not end the load, [`MOST_FAILED`] do.
+/// Tries TCP connections as [`connections`] makes them, on the server's core. The load ends early
+/// only after [`MOST_FAILED`] failed connections.
 pub(crate) fn tried_connections(peers: &Peers, count: usize) -> Result<ConnectionTimes> {
     let peers = peers.clone();
     let netns = peers.client.clone();

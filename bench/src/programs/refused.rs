@@ -1,5 +1,5 @@
-//! Packets besides those of known flows: what leaves by an uplink, and what begins a flow or may
-//! not.
+//! Packets that belong to no known flow: packets that leave by an uplink, and packets that begin a
+//! flow or are refused one.
 
 use std::{net::Ipv4Addr, ops::Range};
 
@@ -21,7 +21,7 @@ use crate::{
 
 /// Source ports of the datagrams that begin flows. No other flow uses them.
 const PORTS: Range<u16> = 41_000..41_401;
-/// Source port of the datagrams that may not begin a flow.
+/// Source port of the datagrams that are refused a flow.
 const REFUSED: u16 = 42_000;
 
 /// Packets that leave by `uplink`: of a process of the host, which is the client of `host`; VXLAN
@@ -47,9 +47,9 @@ pub(super) fn leaving<'a>(
 }
 
 /// Times of the first program of `path`, which masquerades, on datagrams that begin a flow, and on
-/// datagrams that may not, because their container has its share of the table or because the table
-/// is full. Each has a name, and `rounds` times in ns. All flows in such a table are established:
-/// the search for one that may be evicted takes the longest.
+/// datagrams that are refused one, because their container has its share of the table or because
+/// the table is full. Each has a name, and `rounds` times in ns. In both tables of the refusals all
+/// flows are established: the search finds no flow to evict, which takes longest.
 pub(super) fn beginning(
     culvert: &Culvert,
     path: &Path<'_>,

@@ -17,7 +17,7 @@ pub(crate) struct Waits {
 }
 
 impl Waits {
-    /// The share of the connections that were made; none if none was tried.
+    /// The fraction of connections that succeeded; `None` if none was tried.
     pub(crate) fn made(&self) -> Option<f64> {
         let made = self.tried.saturating_sub(self.failed);
         (self.tried > 0).then(|| made as f64 / self.tried as f64)
@@ -31,7 +31,7 @@ pub(crate) struct UnderAttack {
     pub(crate) quiet: Waits,
     /// Connections during the attack.
     pub(crate) attacked: Waits,
-    /// Packets of the attacker meanwhile, 1/s.
+    /// Packets of the attacker during these connections, 1/s.
     pub(crate) packets_per_second: f64,
 }
 
@@ -55,6 +55,6 @@ pub(crate) struct FlowListing {
     pub(crate) cli_peak_bytes: u64,
     /// The agent's resident memory before, bytes.
     pub(crate) agent_bytes: u64,
-    /// Growth of the agent's resident memory meanwhile, bytes.
+    /// Growth of the agent's resident memory during the command, bytes.
     pub(crate) agent_growth_bytes: u64,
 }

@@ -77,7 +77,7 @@ pub mod seen {
     /// [`Flow::first_seq`](super::Flow::first_seq) has them, see
     /// [`TcpSegment::ahead`](crate::datapath::segment::TcpSegment::ahead).
     pub const AHEAD: u32 = 1 << 6;
-    /// TCP: a FIN at the last one of the numbers of [`AHEAD`].
+    /// TCP: a FIN was seen at the last of the numbers of [`AHEAD`].
     pub const AHEAD_FIN: u32 = 1 << 7;
 }
 
@@ -223,8 +223,8 @@ unsafe impl<F: Family> Pod for Flow<F> {}
 pub struct FlowShare {
     /// Flows of the container in the table.
     pub flows: u32,
-    /// Those of the `refused` flows for which no port was free. Stays at its greatest value. An
-    /// agent without this count has left it at zero.
+    /// Flows refused because no port was free; `refused` counts them, too. Saturates. Zero in an
+    /// entry of earlier programs, which did not count them.
     pub without_port: u32,
     /// Flows that have begun since the container was first seen.
     pub begun: u64,

@@ -15,8 +15,8 @@ use crate::wire::{Ipv4Hdr, tcp};
 /// Number of ports that are tried for a new flow.
 pub const PORT_TRIES: u32 = 64;
 
-/// The same for a container that was refused a flow a moment ago: a flood of packets for which no
-/// port is free costs no more than one of accepted packets.
+/// Ports tried for a container that was refused within the last 100 ms. So a flood of packets for
+/// which no port is free costs no more than a flood of accepted packets.
 pub const BRIEF_PORT_TRIES: u32 = 8;
 
 /// The translatable part of a packet.
@@ -180,13 +180,14 @@ pub const fn candidate(index: u32, own: u16, random: u32, min: u16, max: u16) ->
     Some((min as u32 + (random % span + index * step) % span) as u16)
 }
 
-/// Least number of ports in a range of which each container has a share, see [`is_in_share`].
+/// Least difference between the greatest and the least port of a range that has shares, see
+/// [`is_in_share`].
 const LEAST_SHARED: u32 = 4096;
 
-/// The share of all ports. A share of the ports is in units of a 256th of them.
+/// Share of 100 %, in 1/256 of the ports.
 pub const WHOLE_SHARE: u32 = 256;
 
-/// The share of the ports for `percent` of them, 0 to 100.
+/// The share of the ports for `percent` of them, 0 to 100, in 1/256 of the ports.
 #[inline(always)]
 pub const fn port_share(percent: u32) -> u32 {
     percent * WHOLE_SHARE / 100
@@ -206,9 +207,9 @@ const fn mix(bits: u32) -> u32 {
 /// Number of random ports that are examined to tell whether ports towards a destination are taken.
 pub const PROBES: u32 = 4;
 
-/// The `index`-th random port of the range that is examined for that. Each is chosen independently
-/// of the others. Otherwise a container that leaves a single part of the range free would need few
-/// attempts until all of them are in that part.
+/// The `index`-th of these random ports. Each is chosen independently of the others. Otherwise a
+/// container that has taken all ports but one part of the range would need few attempts until all
+/// random ports are in that part, and so free.
 #[inline(always)]
 pub const fn probe(index: u32, random: u32, min: u16, max: u16) -> u16 {
     let mixed = mix(random.wrapping_add(index.wrapping_mul(0x9e37_79b1)));
@@ -223,11 +224,11 @@ pub const fn has_shares(min: u16, max: u16) -> bool {
     max.saturating_sub(min) as u32 >= LEAST_SHARED
 }
 
-/// Whether the port is in the share of the ports that the container with the incarnation `owner` may
-/// always take. `share` is a result of [`port_share`]. The shares of two containers are independent:
-/// with a half of the ports each, they have about a quarter of all ports in common. So whatever ports
-/// of its half one container takes, a quarter of all ports is left to the other one alone, and no
-/// count of ports is needed.
+/// Whether the port is in the share of the ports that the container with the incarnation `owner`
+/// may always take. `share` is a result of [`port_share`]. The shares of two containers are
+/// independent: with 50 % each, they have about a quarter of all ports in common, and another
+/// quarter is only in the share of the second container. The first one cannot use up that quarter,
+/// so no count of ports is needed.
 #[inline(always)]
 pub const fn is_in_share(port: u16, owner: u32, share: u32) -> bool {
     // A weaker mix leaves two containers with nearly the same share.

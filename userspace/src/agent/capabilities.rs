@@ -6,8 +6,8 @@
 //! as it is. This does not hold with `no_new_privs` or with the secure bit `NO_ROOT`, nor for another
 //! user than root. The agent then keeps all that it has.
 //!
-//! With `--seccomp on` a process starts the supervisors that the agent has started before it gives
-//! anything up ([`super::seccomp`]). They have all capabilities then in any case.
+//! With `--seccomp on` the starter starts the supervisors. The agent starts it before it gives
+//! anything up ([`super::seccomp`]), so they have all capabilities in any case.
 
 use std::sync::OnceLock;
 
@@ -35,7 +35,8 @@ const NEEDED: [(CapabilitySet, &str); 11] = [
     (CapabilitySet::SYS_RESOURCE, "writes to the blocks of a full disk that are kept for root"),
 ];
 
-/// Whether `no_new_privs` was set when [`give_up`] was called: the agent then sets it for itself.
+/// Whether `no_new_privs` was set when [`give_up`] was called. Noted there because the agent sets
+/// it for itself later.
 static LIMITED: OnceLock<bool> = OnceLock::new();
 
 /// What [`give_up`] has done, for the log, which is not set up then.

@@ -74,7 +74,7 @@ pub(crate) struct Record {
     /// User and capabilities of the commands.
     #[serde(default, skip_serializing_if = "Privileges::is_default")]
     pub(crate) privileges: Privileges,
-    /// What the commands have apart from the host.
+    /// Private namespaces and mounts of the commands.
     #[serde(default, skip_serializing_if = "Isolation::is_default")]
     pub(crate) isolation: Isolation,
     /// What the agent has last written to its resolv.conf. `None`: it has no such file, or the

@@ -60,7 +60,7 @@ pub(crate) struct Reservations {
     state: Mutex<State>,
     /// Locked while sockets of [`State::released`] are closed, before `state`.
     closing: Mutex<()>,
-    /// Told when a request has closed such sockets.
+    /// Notified after a request has closed released sockets.
     closed: Notify,
 }
 
@@ -306,8 +306,8 @@ impl Reservations {
         self.closed.notify_one();
     }
 
-    /// Waits until a request has closed sockets. Meanwhile [`Self::is_unfinished`] is false, and
-    /// [`Self::sync`] binds none.
+    /// Waits until a request has closed released sockets. While the request closes them,
+    /// [`Self::is_unfinished`] is false, and [`Self::sync`] binds none.
     pub(crate) async fn closed(&self) {
         self.closed.notified().await;
     }

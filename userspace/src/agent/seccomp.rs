@@ -1,9 +1,10 @@
-//! What the agent may ask of the kernel: a seccomp filter (seccomp(2)) and `no_new_privs`
+//! The limits of the agent's own system calls: a seccomp filter (seccomp(2)) and `no_new_privs`
 //! (prctl(2)).
 //!
-//! Both hold for the programs that a process starts, and cannot be taken back. The commands of
-//! containers have neither: their supervisors are started by a process that the agent starts before
-//! ([`sandbox::start_starter`]). The agent itself starts the programs that list netfilter's rules.
+//! Both also hold for the programs that a process starts, and cannot be taken back. The commands of
+//! containers have neither: the starter starts their supervisors, a process that the agent starts
+//! before it limits itself ([`sandbox::start_starter`]). The programs that list netfilter's rules
+//! have both: the agent itself starts them.
 //!
 //! The filter names the system calls that are refused (ADR 0024). All others are permitted.
 
@@ -24,7 +25,7 @@ use crate::{config::SeccompMode, sandbox};
 
 /// System calls that neither the agent nor a program that it starts needs.
 const REFUSED: &[c_long] = &[
-    // Another kernel, parts of the kernel, and the end of this one.
+    // Loading of kernels and modules, and reboot.
     libc::SYS_kexec_load,
     libc::SYS_kexec_file_load,
     libc::SYS_init_module,
@@ -51,7 +52,7 @@ const REFUSED: &[c_long] = &[
     libc::SYS_add_key,
     libc::SYS_request_key,
     libc::SYS_keyctl,
-    // Files without their path, and another root.
+    // Opening of files without the checks of a path, and changes of the root.
     libc::SYS_open_by_handle_at,
     libc::SYS_fanotify_init,
     libc::SYS_chroot,
@@ -68,22 +69,22 @@ const REFUSED: &[c_long] = &[
     libc::SYS_vhangup,
     libc::SYS_lookup_dcookie,
     libc::SYS_nfsservctl,
-    // Other behaviour of the kernel, and precedence over other processes.
+    // Compatibility with other systems, and real-time scheduling.
     libc::SYS_personality,
     libc::SYS_sched_setscheduler,
     libc::SYS_sched_setparam,
     libc::SYS_sched_setattr,
 ];
 
-/// Those that this architecture has besides: I/O ports, segments, libraries of a.out.
+/// Further ones, which only this architecture has: I/O ports, segments, libraries of a.out.
 #[cfg(target_arch = "x86_64")]
 const REFUSED_HERE: &[c_long] =
     &[libc::SYS_ioperm, libc::SYS_iopl, libc::SYS_modify_ldt, libc::SYS_uselib];
 #[cfg(not(target_arch = "x86_64"))]
 const REFUSED_HERE: &[c_long] = &[];
 
-/// The kernel has each system call of x86-64 a second time for the ABI x32 if it is configured so:
-/// with this bit, and for the filter of the same architecture (seccomp(2), "Caveats").
+/// A kernel with the ABI x32 has each system call of x86-64 a second time. x32 calls have this bit;
+/// seccomp reports them as x86-64 (seccomp(2), "Caveats").
 #[cfg(target_arch = "x86_64")]
 const X32: c_long = 0x4000_0000;
 
@@ -96,7 +97,7 @@ const REFUSED_IN_X32: [c_long; 4] = [521, 528, 539, 540];
 const FAMILIES: [c_int; 5] =
     [libc::AF_UNIX, libc::AF_NETLINK, libc::AF_INET, libc::AF_INET6, libc::AF_PACKET];
 
-/// What [`confine`] has done, for the log, which is not set up then.
+/// Result of [`confine`], kept until logging is set up.
 static DONE: OnceLock<Confinement> = OnceLock::new();
 
 /// Whether the agent has limited its system calls.
@@ -106,13 +107,13 @@ enum Confinement {
     Off,
     /// The filter and `no_new_privs`.
     On,
-    /// It was to be limited, and is not: why.
+    /// `--seccomp on`, but the limits could not be set: the reason.
     Failed(String),
 }
 
-/// Takes from this process what it does not need: capabilities and, with [`SeccompMode::On`],
-/// system calls. Starts the starter before. Must be called while the process has one thread: the
-/// limits belong to threads, and new ones inherit them.
+/// Gives up what this process does not need: capabilities and, with [`SeccompMode::On`], system
+/// calls. In that mode, starts the starter first. Must be called while the process has one thread:
+/// the limits belong to threads, and new ones inherit them.
 pub fn confine(mode: SeccompMode) {
     let started = match mode {
         SeccompMode::On => Some(sandbox::start_starter()),
@@ -121,7 +122,7 @@ pub fn confine(mode: SeccompMode) {
     capabilities::give_up();
     let done = match started {
         None => Confinement::Off,
-        // Commands that are started again would have the limit.
+        // Commands that are started again would have the limits.
         Some(Err(error)) => {
             Confinement::Failed(format!("the starter process does not start: {error}"))
         }
@@ -133,7 +134,7 @@ pub fn confine(mode: SeccompMode) {
     let _ = DONE.set(done);
 }
 
-/// Writes to the log what [`confine`] has done, if it was called.
+/// Writes the result of [`confine`] to the log, if it was called.
 pub(super) fn tell() {
     match DONE.get() {
         None | Some(Confinement::Failed(_)) => {}
@@ -164,8 +165,8 @@ pub(super) async fn keep(shared: Arc<Shared>) {
     }
 }
 
-/// Sets the filter and `no_new_privs` for the calling thread, the threads and the programs that it
-/// starts.
+/// Sets the filter and `no_new_privs` for the calling thread. Threads and programs that it starts
+/// inherit both.
 fn limit_thread() -> Result<(), seccompiler::Error> {
     // Sets `no_new_privs`, too.
     apply_filter(&filter()?)

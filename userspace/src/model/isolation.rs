@@ -1,5 +1,6 @@
-//! `--pid`, `--ipc`, `--read-only` and `--tmpfs`: what of the host the command of a container sees,
-//! and where it may write. Names and values are Docker's as far as the meaning permits.
+//! `--pid`, `--ipc`, `--read-only` and `--tmpfs`: which processes, shared memory and files of the
+//! host the command of a container sees, and where it may write. Names and values are those of
+//! Docker where the meaning is the same.
 
 use std::{
     fmt,
@@ -55,8 +56,8 @@ impl fmt::Display for NamespaceMode {
     }
 }
 
-/// Options of [`TmpfsMount`] without a value. By default such a file system is writable, and has no
-/// programs, no set-user-ID files and no devices.
+/// Options of [`TmpfsMount`] without a value. By default such a file system is `rw`, `noexec`,
+/// `nosuid` and `nodev`.
 const FLAGS: [&str; 8] = ["rw", "ro", "exec", "noexec", "suid", "nosuid", "dev", "nodev"];
 
 /// Value of `--tmpfs`, `PATH[:OPTION,...]`: a directory on which an empty file system in memory is
@@ -80,7 +81,7 @@ impl TmpfsMount {
         last.is_some_and(|option| option == "ro")
     }
 
-    /// Whether it may have what an option permits: `exec`, `suid` or `dev`.
+    /// Whether `exec`, `suid` or `dev` is given. The last one of `exec` and `noexec` counts.
     pub fn permits(&self, option: &str) -> bool {
         let is_about = |given: &&String| given.strip_prefix("no").unwrap_or(given) == option;
         self.options.iter().rev().find(is_about).is_some_and(|given| given == option)
@@ -93,7 +94,7 @@ impl TmpfsMount {
     }
 }
 
-/// Whether a file system may be mounted there. The command needs the files below the other paths.
+/// Whether `--tmpfs` may hide this directory. The command needs the files in the refused ones.
 fn is_place(path: &str) -> bool {
     let path = Path::new(path);
     path.is_absolute()
@@ -137,7 +138,7 @@ impl FromStr for TmpfsMount {
         };
         if text.contains('\0') || !is_place(path) {
             return Err(Invalid(format!(
-                "tmpfs directory {path:?} is malformed or needed: an absolute path other than /, /dev, /proc and /sys, without .., is valid"
+                "tmpfs directory {path:?} is not allowed: an absolute path without .., other than / and /dev, and outside of /proc and /sys, is valid"
             )));
         }
         let options: Vec<_> = options.iter().flat_map(|options| options.split(',')).collect();
@@ -175,15 +176,15 @@ impl From<TmpfsMount> for String {
     }
 }
 
-/// What the command of a container has apart from the host, besides its network. By default it is
-/// nothing.
+/// The private namespaces and mounts of the command of a container, besides its network namespace.
+/// By default it has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Isolation {
-    /// `--pid`: its processes.
+    /// `--pid`: its PID namespace.
     #[serde(skip_serializing_if = "NamespaceMode::is_host")]
     pub pid: NamespaceMode,
-    /// `--ipc`: its shared memory, semaphores and message queues.
+    /// `--ipc`: its IPC namespace: shared memory, semaphores and message queues.
     #[serde(skip_serializing_if = "NamespaceMode::is_host")]
     pub ipc: NamespaceMode,
     /// `--read-only`: it cannot write to the host's file systems.
@@ -214,13 +215,13 @@ impl Isolation {
     /// Checks the options together.
     ///
     /// # Errors
-    /// One line: a directory of `--tmpfs` is in another one, where it does not exist.
+    /// One line: a directory of `--tmpfs` is inside another one, in which it does not exist.
     pub fn check(&self) -> Result<(), Invalid> {
         for (index, inner) in self.tmpfs.iter().enumerate() {
             let mut others = self.tmpfs.iter().enumerate().filter(|(other, _)| *other != index);
             if let Some((_, outer)) = others.find(|(_, it)| inner.path().starts_with(it.path())) {
                 return Err(Invalid(format!(
-                    "--tmpfs {inner}: it is in the empty {}: leave out one of both",
+                    "--tmpfs {inner}: it is inside --tmpfs {}, which is empty: leave out one of the two",
                     outer.path().display()
                 )));
             }
@@ -311,7 +312,8 @@ mod tests {
             Isolation { tmpfs, ..Isolation::default() }.check().map_err(|error| error.to_string())
         };
         assert_eq!(check(&["/tmp", "/run:ro", "/tmpfs"]), Ok(()));
-        let line = "--tmpfs /run/a:ro: it is in the empty /run: leave out one of both";
+        let line = "--tmpfs /run/a:ro: it is inside --tmpfs /run, which is empty: \
+                    leave out one of the two";
         for both in [["/run", "/run/a:ro"], ["/run/a:ro", "/run"]] {
             assert_eq!(check(&both), Err(line.to_owned()));
         }

@@ -92,9 +92,9 @@ impl Covers {
         Ok(covers)
     }
 
-    /// Uses this `/proc`, which another one has been mounted over: that one shows the processes of
-    /// another PID namespace, and the calling thread is not among them. The thread, which must have
-    /// a working directory of its own, gets `proc` as its working directory.
+    /// Uses `proc`, an open `/proc` of the host. The `/proc` now mounted over it shows another PID
+    /// namespace, which does not contain this thread. Sets the working directory of the calling
+    /// thread to `proc`. The thread must not share its working directory (`CLONE_FS`).
     ///
     /// # Errors
     /// The kernel refuses.

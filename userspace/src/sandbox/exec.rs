@@ -360,8 +360,8 @@ fn start(spec: &SuperviseSpec, logged: bool) -> Result<Spawned, ExecError> {
             if is_apart {
                 setsid()?;
             }
-            // Only a process of the new PID namespace can mount it. Without the user's privileges
-            // it could not.
+            // Only a process of the new PID namespace can mount its /proc. Must come before the
+            // identity is taken: mounting needs `CAP_SYS_ADMIN`.
             if mounts_proc {
                 isolation::mount_proc(read_only)?;
             }
@@ -379,7 +379,7 @@ fn start(spec: &SuperviseSpec, logged: bool) -> Result<Spawned, ExecError> {
     if let Some(proc) = &proc
         && let Err(error) = covers.look_into(proc)
     {
-        tracing::warn!(%error, "files in /etc that the host replaces are seen by the program");
+        tracing::warn!(%error, "the program sees files of /etc that the host replaces");
     }
     // A pid fits into pid_t; the standard library returns it unsigned.
     Ok(Spawned { pid: Pid::from_raw(child.id().cast_signed()), covers, printed, is_apart })

@@ -1,8 +1,8 @@
-//! What a program has apart from the host besides its network: a PID and an IPC namespace, file
-//! systems of its own, and read-only ones (pid_namespaces(7), ipc_namespaces(7),
+//! The private namespaces and mounts of a program, besides its network namespace: a PID and an IPC
+//! namespace, file systems of its own, and read-only ones (pid_namespaces(7), ipc_namespaces(7),
 //! mount_setattr(2)).
 //!
-//! A program with `CAP_SYS_ADMIN` can change its mounts back.
+//! A program with `CAP_SYS_ADMIN` can undo its mounts.
 
 use std::{
     env,
@@ -27,18 +27,18 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::{Result, SandboxError};
 use crate::model::{Isolation, TmpfsMount};
 
-/// Neither set-user-ID files nor devices nor programs.
+/// Flags of a mount without set-user-ID files, devices and programs.
 const PLAIN: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
-/// Settings of the kernel in `/proc`, as Docker protects them. The rest of `/proc` is about
-/// processes: a program has to write to its own files there, as for the names of its threads.
+/// Settings of the kernel in `/proc`, which Docker protects as well. The rest of `/proc` is about
+/// processes. It stays writable: a program sets the names of its threads there.
 const SETTINGS: [&CStr; 5] =
     [c"/proc/bus", c"/proc/fs", c"/proc/irq", c"/proc/sys", c"/proc/sysrq-trigger"];
 /// Added to the error of [`mount_proc`], which a new process answers as a number. Numbers of errors
 /// are smaller (`MAX_ERRNO`, linux/err.h).
 const OF_PROC: i32 = 0x1000;
 
-/// Moves the calling thread to a new IPC namespace, and the processes that it starts to a new PID
-/// namespace, as far as they are private.
+/// Makes the private namespaces: moves the calling thread to a new IPC namespace, and the processes
+/// that it starts to a new PID namespace.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -55,8 +55,8 @@ fn own(isolation: &Isolation) -> CloneFlags {
     flags
 }
 
-/// Moves the calling thread to the mount namespace and the private namespaces of a process. Its
-/// working directory is the root then.
+/// Moves the calling thread to the mount namespace and the private namespaces of a process. Sets
+/// the working directory of the thread to `/`.
 ///
 /// # Errors
 /// The process has ended, or the kernel refuses.
@@ -79,7 +79,7 @@ pub(super) fn join(pid: i32, isolation: &Isolation) -> Result<()> {
             let namespace = fs::metadata(format!("/proc/{process}/ns/{kind}"))?;
             Ok((namespace.dev(), namespace.ino()))
         };
-        // A process of the host may have got the number since.
+        // The process may have ended, and a process of the host may have its number now.
         if identity("thread-self").map_err(failed)? == identity(&pid.to_string()).map_err(failed)? {
             return Err(ended());
         }
@@ -105,7 +105,7 @@ pub(super) fn mount_own(isolation: &Isolation) -> Result<Vec<PathBuf>> {
         {
             match mount(Some(kind), path, Some(kind), PLAIN, data) {
                 Ok(()) => writable.push(PathBuf::from(path)),
-                // The host has neither the directory nor what it would show.
+                // The host has no such directory, or its kernel no message queues.
                 Err(Errno::ENOENT | Errno::ENODEV) => {}
                 Err(errno) => return Err(SandboxError::io(format!("mounting {path}"), errno)),
             }
@@ -131,9 +131,9 @@ fn flags(tmpfs: &TmpfsMount) -> MsFlags {
     flags
 }
 
-/// For `--read-only`: makes all mounts read-only but the directories of [`mount_own`], and `/proc`
-/// except for the settings of the kernel. The thread must be in a mount namespace of its own that
-/// gets no mounts of others.
+/// For `--read-only`: makes all mounts read-only. Exceptions are the directories that [`mount_own`]
+/// returns, and `/proc` without the settings of the kernel. The thread must be in a mount namespace
+/// of its own to which mounts do not propagate.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -234,13 +234,13 @@ fn change(
     Errno::result(answer).map(drop)
 }
 
-/// Lets the calling thread, which has a working directory of its own, have the directory of this
-/// path: a file system may have been mounted above it. If the path does not exist there, the thread
-/// has the root.
+/// Changes the working directory of the calling thread to `directory`, in case a file system was
+/// mounted above it. Changes it to `/` if that path does not exist. The thread must not share its
+/// working directory (`CLONE_FS`).
 pub(super) fn return_to(directory: Option<PathBuf>) {
     let returned = directory.is_some_and(|path| env::set_current_dir(path).is_ok());
     if !returned && let Err(error) = env::set_current_dir("/") {
-        tracing::debug!(%error, "the working directory is another mount's");
+        tracing::debug!(%error, "the working directory could not be changed to / after mounting");
     }
 }
 

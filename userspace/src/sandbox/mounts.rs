@@ -36,14 +36,14 @@ pub(super) struct Names<'a> {
 pub(super) struct Separated {
     /// The mounts to keep.
     pub(super) covers: Covers,
-    /// The program is to be the first process of a PID namespace, and mounts a `/proc` of it over
-    /// this one.
+    /// The host's `/proc`, opened, with `--pid private`. The program, which is process 1 of the new
+    /// PID namespace, mounts the `/proc` of that namespace over it.
     pub(super) proc: Option<File>,
 }
 
-/// Moves the calling thread, and the processes that it starts, to the namespaces other than that of
-/// the network, and sets up their mounts. `names`: as [`arrange`]. `joins`: the process that has
-/// these namespaces already.
+/// Moves the calling thread, and the processes that it starts, to all namespaces but the network
+/// namespace, and sets up their mounts. `names`: as for [`arrange`]. `joins`: the process whose
+/// namespaces are entered; `None` makes new ones.
 ///
 /// # Errors
 /// That process has ended, a directory to mount on does not exist, or the kernel refuses.

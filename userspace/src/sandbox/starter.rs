@@ -73,7 +73,7 @@ struct PendingOrder {
     outcome: oneshot::Sender<Result<i32, ExecError>>,
 }
 
-/// What the starter is to do: to call [`spawn_detached`] with these arguments.
+/// An order: call [`spawn_detached`] with these arguments.
 #[derive(Debug, Serialize, Deserialize)]
 struct SpawnOrder {
     number: u64,
@@ -82,15 +82,15 @@ struct SpawnOrder {
     surroundings: Surroundings,
 }
 
-/// What has become of an order.
+/// The result of an order.
 #[derive(Debug, Serialize, Deserialize)]
 struct SpawnOutcome {
     number: u64,
     outcome: Result<i32, ExecError>,
 }
 
-/// Starts the starter of this process. It has the privileges that the process has now. Supervisors
-/// are started by it once [`follow_starter`] was called. Has no effect if there is one.
+/// Starts the starter of this process, with the present privileges of the process. It starts no
+/// supervisor before [`follow_starter`] is called. Has no effect if there is a starter already.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -157,7 +157,7 @@ pub async fn spawn_by_starter(
     carried_out(&starter.orders, &order).await
 }
 
-/// Gives an order, and waits for its outcome.
+/// Sends an order to the starter, and waits for its outcome.
 async fn carried_out(
     orders: &mpsc::UnboundedSender<PendingOrder>,
     order: &SpawnOrder,
@@ -196,7 +196,7 @@ fn halves(socket: StdUnixStream) -> io::Result<(OwnedReadHalf, OwnedWriteHalf)> 
 /// without an outcome fail then, because their senders are dropped.
 ///
 /// # Errors
-/// The socket fails, or the starter writes what is no outcome.
+/// The socket fails, or the starter writes anything but an outcome.
 async fn pass(
     socket: StdUnixStream,
     mut orders: mpsc::UnboundedReceiver<PendingOrder>,
@@ -227,7 +227,7 @@ async fn pass(
 /// be a socket, until it is closed. Supervisors that it has started go on.
 ///
 /// # Errors
-/// Standard input is no socket, or what comes from it is no order.
+/// Standard input is no socket, or anything but an order comes from it.
 pub async fn serve_starter() -> io::Result<()> {
     serve(StdUnixStream::from(io::stdin().as_fd().try_clone_to_owned()?)).await
 }

@@ -343,7 +343,7 @@ fn privileges_are_passed_on_and_an_agent_that_does_not_know_them_is_refused() {
     }
     for (options, code, why) in [
         ("--tmpfs /nonexistent", 1, "--tmpfs /nonexistent: this host has no such directory"),
-        ("--tmpfs /tmp --tmpfs /tmp/a:ro", 2, "--tmpfs /tmp/a:ro: it is in the empty /tmp: "),
+        ("--tmpfs /tmp --tmpfs /tmp/a:ro", 2, "--tmpfs /tmp/a:ro: it is inside --tmpfs /tmp, "),
     ] {
         let line = format!("run --name c --network host {options} -- true");
         let output = run(&agent.socket(), &words(&line));

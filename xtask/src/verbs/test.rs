@@ -47,7 +47,7 @@ pub(crate) struct Args {
 /// Runs the stages and prints the number of passed and failed tests as the last line.
 pub(crate) fn main(args: &Args) -> Result<()> {
     if args.shard.is_some() && args.filter.as_deref() != Some(mutants::NAME) {
-        bail!("--shard: only a part of '{}' can be run: add it", mutants::NAME);
+        bail!("--shard: it goes only with '{}': add that word", mutants::NAME);
     }
     privilege::require_root("test")?;
     privilege::require_kernel()?;
@@ -72,7 +72,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         tally.stage("tests", |tally| cargo_test(tally, filter, args.full));
         if args.full {
             tally.stage("tests, emulated kernel", |tally| emulated::main(tally, filter));
-            // Only on demand, because it takes an hour or more.
+            // Only on demand, because it takes several hours.
             if filter == Some(mutants::NAME) {
                 let shard = args.shard.unwrap_or_default();
                 tally.stage(mutants::NAME, |tally| mutants::main(tally, shard));

@@ -204,7 +204,8 @@ proptest! {
         prop_assert!(ports.any(|port| free.contains(&port)));
     }
 
-    /// Each container has about its share of the ports, and of those that another one has not.
+    /// Each container has about its share of all ports, and the same share of the ports that are
+    /// outside of another container's share.
     #[test]
     fn shares_are_shares_and_differ(one: u32, other: u32, percent in 20u32..=100) {
         prop_assume!(one != other);

@@ -58,7 +58,7 @@ pub struct ContainerCreate {
     /// User and capabilities of the commands in the container.
     #[serde(default, skip_serializing_if = "Privileges::is_default")]
     pub privileges: Privileges,
-    /// What the commands in the container have apart from the host.
+    /// Private namespaces and mounts of the commands in the container.
     #[serde(default, skip_serializing_if = "Isolation::is_default")]
     pub isolation: Isolation,
 }
@@ -111,7 +111,7 @@ pub struct ContainerRow {
     /// User and capabilities of its commands, if they are limited.
     #[serde(default, skip_serializing_if = "Privileges::is_default")]
     pub privileges: Privileges,
-    /// What its commands have apart from the host, besides the network.
+    /// Private namespaces and mounts of its commands, besides the network namespace.
     #[serde(default, skip_serializing_if = "Isolation::is_default")]
     pub isolation: Isolation,
     /// In the answer to [`ContainerCreate`]: defects of the new container, one line each.

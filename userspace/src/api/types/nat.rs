@@ -148,7 +148,7 @@ pub struct ConntrackShare {
     pub flows: u64,
     /// Number of new flows that were refused because it had its share, or no port was free for it.
     pub refused: u64,
-    /// Those of them for which no port was free.
+    /// Those of the refused flows for which no port was free.
     #[serde(default)]
     pub without_port: u32,
 }

@@ -69,9 +69,10 @@ pub(super) fn max_flows(text: &str) -> Result<u32, Invalid> {
     }
 }
 
-/// Parses a share of the table or of the ports, in percent. With less than 20 %, the programs would
-/// find too few flows of a container that has its share among the 32 random slots that they examine,
-/// and too few ports of its share beside those that they try.
+/// Parses a share of the table or of the ports, in percent. The programs examine 32 random slots,
+/// and for each port that they try, some ports beside it. With less than 20 %, too few of these
+/// slots would have flows of a container that has its share, and too few of these ports would be in
+/// its share.
 pub(super) fn share(text: &str) -> Result<u32, Invalid> {
     match text.parse() {
         Ok(percent @ 20..=100) => Ok(percent),

@@ -29,13 +29,14 @@ pub(super) const RUN_EXAMPLES: &str = "EXAMPLES:
 SECURITY:
   A container has interfaces, addresses and names of its own. It is no security boundary: its
   command sees the files and the processes of the host. Without --user and --cap-drop it may do
-  all that the user of 'culvert run' may do. It can undo --pid private, --read-only and --tmpfs
-  unless it lacks CAP_SYS_ADMIN (--cap-drop). See docs/SECURITY.md.
+  all that the user of 'culvert run' may do. With CAP_SYS_ADMIN (see --cap-drop) it can undo
+  --pid private, --read-only and --tmpfs. See docs/SECURITY.md.
 
 SIGNALS:
   With --pid private the command is process 1. A signal that it does not handle has no effect on
   it, not even TERM or Ctrl-C; 'culvert rm -f' ends it. It becomes the parent of processes whose
-  own parent has ended, and has to wait for them. When it ends, the kernel kills all the others.
+  own parent has ended, and must wait for them. When it ends, the kernel kills all other
+  processes of the container.
 
 EXIT CODE:
   The command's own, 128 + N if signal N killed it; 127 if there is no such command, 126 if it
@@ -187,7 +188,7 @@ impl From<NameArgs> for NameOptions {
     }
 }
 
-/// Options about what the command has apart from the host, besides its network.
+/// Options for private namespaces and mounts of the command, besides its network namespace.
 #[derive(Args, Debug)]
 #[group(skip)]
 pub(crate) struct IsolationArgs {

@@ -57,7 +57,7 @@ pub(crate) async fn purge(client: &Client, options: PurgeOptions) -> Result<(), 
 pub(crate) async fn starter() -> Result<(), Failure> {
     sandbox::serve_starter()
         .await
-        .map_err(|error| Failure::usage(format!("__starter is culvert's own: {error}")))
+        .map_err(|error| Failure::usage(format!("__starter is an internal command: {error}")))
 }
 
 pub(crate) fn completion(

@@ -164,7 +164,7 @@ pub(crate) async fn supervise_detached(
     remove: bool,
 ) -> Result<u8, Failure> {
     let spec: SuperviseSpec = serde_json::from_str(spec)
-        .map_err(|error| Failure::usage(format!("__supervise is culvert's own: {error}")))?;
+        .map_err(|error| Failure::usage(format!("__supervise is an internal command: {error}")))?;
     let name: Name =
         spec.name.parse().map_err(|error| Failure::usage(format!("__supervise: {error}")))?;
     let (sayer, teller) = Teller::new(backend, &name, spec.log.clone(), remove, None);
@@ -219,7 +219,7 @@ fn supervised(restarts: u32, failing: Option<String>) -> Supervised {
 
 pub(crate) async fn exec(backend: &dyn Backend, args: ExecArgs) -> Result<u8, Failure> {
     let row = find(backend, &args.name).await?;
-    // Where the first command runs, the second one has its file systems and namespaces.
+    // While the container's command runs, the new command enters its namespaces and mounts.
     let spec = SuperviseSpec { joins: row.pid, ..spec(&row, args.command, None) };
     match sandbox::supervise(&spec, async |_| {}, async |_| {}).await {
         Ok(code) => Ok(exit_code(code)),
@@ -262,13 +262,13 @@ fn check_files(names: &NameOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Refuses file systems that cannot be mounted.
+/// Refuses directories of `--tmpfs` that cannot be mounted.
 fn check_directories(isolation: &Isolation) -> Result<(), Failure> {
     isolation.check().map_err(|invalid| Failure::usage(invalid.to_string()))?;
     match isolation.tmpfs.iter().find(|tmpfs| !tmpfs.path().is_dir()) {
         None => Ok(()),
         Some(tmpfs) => Err(Failure::refusal(format!(
-            "--tmpfs {tmpfs}: this host has no such directory to mount it on: make it, it may be empty"
+            "--tmpfs {tmpfs}: this host has no such directory: create it"
         ))),
     }
 }

@@ -12,7 +12,8 @@ use crate::model::{
 const LINE_LIMIT: usize = 600;
 
 impl View {
-    /// All skipped or contradictory records, one line each. All records are looked at.
+    /// All skipped or contradictory records, one line each. For tests only: clones the view and
+    /// looks at all records.
     pub fn complaints(&self) -> Vec<String> {
         let mut anew = self.clone();
         anew.doubt_all();

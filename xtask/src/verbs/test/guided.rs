@@ -1,5 +1,5 @@
-//! Compiles the tests of mutated input so that the program counts which code is reached, and runs
-//! those that look for inputs that reach more.
+//! Compiles the tests of mutated input with counters of coverage, and runs the tests that search
+//! for inputs that reach more code.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{paths, process, ui};
 /// Name of the stage, and part of the names of its tests.
 pub(super) const NAME: &str = "guided";
 
-/// What the compiler adds, and what the sources compile then.
+/// The compiler adds the counters; the sources compile the code that reads them.
 const FLAGS: &str = "-C instrument-coverage --cfg culvert_coverage";
 
 /// A test without output for this time hangs: each says every minute how far it is.
