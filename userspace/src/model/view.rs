@@ -187,7 +187,7 @@ impl View {
             Key::Vtep { network, ip } => {
                 let group = self.vteps.entry(network.clone()).or_default();
                 let why = keep(group, *ip, &key, entry, || {
-                    touched.networks.insert(network.clone());
+                    touched.vteps.insert((network.clone(), *ip));
                 });
                 if group.is_empty() {
                     self.vteps.remove(network);
@@ -284,7 +284,7 @@ impl View {
             }
             Key::Vtep { network, ip } => {
                 if remove_nested(&mut self.vteps, &network, &ip).is_some() {
-                    touched.networks.insert(network);
+                    touched.vteps.insert((network, ip));
                 }
             }
         }

@@ -254,7 +254,7 @@ impl Backend for Fake {
         let row = network_row(&name, request.vni.unwrap_or(257), driver, &subnets);
         let id = row.id.clone();
         state.networks.insert(name, row);
-        Ok(Created { id })
+        Ok(Created { id, warning: None })
     }
 
     async fn networks(&self) -> Result<Vec<NetworkRow>, ApiError> {

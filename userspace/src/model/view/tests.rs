@@ -24,6 +24,7 @@ fn each_kind_of_record_is_folded_in_and_out_again() {
     let vtep = ForeignVtep { schema: SCHEMA, network: red.name.clone(), ip, port: 4789 };
 
     let touches_network = Touched { networks: [red.name.clone()].into(), ..Touched::default() };
+    let touches_vtep = Touched { vteps: [(red.name.clone(), ip)].into(), ..Touched::default() };
     let touches_node = Touched { nodes: [host.name.clone()].into(), ..Touched::default() };
     let touches_endpoint =
         Touched { endpoints: [(red.name.clone(), ep.id.clone())].into(), ..Touched::default() };
@@ -37,7 +38,7 @@ fn each_kind_of_record_is_folded_in_and_out_again() {
             change(Key::ipam(&red.name, "10.0.0.2".parse().expect("ip")), &claim, 6),
             &touches_endpoint,
         ),
-        (change(Key::vtep(&red.name, ip), &vtep, 7), &touches_network),
+        (change(Key::vtep(&red.name, ip), &vtep, 7), &touches_vtep),
     ];
     let mut view = View::default();
     for (change, expected) in &changes {
