@@ -168,8 +168,8 @@ async fn register(
     lease: LeaseId,
 ) -> Result<(bool, Revision), ExecuteError> {
     let node = shared.record.borrow().clone();
-    // The plan needs only these prefixes, and the whole store is large. A host that was registered
-    // before is never refused because of a network.
+    // The plan needs only these prefixes, and the whole store is large. Without the networks, a
+    // host that was registered before is not refused because of one of them.
     let before = files::kept_name(&shared.options.state_dir).ok().flatten();
     let prefixes: &[&str] =
         if before.is_some() { &[NODES, ALIVE] } else { &[NODES, ALIVE, NETWORKS] };

@@ -131,7 +131,8 @@ impl Shared {
         self.view.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The view, for the engine, and for `first_complaints`, which updates the view's cached faults.
+    /// The view, for the engine, and for `first_complaints`, which updates the view's cached
+    /// faults.
     pub(super) fn view_mut(&self) -> RwLockWriteGuard<'_, View> {
         self.view.write().unwrap_or_else(PoisonError::into_inner)
     }

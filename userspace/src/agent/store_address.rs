@@ -67,7 +67,8 @@ async fn look_up(members: &[String], store: &StoreHandle) -> usize {
 }
 
 /// Keeps the addresses known of the members of the store that are given by name, until the agent
-/// stops. A name that cannot be resolved is not reported here: the store is reported as unreachable.
+/// stops. A name that cannot be resolved is not reported here: the store is reported as
+/// unreachable.
 pub(super) async fn learn(shared: Arc<Shared>) {
     let names = named(&shared.options.store);
     while !names.is_empty() {

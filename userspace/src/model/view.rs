@@ -65,7 +65,7 @@ pub struct View {
     pub vteps: BTreeMap<Name, BTreeMap<Ipv4Addr, Versioned<ForeignVtep>>>,
     /// Keys whose record is skipped, and the reason.
     pub problems: BTreeMap<String, String>,
-    /// What follows from these records: the networks and endpoints that may not be carried.
+    /// Cached: networks and endpoints that must not be carried.
     faults: Faults,
 }
 

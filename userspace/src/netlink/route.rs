@@ -401,9 +401,9 @@ mod tests {
     fn the_next_hops_of_a_route_with_several_are_read() {
         let path = |ifindex, hop: Option<[u8; 4]>| {
             let mut path = RouteNextHop::default();
-            path.interface_index = ifindex;
             let hop = hop.map(|hop| RouteAttribute::Gateway(IpAddr::from(hop).into()));
             path.attributes.extend(hop);
+            path.interface_index = ifindex;
             path
         };
         let mut message = RouteMessage::default();

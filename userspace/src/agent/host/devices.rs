@@ -24,9 +24,9 @@ use crate::{
 };
 
 impl Host {
-    /// Checks that this host has no route of its own in the main table to the subnets of an endpoint
-    /// that it does not have yet. Next hops in the subnets do not count: the gateway device of the
-    /// network gives way to them.
+    /// Checks that this host has no route of its own in the main table to the subnets of an
+    /// endpoint that it does not have yet. Next hops in the subnets do not count: the gateway
+    /// device of the network gives way to them.
     async fn check_routes(&self, endpoint: &LocalEndpoint) -> Result<(), PlugError> {
         let name = sandbox::host_ifname(&endpoint.id);
         if !endpoint.routed || self.netlink.link(&name).await.map_err(refused)?.is_some() {

@@ -268,8 +268,9 @@ async fn a_device_that_has_given_way_gets_no_route_that_covers_another_host() {
     one.paper.reads.close(false);
 }
 
-/// A host adds no route for a network whose subnet has the address of another host, whichever record
-/// is earlier, also after a reboot. Its containers start, and it says so until the conflict is gone.
+/// A host adds no route for a network whose subnet has the address of another host, whichever
+/// record is earlier, also after a reboot. Its containers start, and it says so until the conflict
+/// is gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_that_covers_another_host_gets_no_route() {
     let world = World::new().await;

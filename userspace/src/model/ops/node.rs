@@ -31,7 +31,7 @@ pub fn register_node(
         return Err(Refusal::Conflict(format!("node '{name}': its record in the store is {why}")));
     }
     check_identity(view, node, agent)?;
-    // A node that is registered already has containers, and says it in its status.
+    // A node that is registered already may have containers. Its `status` names the network.
     let covering = networks_with(view, node.vtep).next();
     if let Some(network) = covering.filter(|_| !view.nodes.contains_key(name)) {
         return Err(Refusal::Conflict(format!(

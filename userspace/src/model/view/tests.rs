@@ -154,6 +154,28 @@ fn garbage_is_counted_and_its_lines_are_bounded() {
     assert_eq!(cluster.view.complaints().len(), 1100);
 }
 
+/// Whether an endpoint is usable does not depend on foreign VTEPs, which somebody may write each
+/// second.
+#[test]
+fn a_foreign_vtep_makes_no_look_at_endpoints() {
+    let (red, _) = two_networks();
+    let mut cluster = Cluster::default();
+    cluster.network(&red);
+    cluster.endpoint(&endpoint(&red, "0a", "host1", "10.0.0.2"));
+    let looks = |cluster: &mut Cluster| {
+        assert_eq!(cluster.view.first_complaints(20), (Vec::new(), 0));
+        cluster.view.looks()
+    };
+    let before = looks(&mut cluster);
+    let (network, ip) = (red.name.clone(), [192, 0, 2, 9].into());
+    let vtep = ForeignVtep { schema: SCHEMA, network, ip, port: 4789 };
+    cluster.put(Key::vtep(&red.name, ip), &vtep);
+    assert_eq!(looks(&mut cluster), before);
+    // A change of the network concerns all its endpoints.
+    cluster.put(Key::network(&red.name), &Network { internal: true, ..red });
+    assert!(looks(&mut cluster) > before);
+}
+
 /// Garbage of each kind: a further key costs a look at one endpoint at most, a list of what is
 /// wrong costs no look if nothing has changed, and the list is short.
 #[test]
