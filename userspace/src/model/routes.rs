@@ -229,7 +229,7 @@ mod tests {
     fn a_gateway_device_gets_no_route_that_covers_one_of_the_host() {
         let gateway: IpNetwork = "10.9.0.1/24".parse().expect("address");
         let bars = |to: &str, hop: &str, has_route| {
-            let hops: Vec<IpAddr> = hop.parse().into_iter().collect();
+            let hops: Vec<IpAddr> = hop.parse::<IpAddr>().into_iter().collect();
             bars_gateway((to.parse().expect("network"), hops.as_slice()), gateway, has_route)
         };
         for to in ["10.9.0.0/24", "10.9.0.0/25", "10.9.0.1/32"] {
@@ -258,7 +258,7 @@ mod tests {
     fn a_new_network_does_not_have_the_next_hop_of_a_route() {
         let subnet = ["10.1.0.0/16".parse().expect("subnet")];
         let by = |hop: &str| HostRoute {
-            next_hops: hop.parse().into_iter().collect(),
+            next_hops: hop.parse::<IpAddr>().into_iter().collect(),
             ..route("0.0.0.0/0")
         };
         let line = not_routed(&subnet, &[by("10.1.2.3")], []).expect_err("the next hop").0;
