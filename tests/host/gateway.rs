@@ -65,8 +65,8 @@ fn a_gateway_gives_way_to_a_route_of_the_host() {
 
 /// The device's address would hide the machine to which a narrower route of the host leads. The
 /// kernel itself prefers a route to another part of the subnet: a route that is there stays beside
-/// it, and none is added. Beside a wider route the network goes on. The next hop of a route of the
-/// host is not covered either.
+/// it, and none is added. Beside a wider route the network goes on. A route is not added either if
+/// it would cover the next hop of a route of the host. One that is there stays.
 #[test]
 #[ignore = "needs root"]
 fn a_gateway_hides_no_route_of_the_host() {
@@ -124,19 +124,35 @@ fn a_gateway_hides_no_route_of_the_host() {
             assert!(host.run("ip route show").contains(gateway), "{to}");
             host.run(&format!("ip route del {to} dev lan0"));
         }
-        // The next hop of the default route is on link by the word of that route alone.
-        host.run("ip route add default via 10.9.0.77 dev lan0 onlink");
-        match open_gateway(&netlink, &spec()).await {
-            Err(error @ SandboxError::HopTaken { .. }) => {
-                let line = error.to_string();
-                assert!(
-                    line.contains("10.9.0.77, the next hop of the route") && line.contains("lan0")
-                );
+        // Next hops that only the route's `onlink` makes on link.
+        for hops in [
+            "via 10.9.0.77 dev lan0 onlink",
+            "nexthop via 198.18.0.9 dev lan0 onlink nexthop via 10.9.0.77 dev lan0 onlink",
+        ] {
+            host.run(&format!("ip route add default {hops}"));
+            open_gateway(&netlink, &spec()).await.unwrap();
+            assert!(addresses().contains("10.9.0.1/24"), "{hops}: {}", addresses());
+            assert!(host.run("ip route show").contains(gateway), "{hops}");
+            host.run("ip route del 10.9.0.0/24 dev cvg256");
+            match open_gateway(&netlink, &spec()).await {
+                Err(error @ SandboxError::HopTaken { .. }) => {
+                    let line = error.to_string();
+                    let words = "10.9.0.77, the next hop of the route";
+                    assert!(line.contains(words) && line.contains("lan0"), "{line}");
+                }
+                other => panic!("{hops}: {other:?}"),
             }
-            other => panic!("{other:?}"),
+            assert!(!host.run("ip route show").contains("cvg256"), "{hops}");
+            host.run("ip route del default");
+            open_gateway(&netlink, &spec()).await.unwrap();
         }
-        assert_eq!(host.run("ip route show").trim_end(), "default via 10.9.0.77 dev lan0 onlink");
-        host.run("ip route del default");
+        // The host has another VTEP address: the route gets another source beside a part.
+        host.run("ip addr add 198.18.0.1/32 dev lan0 && ip route add 10.9.0.128/25 dev lan0");
+        let moved = GatewaySpec { source: Some([198, 18, 0, 1].into()), ..spec() };
+        open_gateway(&netlink, &moved).await.unwrap();
+        let routes = host.run("ip route show");
+        assert!(routes.contains("dev cvg256 src 198.18.0.1"), "{routes}");
+        host.run("ip route del 10.9.0.128/25 dev lan0 && ip route del 10.9.0.0/24 dev cvg256");
         open_gateway(&netlink, &spec()).await.unwrap();
         // A route of another table serves only who has a rule for it.
         host.run("ip route add 10.9.0.0/16 dev lan0 table 77");

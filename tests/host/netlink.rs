@@ -278,7 +278,7 @@ fn events_tell_what_changed() {
         };
         assert!(seen.contains(&up));
         let main = Some(net("10.0.0.0/24"));
-        let route = Event::Route { ifindex: index, is_ipv6: false, main };
+        let route = Event::Route { ifindex: index, is_ipv6: false, main, hops: Vec::new() };
         assert!(seen.contains(&route), "{seen:?}");
         let address = net("10.0.0.1/24");
         assert!(seen.contains(&Event::Address { ifindex: index, address, gone: false }));

@@ -47,14 +47,18 @@ fn a_hosts_own_network_is_not_taken_from_it() {
     let line = two.refused(1, &["run", "-d", "--name", &name, "--network", "net", "sleep", "60"]);
     assert!(line.contains("10.9.0.0/16 by lan0"), "{line}");
     two.netns.run("ip link del lan0");
-    // The next hop of the default route is on link by the word of that route alone.
+    // A next hop that only the route's `onlink` makes on link. The container starts, and the host
+    // gets no route to the network.
     two.netns.run("ip route add default via 10.9.0.77 dev up0 onlink");
-    let line = two.refused(1, &["run", "-d", "--name", &name, "--network", "net", "sleep", "60"]);
-    assert!(line.contains("has 10.9.0.77, the next hop of the route of this host"), "{line}");
-    assert_eq!(device_to(two, "10.9.0.78"), "up0");
-    // The advice in the refusals works.
+    two.run_idle(&name, "net", &["--ip", "10.9.0.9"]);
+    wait_until(SOON, "the problem", || {
+        has_problem(two, "has 10.9.0.77, the next hop of the route of this host")
+    });
+    assert_eq!(device_to(two, "10.9.0.9"), "up0");
+    // The advice in the problem works.
     two.netns.run("ip route del default");
-    two.run_idle(&name, "net", &[]);
+    wait_until(SOON, "the gateway's route", || device_to(two, "10.9.0.9").starts_with("cvg"));
+    wait_until(SOON, "no problem", || !has_problem(two, "next hop"));
     two.ok(&["rm", "-f", &name]);
     one.ok(&["network", "rm", "net"]);
 }

@@ -7,7 +7,7 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{containers::Origin, files, shared::Shared};
 use crate::{
     model::{
-        ALIVE, Alive, Key, NODES, Name, Node, ROOT, View,
+        ALIVE, Alive, Key, NETWORKS, NODES, Name, Node, ROOT, View,
         ops::{self, ExecuteError, Refusal},
         witness_key,
     },
@@ -168,8 +168,12 @@ async fn register(
     lease: LeaseId,
 ) -> Result<(bool, Revision), ExecuteError> {
     let node = shared.record.borrow().clone();
-    // The plan needs only these prefixes, and the whole store is large.
-    let entry = ops::execute_below(store, &[NODES, ALIVE], |view| {
+    // The plan needs only these prefixes, and the whole store is large. Without the networks, a
+    // host that was registered before is not refused because of one of them.
+    let before = files::kept_name(&shared.options.state_dir).ok().flatten();
+    let prefixes: &[&str] =
+        if before.is_some() { &[NODES, ALIVE] } else { &[NODES, ALIVE, NETWORKS] };
+    let entry = ops::execute_below(store, prefixes, |view| {
         let plan = ops::register_node(view, &node, &shared.alive, lease)?;
         Ok((!view.nodes.contains_key(&node.name), plan))
     });

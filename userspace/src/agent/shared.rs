@@ -131,7 +131,8 @@ impl Shared {
         self.view.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The view, for the engine, and for what the view keeps of its own.
+    /// The view, for the engine, and for `first_complaints`, which updates the view's cached
+    /// faults.
     pub(super) fn view_mut(&self) -> RwLockWriteGuard<'_, View> {
         self.view.write().unwrap_or_else(PoisonError::into_inner)
     }
@@ -210,10 +211,15 @@ impl Shared {
     /// The addresses of the store: those that `--store` has, and those that its names had when they
     /// were last looked up.
     pub(crate) fn store_addresses(&self) -> Vec<IpAddr> {
-        let url: Result<StoreUrl, _> = self.options.store.parse();
-        let mut addresses = url.map(|url| url.addresses()).unwrap_or_default();
+        let mut addresses = self.given_store_addresses();
         addresses.extend(self.store.named_addresses());
         addresses
+    }
+
+    /// The addresses of the store that `--store` has.
+    pub(crate) fn given_store_addresses(&self) -> Vec<IpAddr> {
+        let url: Result<StoreUrl, _> = self.options.store.parse();
+        url.map(|url| url.addresses()).unwrap_or_default()
     }
 
     /// Whether ports are not held because no open file was left.

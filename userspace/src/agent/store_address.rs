@@ -1,4 +1,4 @@
-//! The addresses of the store: no network takes the way to them, and those of a store without
+//! The addresses of the store. No network's route may cover them. Those of a store without
 //! authentication are closed to containers.
 //!
 //! Packets from containers to other hosts leave with the address of their host. So a rule that lets
@@ -13,7 +13,9 @@ use std::{
     time::Duration,
 };
 
-use super::{host::Host, shared::Shared};
+use futures::future::join_all;
+
+use super::{host::Host, shared::Shared, state::StoreHandle};
 use crate::{
     config::{AgentOptions, StoreAccess},
     store::{StoreUrl, is_loopback},
@@ -53,28 +55,28 @@ fn named(store: &str) -> Vec<String> {
     }
 }
 
-/// The addresses of those of `members` whose names are found.
-async fn look_up(members: &[String]) -> BTreeMap<String, Vec<IpAddr>> {
-    let mut found = BTreeMap::new();
-    for member in members {
-        if let Ok(addresses) = tokio::net::lookup_host(member.as_str()).await {
-            found.insert(member.clone(), addresses.map(|address| address.ip()).collect());
-        }
-    }
-    found
+/// Looks up the addresses of `members`, all at the same time: a name server that does not answer
+/// delays no other name. Returns the number of members whose names are found.
+async fn look_up(members: &[String], store: &StoreHandle) -> usize {
+    let each = members.iter().map(|member| async move {
+        let Ok(found) = tokio::net::lookup_host(member.as_str()).await else { return false };
+        store.note_addresses(member, found.map(|address| address.ip()).collect());
+        true
+    });
+    join_all(each).await.into_iter().filter(|is_found| *is_found).count()
 }
 
 /// Keeps the addresses known of the members of the store that are given by name, until the agent
-/// stops. A name that is not found is no problem of its own: the store does not answer then.
+/// stops. A name that cannot be resolved is not reported here: the store is reported as
+/// unreachable.
 pub(super) async fn learn(shared: Arc<Shared>) {
     let names = named(&shared.options.store);
     while !names.is_empty() {
         let found = tokio::select! {
             () = shared.ending.shutdown.cancelled() => return,
-            found = look_up(&names) => found,
+            found = look_up(&names, &shared.store) => found,
         };
-        let pause = if found.len() == names.len() { EVERY } else { AGAIN };
-        shared.store.note_addresses(found);
+        let pause = if found == names.len() { EVERY } else { AGAIN };
         tokio::select! {
             () = shared.ending.shutdown.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
@@ -157,6 +159,8 @@ async fn resolve(
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
 
     #[test]
@@ -168,11 +172,16 @@ mod tests {
 
     #[tokio::test]
     async fn addresses_of_names_that_are_not_found_stay() {
-        let store = crate::agent::state::StoreHandle::default();
+        let store = StoreHandle::default();
         let (one, absent) = ("192.0.2.1:2379".to_owned(), "store.invalid".to_owned());
-        store.note_addresses([(absent.clone(), vec![[192, 0, 2, 9].into()])].into());
+        store.note_addresses(&absent, [IpAddr::from([192, 0, 2, 9])].into());
+        store.addresses_changed().await;
         // Addresses are found without a name server. One without a port is refused without it.
-        store.note_addresses(look_up(&[one, absent]).await);
+        let members = [one, absent];
+        assert_eq!(look_up(&members, &store).await, 1);
+        store.addresses_changed().await;
+        assert_eq!(look_up(&members, &store).await, 1);
+        assert_eq!(store.addresses_changed().now_or_never(), None, "nothing has changed");
         let known: [IpAddr; 2] = [[192, 0, 2, 1].into(), [192, 0, 2, 9].into()];
         assert_eq!(store.named_addresses(), known);
     }

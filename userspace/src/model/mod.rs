@@ -39,7 +39,8 @@ pub use record::{Decoded, StoreRecord, decode, encode};
 pub use resolver::{Domain, HostAddress, HostEntry, NameOptions, ResolverOption};
 pub use restart::{Pauses, RestartPolicy, SETTLED};
 pub use routes::{
-    HostRoute, Vtep, bars_gateway, hop_within, not_needed, not_routed, routed, vteps_in,
+    HostRoute, Vtep, bars_gateway, has_vtep, networks_with, not_needed, not_routed, routed,
+    vteps_in,
 };
 pub use source::{ipv4_source, parse_source, spell_source};
 pub use types::*;

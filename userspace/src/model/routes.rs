@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::IpNetwork;
 
-use super::{Invalid, Network, View, validate::overlap};
+use super::{Driver, Invalid, Network, Versioned, View, validate::overlap};
 use crate::store::Revision;
 
 /// Least prefix length of a route that leads to a network. A shorter one (`0.0.0.0/0`, or the two
@@ -20,8 +20,8 @@ pub struct HostRoute {
     pub destination: IpNetwork,
     /// Name of the interface; of the first, if the route has several.
     pub device: String,
-    /// Next hop. `None` if the destination is on link, or the route has several.
-    pub next_hop: Option<IpAddr>,
+    /// Next hops. Empty if the destination is on link, or the route is not in the main table.
+    pub next_hops: Vec<IpAddr>,
 }
 
 impl HostRoute {
@@ -30,11 +30,15 @@ impl HostRoute {
         self.destination.prefix() >= NETWORK
     }
 
-    /// The next hop, if it has an address of a subnet: the host, which needs it for whatever the
-    /// route leads to, would look for it in the network.
+    /// The first next hop that is in a subnet. A host with the network's route would reach the
+    /// network instead of it. No host has a route to an IPv6 subnet of a network.
     pub fn hop_in(&self, subnet: IpNetwork) -> Option<IpAddr> {
-        self.next_hop.filter(|hop| subnet.contains(*hop))
+        hop_in(&self.next_hops, subnet)
     }
+}
+
+fn hop_in(hops: &[IpAddr], subnet: IpNetwork) -> Option<IpAddr> {
+    hops.iter().copied().find(|hop| hop.is_ipv4() && subnet.contains(*hop))
 }
 
 /// Whether the gateway device of a network would take all of a route from a host that has a route of
@@ -49,21 +53,22 @@ fn excludes_gateway(destination: IpNetwork, gateway: IpNetwork) -> bool {
         && (destination.prefix() == gateway.prefix() || destination.contains(gateway.ip()))
 }
 
-/// Whether the gateway device of a network has to do without a route because of another route of
-/// the host, to `destination` through `next_hop`. `gateway` is the address of the device with the
-/// prefix length of the subnet. `has_route`: the device has its route already. Then a route to a
-/// part of the subnet without that address does not count. A device without its route does not get
-/// one that covers a route of the host. The next hop of a route counts in any case: the host needs
-/// it for all that the route leads to.
+/// Whether a route of the host (`destination`, `next_hops`) keeps the gateway device of a network
+/// from having its own route. `gateway` is the address of the device with the prefix length of the
+/// subnet. `has_route`: the device has its route already.
+///
+/// A route to the whole subnet, or to a part of it with the address of the device, does in any
+/// case. A route to another part, or through a next hop in the subnet, does only if the device has
+/// no route yet. A route that is there stays: the kernel prefers the narrower one, and a route that
+/// is there keeps the interface of its next hop.
 pub fn bars_gateway(
-    (destination, next_hop): (IpNetwork, Option<IpAddr>),
+    (destination, next_hops): (IpNetwork, &[IpAddr]),
     gateway: IpNetwork,
     has_route: bool,
 ) -> bool {
     let is_part = destination.prefix() >= gateway.prefix() && overlap(destination, gateway);
-    excludes_gateway(destination, gateway)
-        || (!has_route && is_part)
-        || next_hop.is_some_and(|hop| gateway.contains(hop))
+    let is_new = !has_route && (is_part || hop_in(next_hops, gateway).is_some());
+    excludes_gateway(destination, gateway) || is_new
 }
 
 /// The first route of a host to an address of one of a network's subnets, and that subnet.
@@ -104,20 +109,12 @@ pub fn not_routed<'a>(
     }
 }
 
-/// The first next hop of a host that has an address of one of a network's subnets: that subnet, the
-/// address and the route.
-pub fn hop_within<'a>(
-    subnets: &[IpNetwork],
-    routes: impl IntoIterator<Item = &'a HostRoute>,
-) -> Option<(IpNetwork, IpAddr, &'a HostRoute)> {
-    routes.into_iter().find_map(|route| {
-        subnets.iter().find_map(|subnet| Some((*subnet, route.hop_in(*subnet)?, route)))
-    })
-}
-
 /// Checks that no next hop of a host has an address of the subnets of a new network.
 fn hops_apart(new: &[IpNetwork], routes: &[HostRoute]) -> Result<(), Invalid> {
-    match hop_within(new, routes) {
+    let within = routes.iter().find_map(|route| {
+        new.iter().find_map(|subnet| Some((*subnet, route.hop_in(*subnet)?, route)))
+    });
+    match within {
         None => Ok(()),
         Some((subnet, hop, route)) => Err(Invalid(format!(
             "subnet {subnet} has {hop}, the next hop of the route of this host to {} by {}: choose another",
@@ -155,6 +152,20 @@ pub fn vteps_in(view: &View, subnet: IpNetwork) -> impl Iterator<Item = Vtep> {
     nodes.chain(foreign)
 }
 
+/// The overlay networks that have the address of a VTEP in a subnet for which hosts have a route.
+/// Hosts with containers in such a network may not reach the VTEP.
+pub fn networks_with(view: &View, vtep: Ipv4Addr) -> impl Iterator<Item = &Versioned<Network>> {
+    view.networks.values().filter(move |network| has_vtep(network, vtep))
+}
+
+/// Whether [`networks_with`] has a network.
+pub fn has_vtep(network: &Network, vtep: Ipv4Addr) -> bool {
+    let mut subnets = network.subnets.iter();
+    network.driver == Driver::Overlay
+        && !network.may_overlap()
+        && subnets.any(|subnet| subnet.subnet.contains(vtep.into()))
+}
+
 /// Checks that no host needs an address of the subnets of a new network to reach another host or the
 /// store, whose addresses are `store`.
 ///
@@ -185,7 +196,7 @@ mod tests {
 
     fn route(to: &str) -> HostRoute {
         let destination = to.parse().expect("network");
-        HostRoute { destination, device: "lan0".to_owned(), next_hop: None }
+        HostRoute { destination, device: "lan0".to_owned(), next_hops: Vec::new() }
     }
 
     #[test]
@@ -218,8 +229,8 @@ mod tests {
     fn a_gateway_device_gets_no_route_that_covers_one_of_the_host() {
         let gateway: IpNetwork = "10.9.0.1/24".parse().expect("address");
         let bars = |to: &str, hop: &str, has_route| {
-            let hop = hop.parse().ok();
-            bars_gateway((to.parse().expect("network"), hop), gateway, has_route)
+            let hops: Vec<IpAddr> = hop.parse::<IpAddr>().into_iter().collect();
+            bars_gateway((to.parse().expect("network"), hops.as_slice()), gateway, has_route)
         };
         for to in ["10.9.0.0/24", "10.9.0.0/25", "10.9.0.1/32"] {
             assert!(bars(to, "", false) && bars(to, "", true), "{to}");
@@ -233,19 +244,30 @@ mod tests {
             for hop in ["", "192.0.2.1", "10.9.1.1", "fe80::1"] {
                 assert!(!bars(to, hop, false) && !bars(to, hop, true), "{to} via {hop}");
             }
-            // The way to the next hop, which may be on link by the word of the route alone.
-            assert!(bars(to, "10.9.0.77", false) && bars(to, "10.9.0.77", true), "{to}");
+            // The next hop, which may be one that only the route's `onlink` makes on link. A route
+            // that is there takes nothing from it.
+            assert!(bars(to, "10.9.0.77", false) && !bars(to, "10.9.0.77", true), "{to}");
         }
+        // Of several next hops, one.
+        let hops: [IpAddr; 2] = [[192, 0, 2, 1].into(), [10, 9, 0, 77].into()];
+        let default: IpNetwork = "0.0.0.0/0".parse().expect("network");
+        assert!(bars_gateway((default, hops.as_slice()), gateway, false));
     }
 
     #[test]
     fn a_new_network_does_not_have_the_next_hop_of_a_route() {
         let subnet = ["10.1.0.0/16".parse().expect("subnet")];
-        let by = |hop: &str| HostRoute { next_hop: hop.parse().ok(), ..route("0.0.0.0/0") };
+        let by = |hop: &str| HostRoute {
+            next_hops: hop.parse::<IpAddr>().into_iter().collect(),
+            ..route("0.0.0.0/0")
+        };
         let line = not_routed(&subnet, &[by("10.1.2.3")], []).expect_err("the next hop").0;
         let part = "has 10.1.2.3, the next hop of the route of this host to 0.0.0.0/0 by lan0";
         assert!(line.contains(part), "{line}");
         not_routed(&subnet, &[by("10.2.0.1"), by("fe80::1"), by("")], []).expect("elsewhere");
+        // No host has a route to an IPv6 subnet of a network.
+        let ipv6 = ["fd00:1::/64".parse().expect("subnet")];
+        not_routed(&ipv6, &[by("fd00:1::1")], []).expect("an IPv6 next hop");
     }
 
     #[test]

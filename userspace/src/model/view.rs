@@ -65,7 +65,7 @@ pub struct View {
     pub vteps: BTreeMap<Name, BTreeMap<Ipv4Addr, Versioned<ForeignVtep>>>,
     /// Keys whose record is skipped, and the reason.
     pub problems: BTreeMap<String, String>,
-    /// What follows from these records: the networks and endpoints that may not be carried.
+    /// Cached: networks and endpoints that must not be carried.
     faults: Faults,
 }
 
@@ -187,7 +187,7 @@ impl View {
             Key::Vtep { network, ip } => {
                 let group = self.vteps.entry(network.clone()).or_default();
                 let why = keep(group, *ip, &key, entry, || {
-                    touched.networks.insert(network.clone());
+                    touched.vteps.insert((network.clone(), *ip));
                 });
                 if group.is_empty() {
                     self.vteps.remove(network);
@@ -284,7 +284,7 @@ impl View {
             }
             Key::Vtep { network, ip } => {
                 if remove_nested(&mut self.vteps, &network, &ip).is_some() {
-                    touched.networks.insert(network);
+                    touched.vteps.insert((network, ip));
                 }
             }
         }

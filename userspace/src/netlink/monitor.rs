@@ -64,6 +64,8 @@ pub enum Event {
         is_ipv6: bool,
         /// Destination of a unicast route of the main table. `None`: it is another route.
         main: Option<IpNetwork>,
+        /// Next hops of such a route. Empty: it is another route, or on link.
+        hops: Vec<IpAddr>,
     },
     /// A neighbour was resolved, became stale, failed or was removed.
     Neighbour {
@@ -156,6 +158,7 @@ fn translate(message: &RouteNetlinkMessage) -> Option<Event> {
             Some(Event::Route {
                 ifindex: output(route).unwrap_or(0),
                 is_ipv6: route.header.address_family == AddressFamily::Inet6,
+                hops: main.iter().flat_map(Route::hops).collect(),
                 main: main.map(|route| route.destination),
             })
         }
@@ -195,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_tells_the_destination_of_a_route_of_the_main_table() {
+    fn an_event_tells_destination_and_next_hop_of_a_route_of_the_main_table() {
         // The second is `RT_TABLE_LOCAL` (linux/rtnetlink.h).
         let (main, local) = (RouteHeader::RT_TABLE_MAIN, 255);
         for (to, kind, table, is_ipv6, is_main) in [
@@ -208,9 +211,15 @@ mod tests {
             // The first route of an interface on which IPv6 comes up.
             ("ff00::/8", RouteType::Multicast, local, true, false),
         ] {
-            let told =
-                Event::Route { ifindex: 7, is_ipv6, main: is_main.then(|| to.parse().unwrap()) };
-            let route = route(to, kind, table);
+            let hop: IpAddr = if is_ipv6 { [0xfe; 16].into() } else { [10, 9, 0, 77].into() };
+            let told = Event::Route {
+                ifindex: 7,
+                is_ipv6,
+                main: is_main.then(|| to.parse().unwrap()),
+                hops: is_main.then_some(hop).into_iter().collect(),
+            };
+            let mut route = route(to, kind, table);
+            route.attributes.push(RouteAttribute::Gateway(hop.into()));
             for message in
                 [RouteNetlinkMessage::NewRoute(route.clone()), RouteNetlinkMessage::DelRoute(route)]
             {

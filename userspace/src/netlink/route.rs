@@ -24,10 +24,12 @@ pub const MAIN_TABLE: u32 = 254;
 pub struct Route {
     /// Destination.
     pub destination: IpNetwork,
-    /// Next hop. `None` if the destination is on link.
+    /// Next hop. `None` if the destination is on link, or the route has several.
     pub gateway: Option<IpAddr>,
     /// Interface index; 0 if the route has several.
     pub ifindex: u32,
+    /// Interface index and next hop of each of several paths. Empty if the route has one path.
+    pub paths: Vec<(u32, Option<IpAddr>)>,
     /// Preferred source address.
     pub source: Option<IpAddr>,
     /// Metric. The route with the smallest is preferred.
@@ -40,6 +42,17 @@ impl Route {
     /// Whether the route is in the main table.
     pub fn is_main(&self) -> bool {
         self.table == MAIN_TABLE
+    }
+
+    /// The next hops, also of a route that has several.
+    pub fn hops(&self) -> impl Iterator<Item = IpAddr> {
+        let several = self.paths.iter().filter_map(|(_, hop)| *hop);
+        self.gateway.into_iter().chain(several)
+    }
+
+    /// Interface index; of the first interface if the route has several.
+    pub fn first_ifindex(&self) -> u32 {
+        self.paths.first().map_or(self.ifindex, |(ifindex, _)| *ifindex)
     }
 }
 
@@ -203,11 +216,15 @@ impl Netlink {
             .ok_or(NetlinkError::NoRoute(ip))
     }
 
-    /// The interface with that index, without its addresses.
+    /// The interface with that index, without its addresses. None has the index 0.
     ///
     /// # Errors
     /// The kernel does not answer.
     pub async fn link_at(&self, index: u32) -> Result<Option<Link>> {
+        if index == 0 {
+            // The kernel would refuse the request.
+            return Ok(None);
+        }
         let mut message = LinkMessage::default();
         message.header.index = index;
         let what = format!("reading interface number {index}");
@@ -292,13 +309,27 @@ pub(super) fn output(route: &RouteMessage) -> Option<u32> {
 }
 
 fn gateway(route: &RouteMessage) -> Option<IpAddr> {
-    route.attributes.iter().find_map(|attribute| match attribute {
+    gateway_of(&route.attributes)
+}
+
+fn gateway_of(attributes: &[RouteAttribute]) -> Option<IpAddr> {
+    attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Gateway(address) => ip_of(address),
         // An IPv4 destination behind an IPv6 next hop (RFC 5549).
         RouteAttribute::Via(RouteVia::Inet(ip)) => Some(IpAddr::V4(*ip)),
         RouteAttribute::Via(RouteVia::Inet6(ip)) => Some(IpAddr::V6(*ip)),
         _ => None,
     })
+}
+
+/// Interface index and next hop of each path of a route that has several.
+fn paths(route: &RouteMessage) -> Vec<(u32, Option<IpAddr>)> {
+    let several = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    let several = several.into_iter().flatten();
+    several.map(|hop| (hop.interface_index, gateway_of(&hop.attributes))).collect()
 }
 
 fn source(route: &RouteMessage) -> Option<IpAddr> {
@@ -337,6 +368,7 @@ pub(super) fn read_route(route: &RouteMessage) -> Option<Route> {
         destination: IpNetwork::new(to, route.header.destination_prefix_length).ok()?,
         gateway: gateway(route),
         ifindex: output(route).unwrap_or(0),
+        paths: paths(route),
         source: source(route),
         metric,
         table,
@@ -345,7 +377,7 @@ pub(super) fn read_route(route: &RouteMessage) -> Option<Route> {
 
 #[cfg(test)]
 mod tests {
-    use rtnetlink::packet_route::route::RouteCacheInfo;
+    use rtnetlink::packet_route::route::{RouteCacheInfo, RouteNextHop};
 
     use super::*;
 
@@ -366,12 +398,32 @@ mod tests {
     }
 
     #[test]
+    fn the_next_hops_of_a_route_with_several_are_read() {
+        let path = |ifindex, hop: Option<[u8; 4]>| {
+            let mut path = RouteNextHop::default();
+            let hop = hop.map(|hop| RouteAttribute::Gateway(IpAddr::from(hop).into()));
+            path.attributes.extend(hop);
+            path.interface_index = ifindex;
+            path
+        };
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.kind = RouteType::Unicast;
+        let several = vec![path(7, None), path(8, Some([10, 9, 0, 77]))];
+        message.attributes.push(RouteAttribute::MultiPath(several));
+        let route = read_route(&message).expect("route");
+        assert_eq!((route.gateway, route.ifindex, route.first_ifindex()), (None, 0, 7));
+        assert_eq!(route.hops().collect::<Vec<_>>(), [IpAddr::from([10, 9, 0, 77])]);
+    }
+
+    #[test]
     fn the_default_link_is_that_of_the_main_table() {
         let link = |index| Link { index, ..Link::default() };
         let route = |to: &str, ifindex, metric, table| Route {
             destination: to.parse().expect("prefix"),
             gateway: None,
             ifindex,
+            paths: Vec::new(),
             source: None,
             metric,
             table,

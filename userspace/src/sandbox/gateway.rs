@@ -14,7 +14,7 @@ use ipnetwork::IpNetwork;
 
 use super::{Result, SandboxError, sysctl};
 use crate::{
-    model::{MacAddr, bars_gateway},
+    model::{MacAddr, bars_gateway, validate::overlap},
     netlink::{Link, Netlink, NetlinkError, Route, subnet_of},
     netns::run_in,
 };
@@ -140,10 +140,10 @@ pub fn keep_settings(device: &str) -> Result<Vec<&'static str>> {
 }
 
 /// Brings the gateway device up, gives it its address, and routes the subnet to it. Must be called
-/// after the device's program is attached. Where the host has a route of its own to the subnet, to
-/// a part of it with the device's address, or through a next hop in it, the device gives way: it
-/// keeps neither the address, which a machine there may have, nor a route. A device that has no
-/// route yet gives way to a route to any part of the subnet, see [`bars_gateway`].
+/// after the device's program is attached. Where the host has a route of its own to the subnet, or
+/// to a part of it with the device's address, the device gives way: it keeps neither the address,
+/// which a machine there may have, nor a route. A device that has no route yet also gives way to a
+/// route to any other part of the subnet, or through a next hop in it, see [`bars_gateway`].
 ///
 /// # Errors
 /// The host has such a route, the interface does not exist, or the kernel refuses.
@@ -186,24 +186,28 @@ async fn route_taken(
     routes: &[Route],
 ) -> Result<Option<SandboxError>> {
     let Some(gateway) = spec.address else { return Ok(None) };
+    let subnet = subnet_of(gateway);
     let is_its = |route: &Route| route.is_main() && route.ifindex == link.index;
-    let has_route = routes.iter().any(|route| is_its(route) && spec.has_route(route));
+    // Also one with another source or next hop, which `route_subnet` replaces.
+    let has_route = routes.iter().any(|route| is_its(route) && route.destination == subnet);
     let is_other = |route: &&Route| {
+        let hops: Vec<IpAddr> = route.hops().collect();
         route.is_main()
             && route.ifindex != link.index
-            && bars_gateway((route.destination, route.gateway), gateway, has_route)
+            && bars_gateway((route.destination, hops.as_slice()), gateway, has_route)
     };
-    let subnet = subnet_of(gateway);
     for route in routes.iter().filter(is_other) {
-        let device = netlink.link_at(route.ifindex).await?;
+        let device = netlink.link_at(route.first_ifindex()).await?;
         let is_gateway = device.as_ref().is_some_and(|link| gateway_of(link).is_some());
         if is_gateway && route.destination != subnet {
             // That of a network that is being removed.
             continue;
         }
         let destination = route.destination;
-        let device = device.map_or_else(|| format!("#{}", route.ifindex), |link| link.name);
-        return Ok(Some(match route.gateway.filter(|hop| subnet.contains(*hop)) {
+        let device = device.map_or_else(|| format!("#{}", route.first_ifindex()), |link| link.name);
+        let is_part = subnet.prefix() <= destination.prefix() && overlap(subnet, destination);
+        let hop = route.hops().find(|hop| subnet.contains(*hop)).filter(|_| !is_part);
+        return Ok(Some(match hop {
             Some(hop) => SandboxError::HopTaken { subnet, hop, destination, device },
             None => SandboxError::RouteTaken { subnet, destination, device },
         }));

@@ -163,7 +163,8 @@ mod tests {
 
     fn route(to: &str, gateway: Option<&str>, ifindex: u32, table: u32) -> Route {
         let gateway = gateway.map(|gateway| gateway.parse().unwrap());
-        Route { destination: net(to), gateway, ifindex, source: None, metric: 0, table }
+        let (paths, source) = (Vec::new(), None);
+        Route { destination: net(to), gateway, ifindex, paths, source, metric: 0, table }
     }
 
     fn rule(source: &str) -> Rule {

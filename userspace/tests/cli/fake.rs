@@ -217,7 +217,7 @@ impl Fake {
         self.state().forgets_from = true;
     }
 
-    /// Gives every new container a warning.
+    /// Gives every new container and network a warning.
     pub(crate) fn warn(&self, warning: &str) {
         self.state().warnings.push(warning.to_owned());
     }
@@ -254,7 +254,7 @@ impl Backend for Fake {
         let row = network_row(&name, request.vni.unwrap_or(257), driver, &subnets);
         let id = row.id.clone();
         state.networks.insert(name, row);
-        Ok(Created { id })
+        Ok(Created { id, warning: state.warnings.first().cloned() })
     }
 
     async fn networks(&self) -> Result<Vec<NetworkRow>, ApiError> {

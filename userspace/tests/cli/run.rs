@@ -121,6 +121,12 @@ fn run_passes_names_on_and_tells_what_the_agent_warns_of() {
     assert_eq!(output.status.code(), Some(0));
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(stderr, "culvert: container 'c' gets no name server: name one\n");
+    for format in ["table", "json"] {
+        let line = format!("network create --format {format} {format}");
+        let output = run(&agent.socket(), &words(&line));
+        assert!(!String::from_utf8(output.stdout).unwrap().contains("name server"), "{format}");
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), stderr, "{format}");
+    }
     assert!(!agent.fake.calls()[0].contains("names"), "an earlier agent is asked as before");
     // This agent answers as one that does not know the options.
     let mark = agent.dir.path().join("mark");

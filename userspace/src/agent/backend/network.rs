@@ -14,6 +14,7 @@ use crate::{
     model::{
         Driver, Endpoint, Invalid, Key, Name, Network, View,
         ops::{self, NetworkSpec, PREDEFINED_BRIDGE, Refusal},
+        validate,
     },
 };
 
@@ -83,7 +84,14 @@ impl Agent {
         not_predefined(&request.name, "created")?;
         self.shared.usable_store().await?;
         let network = self.make_network(request).await?;
-        Ok(Created { id: network.id })
+        let mut subnets = network.subnets.iter().map(|subnet| subnet.subnet);
+        let warning = subnets.find(|subnet| validate::is_public(*subnet)).map(|subnet| {
+            format!(
+                "network '{}': subnet {subnet} is public address space: hosts with containers in the network cannot reach those Internet addresses",
+                network.name
+            )
+        });
+        Ok(Created { id: network.id, warning })
     }
 
     async fn make_network(&self, request: NetworkCreate) -> Result<Network, ApiError> {

@@ -14,14 +14,14 @@ impl Engine {
                 self.interface_changed();
             }
             HostEvent::Underlay => self.underlay_changed(),
-            HostEvent::Route { destination, ifindex } => {
-                self.route_changed(destination, ifindex);
+            HostEvent::Route { destination, hops, ifindex } => {
+                self.route_changed(destination, &hops, ifindex);
                 self.underlay_changed();
             }
             HostEvent::Address => {
                 self.choice.changed();
                 self.routes_stale = true;
-                self.hasten();
+                self.hasten(|_| true);
                 self.underlay_changed();
                 // A port may be published at an address that the host has got now.
                 self.ports_stale = true;

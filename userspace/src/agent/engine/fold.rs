@@ -71,7 +71,10 @@ impl Engine {
             }
         }
         match self.shared.platform.bare_gateways().await {
-            Ok(bare) => self.yielding = bare,
+            Ok(bare) => {
+                self.routed.clone_from(&self.gateways);
+                self.routed.retain(|vni, _| !bare.contains(vni));
+            }
             Err(error) => {
                 self.shared.shown.problems.set("links", Some(error.message().to_owned()));
                 return;
@@ -91,6 +94,12 @@ impl Engine {
                 own.map(|endpoint| (endpoint.network.clone(), endpoint.id.clone())).collect(),
             )
         };
+        {
+            let view = self.shared.view();
+            for network in view.networks.keys() {
+                self.check_own_vtep(&view, network);
+            }
+        }
         self.note(Touched { nodes, endpoints, ..Touched::default() });
         // Devices may have been changed while no agent ran. They are compared before they are
         // plugged again: plugging removes what was wrong with them.
@@ -106,7 +115,6 @@ impl Engine {
     /// Marks the networks and endpoints that a change concerns.
     fn note(&mut self, touched: Touched) {
         let mut endpoints = touched.endpoints;
-        let mut may_ease = !touched.networks.is_empty();
         {
             let view = self.shared.view();
             for name in &touched.networks {
@@ -114,8 +122,17 @@ impl Engine {
                 let own = view.endpoints.on_in(&self.shared.node.name, name);
                 endpoints.extend(own.map(|ep| (name.clone(), ep.id.text())));
                 self.dirty.insert(name.clone());
-                // The foreign VTEPs of the network may have changed.
+                // Its VTEPs may not be used any more.
                 self.underlay_dirty = true;
+                self.check_own_vtep(&view, name);
+            }
+            for (name, vtep) in &touched.vteps {
+                self.dirty.insert(name.clone());
+                self.underlay_dirty = true;
+                // A network may begin, or cease, to have an address of this VTEP.
+                let has_vtep = |gateway: &IpNetwork| gateway.contains(IpAddr::V4(*vtep));
+                let concerned = self.subnets.values().filter(|(_, gateway)| has_vtep(gateway));
+                self.dirty.extend(concerned.map(|(network, _)| network.clone()));
             }
             for name in touched.nodes {
                 let alive = view.nodes.contains_key(&name).then(|| view.is_alive(&name));
@@ -128,7 +145,6 @@ impl Engine {
                     continue;
                 }
                 // A network may begin, or cease, to have an address of another host.
-                may_ease = true;
                 let vteps = [now, before].map(|node| node.map(|(vtep, _)| IpAddr::V4(vtep)));
                 let has_vtep = |gateway: &IpNetwork| {
                     vteps.iter().flatten().any(|vtep| subnet_of(*gateway).contains(*vtep))
@@ -144,9 +160,6 @@ impl Engine {
                 let concerned = here.filter(|network| view.is_in(&name, network));
                 self.dirty.extend(concerned.cloned());
             }
-        }
-        if may_ease {
-            self.hasten();
         }
         for (network, former) in touched.former {
             if self.vnis.contains_key(&network) {

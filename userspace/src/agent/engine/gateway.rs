@@ -2,29 +2,27 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 
 use super::{Engine, queue::Work};
 use crate::{
     agent::platform::PlugError,
+    api::types::ErrorKind,
     model::{Name, Network, Versioned, View, validate, vteps_in},
     netlink::subnet_of,
-    reconcile::{LocalEndpoint, gateway_device},
+    reconcile::gateway_device,
     sandbox::GatewaySpec,
 };
 
 /// The outcome of a gateway device that gives way, as the end of a sentence.
-const APART: &str = "the host and the containers of the network here do not reach each other until one of the two is renumbered";
-
-/// Start of the keys of the problems that a subnet is public; the VNI follows.
-const PUBLIC: &str = "public/";
+const APART: &str = "the host and the containers of the network here do not reach each other until the network or the host has other addresses";
 
 /// A subnet that has addresses which the host itself needs.
 #[derive(Debug, PartialEq, Eq)]
 struct Conflict {
     /// What the subnet has, as the begin of a sentence.
     what: String,
-    /// The host has no route to the subnet then, and no new endpoint in the network.
+    /// The gateway device has no address then, and the host no route to the subnet.
     gives_way: bool,
 }
 
@@ -41,38 +39,46 @@ impl Conflict {
     }
 }
 
+/// Addresses by which this host reaches others.
+#[derive(Clone, Copy, Debug)]
+struct Ways<'a> {
+    /// The VTEP address of this host, which is no way to another.
+    own: Ipv4Addr,
+    /// Addresses of the store in `--store`.
+    given: &'a [IpAddr],
+    /// Addresses of the store that name servers have told.
+    named: &'a [IpAddr],
+}
+
 /// Looks for an address in the subnet of a network by which this host reaches the store or another
-/// host. `own` is the VTEP address of this host, `store` has those of the store. `is_routed`: the
-/// host has the route to the subnet already.
+/// host. `is_routed`: the host has the route to the subnet already.
 ///
 /// A host does not add a route that covers such an address. A route that it has stays if the VTEP
-/// is of a later record than the network: no record of a host cuts others off from their
-/// containers.
+/// is of a later record than the network, or if a name server has told the address: neither cuts a
+/// host off from its containers.
 fn needed(
     view: &View,
     network: &Versioned<Network>,
     subnet: IpNetwork,
-    (own, store): (Ipv4Addr, &[IpAddr]),
+    ways: Ways<'_>,
     is_routed: bool,
 ) -> Option<Conflict> {
-    let what = |ip: IpAddr, whose: &str| format!("subnet {subnet} has {ip}, {whose}");
-    if let Some(ip) = store.iter().find(|ip| subnet.contains(**ip)) {
-        return Some(Conflict { what: what(*ip, "an address of the store"), gives_way: true });
-    }
-    let others = vteps_in(view, subnet).filter(|vtep| vtep.ip != own);
-    let first = others.min_by_key(|vtep| vtep.revision)?;
-    let gives_way = !is_routed || first.revision < network.revision;
-    Some(Conflict { what: what(first.ip.into(), &first.whose), gives_way })
-}
-
-/// Whether the host, which has a route to the subnet of a network, does not reach machines of the
-/// Internet because of it, and nobody has said that this is wanted: `pools` are the ranges of
-/// `--pool`.
-fn is_unexpected(subnet: IpNetwork, pools: &[Ipv4Network]) -> bool {
-    let holds = |pool: &Ipv4Network| {
-        pool.prefix() <= subnet.prefix() && validate::overlap(IpNetwork::V4(*pool), subnet)
+    let conflict = |ip: IpAddr, whose: &str, gives_way| Conflict {
+        what: format!("subnet {subnet} has {ip}, {whose}"),
+        gives_way,
     };
-    validate::is_public(subnet) && !pools.iter().any(holds)
+    let of_store = |addresses: &[IpAddr], gives_way| {
+        let ip = addresses.iter().find(|ip| subnet.contains(**ip))?;
+        Some(conflict(*ip, "an address of the store", gives_way))
+    };
+    let others = vteps_in(view, subnet).filter(|vtep| vtep.ip != ways.own);
+    let first = others.min_by_key(|vtep| vtep.revision);
+    let vtep = first.map(|first| {
+        let gives_way = !is_routed || first.revision < network.revision;
+        conflict(first.ip.into(), &first.whose, gives_way)
+    });
+    let found = [vtep, of_store(ways.named, !is_routed), of_store(ways.given, true)];
+    found.into_iter().flatten().max_by_key(|conflict| conflict.gives_way)
 }
 
 impl Engine {
@@ -89,29 +95,38 @@ impl Engine {
             network.and_then(|network| gateway_device(network, own))
         };
         let Some(wanted) = wanted else {
-            self.forget_conflict(name);
+            self.forget_conflicts(name, None);
             return None;
         };
         let vni = wanted.vni;
         if self.vnis.get(name).is_some_and(|former| *former != vni) {
-            self.forget_conflict(name);
+            self.forget_conflicts(name, Some(vni));
         }
         match wanted.address {
             Some(address) => drop(self.subnets.insert(vni, (name.clone(), address))),
             None => drop(self.subnets.remove(&vni)),
         }
-        let wanted = self.without_conflict(name, wanted);
         let there = self.gateways.contains_key(&vni);
-        if there && self.gateway_specs.get(&vni) == Some(&wanted) {
+        if !there && !self.has_port(name) {
+            // No container here can miss the device.
+            self.shared.shown.problems.set(&format!("subnet/{vni}"), None);
             return None;
         }
-        if !there && !self.has_port(name) {
+        let wanted = self.without_conflict(name, wanted);
+        if there && self.gateway_specs.get(&vni) == Some(&wanted) {
             return None;
         }
         match self.shared.platform.plug_gateway(&wanted).await {
             Ok(ifindex) => {
                 if let Some(former) = self.gateways.insert(vni, ifindex).filter(|f| *f != ifindex) {
                     self.detach_gateway(former);
+                }
+                if self.routed.get(&vni).is_some_and(|routed| *routed != ifindex) {
+                    // The specification is for the device that had the route, which is gone.
+                    self.routed.remove(&vni);
+                    self.gateway_specs.remove(&vni);
+                    self.dirty.insert(name.clone());
+                    return None;
                 }
                 Some(wanted)
             }
@@ -126,7 +141,7 @@ impl Engine {
     /// Leaves out the address of a gateway device if its subnet overlaps a subnet to which an
     /// interface of the host is connected, or has an address by which the host reaches others: the
     /// host keeps its own route.
-    fn without_conflict(&mut self, name: &Name, wanted: GatewaySpec) -> GatewaySpec {
+    fn without_conflict(&self, name: &Name, wanted: GatewaySpec) -> GatewaySpec {
         let vni = wanted.vni;
         let conflict = wanted.address.map(subnet_of).and_then(|subnet| {
             if let Some(own) = self.connected.iter().find(|own| validate::overlap(**own, subnet)) {
@@ -138,68 +153,38 @@ impl Engine {
             self.needed_in(name, vni, subnet)
         });
         let gives_way = conflict.as_ref().is_some_and(|conflict| conflict.gives_way);
-        if gives_way {
-            self.yielding.insert(vni);
-        } else {
-            self.yielding.remove(&vni);
-        }
         let line = conflict.map(|conflict| conflict.line(name));
         self.shared.shown.problems.set(&format!("subnet/{vni}"), line);
-        let subnet = wanted.address.map(subnet_of).filter(|_| !gives_way);
-        let pools = &self.shared.options.pools;
-        let public = subnet.filter(|subnet| is_unexpected(*subnet, pools)).map(|subnet| {
-            format!(
-                "network '{name}': subnet {subnet} is public address space, and this host does not reach the machines of the Internet that have it: renumber the network, or if the addresses are yours, name the range among those of 'agent --pool'"
-            )
-        });
-        self.shared.shown.problems.set(&format!("{PUBLIC}{vni}"), public);
         GatewaySpec { address: wanted.address.filter(|_| !gives_way), ..wanted }
     }
 
-    /// Forgets the conflicts of a network that has no endpoint here any more, or another VNI.
-    fn forget_conflict(&mut self, name: &Name) {
-        if let Some(vni) = self.vnis.get(name) {
-            self.yielding.remove(vni);
-            for kind in ["subnet/", PUBLIC] {
-                self.shared.shown.problems.set(&format!("{kind}{vni}"), None);
+    /// Forgets the conflicts of a network that has no endpoint here any more, or another VNI: those
+    /// of the VNIs that it had, except `kept`.
+    fn forget_conflicts(&self, name: &Name, kept: Option<u32>) {
+        let Some(former) = self.vnis.get(name) else { return };
+        // Its maps may not be written for the VNI that it has had last.
+        let noted = self.subnets.iter().filter(|(_, (network, _))| network == name);
+        for vni in noted.map(|(vni, _)| vni).chain([former]) {
+            if Some(*vni) != kept && !self.is_of_another(name, *vni) {
+                self.shared.shown.problems.set(&format!("subnet/{vni}"), None);
             }
         }
     }
 
+    /// Whether another network than `name` has the VNI by now.
+    pub(super) fn is_of_another(&self, name: &Name, vni: u32) -> bool {
+        let is_used = self.vnis.iter().any(|(other, used)| *used == vni && other != name);
+        is_used || self.subnets.get(&vni).is_some_and(|(other, _)| other != name)
+    }
+
     /// As [`needed`], for the subnet of a network.
     fn needed_in(&self, name: &Name, vni: u32, subnet: IpNetwork) -> Option<Conflict> {
-        let is_routed = self.gateways.contains_key(&vni) && !self.yielding.contains(&vni);
-        let store = self.shared.store_addresses();
+        let (given, named) =
+            (self.shared.given_store_addresses(), self.shared.store.named_addresses());
+        let ways = Ways { own: self.shared.node.vtep, given: &given, named: &named };
         let view = self.shared.view();
         let network = view.networks.get(name)?;
-        needed(&view, network, subnet, (self.shared.node.vtep, &store), is_routed)
-    }
-
-    /// Checks that the subnet of the network of a new endpoint has no address by which this host
-    /// reaches the store or another host: for its first endpoint the host would add a route to it.
-    pub(super) fn covers_nothing(&self, endpoint: &LocalEndpoint) -> Result<(), PlugError> {
-        match self.covered_by(endpoint) {
-            None => Ok(()),
-            Some(what) => Err(PlugError::Covers(format!(
-                "{what}, which this host would not reach: renumber one of the two, or use another network"
-            ))),
-        }
-    }
-
-    /// What the subnet of the network of a new endpoint covers, as the begin of a sentence. `None`:
-    /// nothing, or the host adds no route for the network, or the endpoint has its device pair
-    /// already.
-    fn covered_by(&self, endpoint: &LocalEndpoint) -> Option<String> {
-        if self.ifindexes.contains_key(&endpoint.id) {
-            return None;
-        }
-        let wanted = {
-            let view = self.shared.view();
-            gateway_device(view.networks.get(&endpoint.network)?, &self.shared.node)?
-        };
-        let subnet = subnet_of(wanted.address?);
-        let conflict = self.needed_in(&endpoint.network, wanted.vni, subnet)?;
-        conflict.gives_way.then_some(conflict.what)
+        needed(&view, network, subnet, ways, self.routed.contains_key(&vni))
     }
 
     /// Attaches the program to a gateway device and brings it up.
@@ -208,9 +193,29 @@ impl Engine {
         let Some(ifindex) = self.gateways.get(&vni).copied() else { return };
         let opened = self.shared.platform.open_gateway(&gateway, ifindex).await;
         self.gateway_problem(name, vni, opened.as_ref().err());
-        if opened.is_ok() {
-            self.gateway_specs.insert(vni, gateway);
-            self.note_gateway(vni);
+        match opened {
+            Ok(()) => {
+                if let Some(address) = gateway.address {
+                    self.routed.insert(vni, ifindex);
+                    self.tell_public(name, vni, subnet_of(address));
+                } else {
+                    self.routed.remove(&vni);
+                }
+                self.gateway_specs.insert(vni, gateway);
+                self.note_gateway(vni);
+            }
+            // The device has given way: it has neither its address nor the route.
+            Err(PlugError::Refused(ErrorKind::Conflict, _)) => drop(self.routed.remove(&vni)),
+            Err(_) => {}
+        }
+    }
+
+    /// Logs once that the host has a route to a public subnet by the gateway device of a network.
+    fn tell_public(&mut self, name: &Name, vni: u32, subnet: IpNetwork) {
+        if validate::is_public(subnet) && self.told_public.insert(vni) {
+            tracing::warn!(
+                "network '{name}': subnet {subnet} is public address space: this host cannot reach those Internet addresses"
+            );
         }
     }
 
@@ -273,6 +278,7 @@ impl Engine {
                 Ok(()) => {
                     self.gateways.remove(&vni);
                     self.gateway_specs.remove(&vni);
+                    self.routed.remove(&vni);
                     self.forget_gateway(vni);
                     None
                 }
@@ -285,6 +291,7 @@ impl Engine {
     /// Notes that another program has removed a gateway device, or has moved it to another network
     /// namespace.
     pub(super) fn gateway_gone(&mut self, ifindex: u32) {
+        self.routed.retain(|_, device| *device != ifindex);
         let gone = self.gateways.iter().find(|(_, device)| **device == ifindex);
         let Some(vni) = gone.map(|(vni, _)| *vni) else { return };
         self.gateways.remove(&vni);
@@ -342,25 +349,6 @@ mod tests {
     };
 
     #[test]
-    fn public_subnets_that_nobody_has_named_are_unexpected() {
-        let pools: [Ipv4Network; 2] =
-            ["10.0.0.0/8", "8.8.0.0/16"].map(|text| text.parse().unwrap());
-        for (subnet, alone, with_pools) in [
-            ("8.8.8.0/24", true, false),
-            ("8.8.0.0/16", true, false),
-            ("8.0.0.0/8", true, true),
-            ("9.9.9.0/24", true, true),
-            ("10.9.0.0/24", false, false),
-            ("192.168.0.0/24", false, false),
-            ("2001:db8::/64", false, false),
-        ] {
-            let subnet = subnet.parse().unwrap();
-            assert_eq!(is_unexpected(subnet, &[]), alone, "{subnet}");
-            assert_eq!(is_unexpected(subnet, &pools), with_pools, "{subnet}");
-        }
-    }
-
-    #[test]
     fn a_network_does_not_take_the_way_to_others() {
         let mut cluster = Cluster::default();
         let red = network("red", 256, &["192.0.2.0/24"]);
@@ -371,10 +359,11 @@ mod tests {
         cluster.network(&red);
         cluster.put(Key::node(&after.name), &after);
         let look = |cluster: &Cluster, store: &[&str], is_routed: bool| {
-            let store: Vec<IpAddr> = store.iter().map(|ip| ip.parse().unwrap()).collect();
-            let view = &cluster.view;
-            let (network, own) = (&view.networks[&red.name], Ipv4Addr::new(192, 0, 2, 1));
-            let found = needed(view, network, red.subnets[0].subnet, (own, &store), is_routed);
+            let given: Vec<IpAddr> = store.iter().map(|ip| ip.parse().unwrap()).collect();
+            let ways = Ways { own: own.vtep, given: &given, named: &[] };
+            let network = &cluster.view.networks[&red.name];
+            let subnet = red.subnets[0].subnet;
+            let found = needed(&cluster.view, network, subnet, ways, is_routed);
             found.map(|conflict| (conflict.gives_way, conflict.line(&red.name)))
         };
         for is_routed in [false, true] {
@@ -396,5 +385,27 @@ mod tests {
         );
         cluster.view.nodes.remove(&name("host3"));
         assert_eq!(look(&cluster, &[], false), None);
+    }
+
+    /// A hijacked or wrong answer does not cut a host off from its containers. An address in
+    /// `--store` does, because the store needs it.
+    #[test]
+    fn an_address_that_a_name_server_tells_takes_no_route_away() {
+        let mut cluster = Cluster::default();
+        let red = network("red", 256, &["10.9.0.0/24"]);
+        cluster.network(&red);
+        let address: [IpAddr; 1] = [[10, 9, 0, 50].into()];
+        let gives_way = |given: &[IpAddr], named: &[IpAddr], is_routed| {
+            let ways = Ways { own: Ipv4Addr::new(192, 0, 2, 1), given, named };
+            let network = &cluster.view.networks[&red.name];
+            let subnet = red.subnets[0].subnet;
+            let found = needed(&cluster.view, network, subnet, ways, is_routed);
+            found.map(|conflict| conflict.gives_way)
+        };
+        assert_eq!(gives_way(&[], &address, false), Some(true));
+        assert_eq!(gives_way(&[], &address, true), Some(false));
+        assert_eq!(gives_way(&address, &[], true), Some(true));
+        assert_eq!(gives_way(&address, &address, true), Some(true));
+        assert_eq!(gives_way(&[], &[], false), None);
     }
 }

@@ -22,7 +22,7 @@ mod wrong;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::Duration,
 };
@@ -142,9 +142,14 @@ pub(crate) struct Engine {
     /// Name of the network, and address of the gateway with the prefix length of the subnet, by VNI
     /// of the networks that have, or are to have, a gateway device here.
     subnets: BTreeMap<u32, (Name, IpNetwork)>,
-    /// VNIs of the networks whose gateway devices have no address here, because the host itself
-    /// needs addresses of the subnet.
-    yielding: BTreeSet<u32>,
+    /// Interface index of each gateway device that has its address and the route to the subnet, by
+    /// VNI. Other devices have given way, or are not opened yet.
+    routed: BTreeMap<u32, u32>,
+    /// VNIs of the networks with a public subnet that the log has named.
+    told_public: BTreeSet<u32>,
+    /// Addresses of the store that name servers have told, as the networks were last compared with
+    /// them.
+    store_names: BTreeSet<IpAddr>,
     /// A route of the host into one of these subnets may have been changed.
     routes_stale: bool,
     /// Ports that could not be held may be free now.
@@ -161,6 +166,10 @@ pub(crate) struct Engine {
     work: BTreeSet<Work>,
     /// When failed work is tried again, by endpoint.
     retries: BTreeMap<String, Retry>,
+    /// Subnets of the networks with endpoints that were refused because of routes of the host.
+    barred: BTreeMap<Name, Vec<IpNetwork>>,
+    /// Those of them in which such an endpoint is to be tried again early.
+    hastened: BTreeSet<Name>,
 }
 
 impl Engine {
@@ -193,7 +202,9 @@ impl Engine {
             looks: Looks::default(),
             gateways_stale: false,
             subnets: BTreeMap::new(),
-            yielding: BTreeSet::new(),
+            routed: BTreeMap::new(),
+            told_public: BTreeSet::new(),
+            store_names: BTreeSet::new(),
             routes_stale: false,
             ports_stale: false,
             ipv6_up: BTreeSet::new(),
@@ -207,6 +218,8 @@ impl Engine {
             events_lost: false,
             work: BTreeSet::new(),
             retries: BTreeMap::new(),
+            barred: BTreeMap::new(),
+            hastened: BTreeSet::new(),
         }
     }
 
@@ -237,6 +250,7 @@ impl Engine {
                 () = wait_until(self.choice.due()) => self.check_choice().await,
                 // The next condition is looked at again.
                 () = self.shared.ports_closed() => {}
+                () = self.shared.store.addresses_changed() => self.store_moved(),
                 () = std::future::ready(()), if self.informed && self.shared.has_ports_left() => {
                     self.hold_ports(false);
                 }
@@ -387,9 +401,14 @@ impl Engine {
         if let Some(old) = self.vnis.get(name).copied()
             && Some(old) != vni
         {
-            self.reconciler.network_to(platform.as_ref(), old, None)?;
-            self.vnis.remove(name);
-            self.forget_subnet(old);
+            // A VNI is given again at once: its maps may be another network's by now.
+            if self.is_of_another(name, old) {
+                self.vnis.remove(name);
+            } else {
+                self.reconciler.network_to(platform.as_ref(), old, None)?;
+                self.vnis.remove(name);
+                self.forget_subnet(old);
+            }
         }
         if let Some(state) = state {
             self.vnis.insert(name.clone(), state.vni);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use ipnetwork::IpNetwork;
 use tokio::time::{Duration, Instant};
 
 use super::{
@@ -116,7 +117,6 @@ impl Engine {
             )));
         }
         agreed::check(&self.shared, endpoint).await?;
-        self.covers_nothing(endpoint)?;
         if endpoint.sandbox.owned {
             let running = self.running(&endpoint.container);
             platform.ensure_sandbox(&endpoint.container, running).await?;
@@ -153,16 +153,23 @@ impl Engine {
             }
             _ => shortest,
         };
-        self.retries.insert(id.to_owned(), Retry { at: Instant::now() + pause, pause });
+        let is_covered = matches!(error, PlugError::Covers(_));
+        self.retries.insert(id.to_owned(), Retry::new(Instant::now(), pause, is_covered));
+        let network = self.local.get(id).filter(|_| is_covered);
+        if let Some(name) = network.filter(|name| !self.barred.contains_key(*name))
+            && let Some(network) = self.shared.view().networks.get(name)
+        {
+            let subnets = network.subnets.iter().map(|subnet| subnet.subnet);
+            self.barred.insert(name.clone(), subnets.collect());
+        }
     }
 
-    /// Has endpoints tried again soon that were refused because of routes or addresses of the host:
-    /// these may have changed.
-    pub(super) fn hasten(&mut self) {
-        let soon = Instant::now() + self.periods.retry;
-        for (id, retry) in &mut self.retries {
-            if let Some(PlugState::Failed(PlugError::Covers(_))) = self.shared.plugs.get(id) {
-                retry.at = retry.at.min(soon);
+    /// Schedules an early retry of the endpoints that were refused because of routes of the host,
+    /// in networks with a subnet that `may_be_free` now.
+    pub(super) fn hasten(&mut self, may_be_free: impl Fn(IpNetwork) -> bool) {
+        for (name, subnets) in &self.barred {
+            if !self.hastened.contains(name) && subnets.iter().any(|subnet| may_be_free(*subnet)) {
+                self.hastened.insert(name.clone());
             }
         }
     }
@@ -170,6 +177,17 @@ impl Engine {
     /// Queues the failed work whose next attempt is due.
     pub(super) fn retry(&mut self) {
         let now = Instant::now();
+        let hastened = std::mem::take(&mut self.hastened);
+        let mut barred = BTreeSet::new();
+        for (id, retry) in self.retries.iter_mut().filter(|(_, retry)| retry.is_covered) {
+            if let Some(network) = self.local.get(id) {
+                barred.insert(network);
+                if hastened.contains(network) {
+                    retry.hasten();
+                }
+            }
+        }
+        self.barred.retain(|network, _| barred.contains(network));
         let due = self.retries.iter().filter(|(_, retry)| retry.at <= now);
         self.work.extend(due.map(|(id, _)| match self.local.contains_key(id) {
             true => Work::Plug(id.clone()),

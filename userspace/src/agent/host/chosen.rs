@@ -118,6 +118,7 @@ mod tests {
             destination: destination.parse().unwrap(),
             gateway: None,
             ifindex,
+            paths: Vec::new(),
             source: None,
             metric,
             table: MAIN_TABLE,

@@ -24,29 +24,25 @@ use crate::{
 };
 
 impl Host {
-    /// Checks that this host has no route of its own to the subnets of an endpoint that it does
-    /// not have yet, and no next hop in them.
+    /// Checks that this host has no route of its own in the main table to the subnets of an
+    /// endpoint that it does not have yet. Next hops in the subnets do not count: the gateway
+    /// device of the network gives way to them.
     async fn check_routes(&self, endpoint: &LocalEndpoint) -> Result<(), PlugError> {
         let name = sandbox::host_ifname(&endpoint.id);
         if !endpoint.routed || self.netlink.link(&name).await.map_err(refused)?.is_some() {
             return Ok(());
         }
         let subnets: Vec<_> = endpoint.addresses.iter().copied().map(subnet_of).collect();
-        let routes = self.routes().await?;
-        let error = if let Some((subnet, HostRoute { destination, device, .. })) =
-            model::routed(&subnets, &routes)
-        {
-            let (destination, device) = (*destination, device.clone());
-            SandboxError::RouteTaken { subnet, destination, device }
-        } else if let Some((subnet, hop, HostRoute { destination, device, .. })) =
-            model::hop_within(&subnets, &routes)
-        {
-            let (destination, device) = (*destination, device.clone());
-            SandboxError::HopTaken { subnet, hop, destination, device }
-        } else {
-            return Ok(());
-        };
-        Err(PlugError::Covers(error.to_string()))
+        // Of very many routes, only those that matter are given the names of their interfaces.
+        let routes = self.routes_into(&subnets).await?;
+        match model::routed(&subnets, &routes) {
+            Some((subnet, HostRoute { destination, device, .. })) => {
+                let (destination, device) = (*destination, device.clone());
+                let error = SandboxError::RouteTaken { subnet, destination, device };
+                Err(PlugError::Covers(error.to_string()))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Makes the device pair of an endpoint, or corrects it. Returns the interface index of the host

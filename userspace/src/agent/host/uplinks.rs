@@ -146,8 +146,8 @@ impl Host {
                 Event::Address { .. } => HostEvent::Address,
                 // VTEPs, gateways and client links have IPv4 routes.
                 Event::Route { is_ipv6: true, ifindex, .. } => HostEvent::Ipv6(ifindex),
-                Event::Route { main: Some(destination), ifindex, .. } => {
-                    HostEvent::Route { destination, ifindex }
+                Event::Route { main: Some(destination), hops, ifindex, .. } => {
+                    HostEvent::Route { destination, hops, ifindex }
                 }
                 Event::Route { .. } | Event::Neighbour { .. } => HostEvent::Underlay,
             });
@@ -166,10 +166,12 @@ impl Host {
     }
 
     fn host_route(&self, route: &Route) -> HostRoute {
+        // The next hops of other tables serve only who has a rule for them.
+        let next_hops = if route.is_main() { route.hops().collect() } else { Vec::new() };
         HostRoute {
             destination: route.destination,
-            device: self.ifname(route.ifindex),
-            next_hop: route.gateway,
+            device: self.ifname(route.first_ifindex()),
+            next_hops,
         }
     }
 
@@ -296,7 +298,7 @@ impl Underlay for Host {
         let concerns = |route: &&Route| {
             let reaches = |subnet: &IpNetwork| {
                 validate::overlap(*subnet, route.destination)
-                    || route.gateway.is_some_and(|hop| subnet.contains(hop))
+                    || route.hops().any(|hop| subnet.contains(hop))
             };
             route.is_main() && subnets.iter().any(reaches)
         };

@@ -4,7 +4,7 @@ use std::{
     any::Any,
     collections::{BTreeMap, BTreeSet},
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::PathBuf,
 };
 
@@ -25,9 +25,8 @@ pub(crate) enum PlugError {
     /// The sandbox is not Culvert's, and does not exist now. The engine tries again until it
     /// exists.
     Absent(String),
-    /// The host would add a route for the network that covers a route of its own, or an address
-    /// that it needs: the error on one line. The engine also tries again when routes, addresses or
-    /// records have changed.
+    /// The host has a route of its own to addresses of the network: the error on one line. The
+    /// engine also tries again when routes, addresses or interfaces of the host have changed.
     Covers(String),
     /// The operation failed: class of the error, and the error on one line.
     Refused(ErrorKind, String),
@@ -268,6 +267,8 @@ pub(crate) enum HostEvent {
     Route {
         /// Destination.
         destination: IpNetwork,
+        /// Next hops. Empty if the destination is on link.
+        hops: Vec<IpAddr>,
         /// Interface index; 0 if the route has several.
         ifindex: u32,
     },

@@ -1,7 +1,7 @@
 //! The agent's handle of the store: whether it is opened, and whether it answers.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
@@ -35,7 +35,9 @@ pub(crate) struct StoreHandle {
     /// Alarms of the store, as they were last read.
     alarms: Mutex<Vec<String>>,
     /// Addresses of the members of the store that have a name, as they were last looked up.
-    named: Mutex<BTreeMap<String, Vec<IpAddr>>>,
+    named: Mutex<BTreeMap<String, BTreeSet<IpAddr>>>,
+    /// Notified when `named` has changed.
+    renamed: Notify,
 }
 
 impl Default for StoreHandle {
@@ -50,6 +52,7 @@ impl Default for StoreHandle {
             last_read: Mutex::default(),
             alarms: Mutex::default(),
             named: Mutex::default(),
+            renamed: Notify::new(),
         }
     }
 }
@@ -66,10 +69,18 @@ impl StoreHandle {
         self.store.get()
     }
 
-    /// Notes the addresses of members of the store that have a name, by `HOST:PORT`. Members that
-    /// are not in `found` keep theirs.
-    pub(crate) fn note_addresses(&self, found: BTreeMap<String, Vec<IpAddr>>) {
-        self.named.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
+    /// Notes the addresses of a member of the store, `HOST:PORT`, that has a name.
+    pub(crate) fn note_addresses(&self, member: &str, addresses: BTreeSet<IpAddr>) {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if named.get(member) != Some(&addresses) {
+            named.insert(member.to_owned(), addresses);
+            self.renamed.notify_one();
+        }
+    }
+
+    /// Waits until [`Self::named_addresses`] may have changed.
+    pub(crate) async fn addresses_changed(&self) {
+        self.renamed.notified().await;
     }
 
     /// The addresses of the members of the store that have a name, as far as they are known.

@@ -1,16 +1,15 @@
 //! Changes of the host's default route, of its routes into the subnets of networks, and of the
 //! subnets to which it is connected.
 
+use std::net::IpAddr;
+
 use ipnetwork::IpNetwork;
 
-use super::{
-    fake::{Paper, Running, World, eventually, name, network, stored},
-    refusals::assert_refused,
-};
+use super::fake::{Paper, Running, World, eventually, name, network, stored};
 use crate::{
     agent::platform::HostEvent,
-    api::{Backend as _, types::ErrorKind},
-    model::{Key, Node, encode},
+    api::Backend as _,
+    model::{ForeignVtep, Key, Node, SCHEMA, encode, testing},
     store::Write,
 };
 
@@ -45,7 +44,7 @@ fn has_problem(running: &Running, words: &str) -> bool {
 /// The kernel tells of a change of a route to `destination`.
 fn tell_route(running: &Running, destination: &str) {
     let destination = destination.parse().unwrap();
-    running.paper.tell(HostEvent::Route { destination, ifindex: 7 });
+    running.paper.tell(HostEvent::Route { destination, hops: Vec::new(), ifindex: 7 });
 }
 
 fn lead_out_of(running: &Running, link: Option<&str>) {
@@ -217,30 +216,63 @@ async fn no_route_is_added_that_covers_one_of_the_host() {
     one.paper.reads.close(false);
 }
 
-/// The next hop of the default route may have an address to which the host has no other route: it
-/// is on link by the word of the default route alone.
+/// The next hop of the default route may have an address to which the host has no other route, and
+/// that only the route's `onlink` makes on link. A route that is there stays, because it takes
+/// nothing from what the default route leads to. No route is added.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_network_gives_way_to_a_next_hop_of_the_host() {
+async fn a_network_gets_no_route_that_covers_a_next_hop() {
     let world = World::new().await;
     let one = start_with_a_network(&world).await;
     for hop in ["10.0.1.254", "10.0.1.1"] {
-        one.paper.state().next_hop = hop.parse().ok();
-        tell_route(&one, "0.0.0.0/0");
-        is_routed(&one, "no gateway's route", false).await;
-        let words = "network 'blue': gateway: this host has a route to 0.0.0.0/0 by up0";
-        eventually("the problem", || async { has_problem(&one, words) }).await;
+        let next_hop: IpAddr = hop.parse().unwrap();
+        one.paper.state().next_hop = Some(next_hop);
+        // A route elsewhere is told because of its next hop.
+        let destination = "198.51.100.0/24".parse().unwrap();
+        one.paper.tell(HostEvent::Route { destination, hops: vec![next_hop], ifindex: 7 });
+        let words = format!("subnet 10.0.1.0/24 has {hop}, the next hop of the route of this host");
+        eventually("the problem", || async { has_problem(&one, &words) }).await;
+        assert!(one.paper.state().routed.contains_key(&VNI));
+        lose_devices(&one, false);
+        let barred = "network 'blue': gateway: this host has a route to 0.0.0.0/0 by up0";
+        eventually("the problem", || async { has_problem(&one, barred) }).await;
+        assert!(!one.paper.state().routed.contains_key(&VNI));
         one.paper.state().next_hop = "192.0.2.254".parse().ok();
         tell_route(&one, "0.0.0.0/0");
         is_routed(&one, "the gateway's route again", true).await;
-        eventually("no problem", || async { !has_problem(&one, "has a route to") }).await;
+        eventually("no problem", || async { !has_problem(&one, "network 'blue'") }).await;
     }
     one.paper.reads.close(false);
 }
 
-/// A host gets no container in a network whose subnet has the address of another host, whichever
-/// record is earlier. It says so, and makes the interface when the conflict is gone.
+/// A device that has given way to a route has no route, and gets none that covers another host.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_network_that_covers_another_host_is_not_plugged() {
+async fn a_device_that_has_given_way_gets_no_route_that_covers_another_host() {
+    let world = World::new().await;
+    let one = start_with_a_network(&world).await;
+    let half: IpNetwork = "10.0.1.0/25".parse().unwrap();
+    one.paper.state().routes.push(half);
+    tell_route(&one, "10.0.1.0/25");
+    is_routed(&one, "no gateway's route", false).await;
+    let node = Node::new(name("peer"), "9".repeat(64), [10, 0, 1, 77].into(), 4789);
+    let (key, value) = (Key::node(&node.name), encode(&node).unwrap());
+    let write = Write::Put { key: key.clone(), value, lease: None };
+    world.store.commit(Vec::new(), vec![write]).await.unwrap();
+    let words = "has 10.0.1.77, the VTEP address of node 'peer': the host and the containers";
+    eventually("the problem", || async { has_problem(&one, words) }).await;
+    one.paper.state().routes.retain(|route| *route != half);
+    tell_route(&one, "10.0.1.0/25");
+    eventually("no route of the host", || async { !has_problem(&one, "has a route to") }).await;
+    assert!(has_problem(&one, words) && !one.paper.state().routed.contains_key(&VNI));
+    world.store.commit(Vec::new(), vec![Write::Delete(key)]).await.unwrap();
+    is_routed(&one, "the gateway's route again", true).await;
+    one.paper.reads.close(false);
+}
+
+/// A host adds no route for a network whose subnet has the address of another host, whichever
+/// record is earlier, also after a reboot. Its containers start, and it says so until the conflict
+/// is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_covers_another_host_gets_no_route() {
     let world = World::new().await;
     let one = start(&world).await;
     one.network("blue").await.unwrap();
@@ -256,53 +288,105 @@ async fn a_network_that_covers_another_host_is_not_plugged() {
         world.store.commit(Vec::new(), vec![Write::Delete(key.clone())]).await.unwrap();
     };
     come().await;
-    let words = "subnet 10.0.1.0/24 has 10.0.1.77, the VTEP address of node 'peer'";
-    assert_refused(one.run("web", "blue").await, ErrorKind::Conflict, words);
-    assert!(one.paper.state().veths.is_empty() && one.paper.state().routed.is_empty());
-    eventually("nothing is left to tell", || async { !has_problem(&one, words) }).await;
+    let words = "network 'blue': subnet 10.0.1.0/24 has 10.0.1.77, the VTEP address of node 'peer'";
+    let apart = format!("{words}: the host and the containers of the network here do not reach");
+    assert!(!has_problem(&one, words), "no container of the network is here");
+    one.run("web", "blue").await.unwrap();
+    eventually("the problem", || async { has_problem(&one, &apart) }).await;
+    assert!(one.paper.state().routed.is_empty());
 
     go().await;
-    eventually("the other host is gone", || async {
-        !one.shared.view().nodes.contains_key(&node.name)
-    })
-    .await;
-    one.run("web", "blue").await.unwrap();
     is_routed(&one, "the gateway's route", true).await;
+    eventually("no problem", || async { !has_problem(&one, words) }).await;
     // The route that is there stays, and containers come and go.
     come().await;
     one.run("second", "blue").await.unwrap();
-    assert!(one.paper.state().routed.contains_key(&VNI));
+    eventually("the problem", || async { has_problem(&one, words) }).await;
+    assert!(!has_problem(&one, &apart) && one.paper.state().routed.contains_key(&VNI));
 
     // The host was started anew: nothing is there.
     lose_devices(&one, true);
-    for container in ["web", "second"] {
-        let line = format!("container '{container}' in network 'blue': {words}");
-        eventually("the refusal", || async { has_problem(&one, &line) }).await;
-    }
-    assert!(one.paper.state().veths.is_empty() && one.paper.state().routed.is_empty());
-    go().await;
     one.eventually("both containers", |state| state.veths.len() == 2).await;
+    eventually("the problem", || async { has_problem(&one, &apart) }).await;
+    assert!(one.paper.state().routed.is_empty());
+    go().await;
     is_routed(&one, "the gateway's route again", true).await;
     eventually("no problem", || async { !has_problem(&one, words) }).await;
     one.paper.reads.close(false);
 }
 
-/// A network may have public addresses, for example those that its owner has been assigned. A host
-/// that uses it says so, because it does not reach other machines with these addresses.
+/// A foreign VTEP of one network in the subnet of another one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_network_with_public_addresses_is_told() {
+async fn a_network_with_the_address_of_another_networks_vtep_is_told() {
     let world = World::new().await;
     let one = start_with_a_network(&world).await;
-    let mut request = network("far");
-    request.subnets = vec!["8.8.8.0/24".parse().unwrap()];
-    one.agent.network_create(request).await.unwrap();
-    let words = "network 'far': subnet 8.8.8.0/24 is public address space";
-    assert!(!has_problem(&one, words), "the network is not used here");
-    one.run("resolver", "far").await.unwrap();
+    let (network, ip) = (name("red"), [10, 0, 1, 77].into());
+    let vtep = ForeignVtep { schema: SCHEMA, network, ip, port: 4789 };
+    let (key, value) = (Key::vtep(&vtep.network, vtep.ip), encode(&vtep).unwrap());
+    let write = Write::Put { key: key.clone(), value, lease: None };
+    world.store.commit(Vec::new(), vec![write]).await.unwrap();
+    let words = "network 'blue': subnet 10.0.1.0/24 has 10.0.1.77, a VTEP of network 'red'";
     eventually("the problem", || async { has_problem(&one, words) }).await;
-    assert!(!has_problem(&one, "network 'blue'"));
-    one.agent.container_remove(&name("resolver"), true).await.unwrap();
+    world.store.commit(Vec::new(), vec![Write::Delete(key)]).await.unwrap();
     eventually("no problem", || async { !has_problem(&one, words) }).await;
+    one.paper.reads.close(false);
+}
+
+/// A host that was registered before goes on, and says that a network has its VTEP address.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_tells_of_a_network_with_its_own_address() {
+    let world = World::new().await;
+    let one = start(&world).await;
+    let record = testing::network("covers", 300, &["192.0.2.0/24"]);
+    let (key, value) = (Key::network(&record.name), encode(&record).unwrap());
+    let write = Write::Put { key: key.clone(), value, lease: None };
+    world.store.commit(Vec::new(), vec![write]).await.unwrap();
+    let words = "network 'covers' has 192.0.2.1, the VTEP address of this host";
+    eventually("the problem", || async { has_problem(&one, words) }).await;
+    world.store.commit(Vec::new(), vec![Write::Delete(key)]).await.unwrap();
+    eventually("no problem", || async { !has_problem(&one, words) }).await;
+    one.paper.reads.close(false);
+}
+
+/// A name of the store has another address. No route is added that covers it, and one that is there
+/// stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_of_the_store_from_a_name_server_is_told_at_once() {
+    let world = World::new().await;
+    let one = start_with_a_network(&world).await;
+    let note = |ip: [u8; 4]| {
+        one.shared.store.note_addresses("etcd.example:2379", [IpAddr::from(ip)].into());
+    };
+    note([10, 0, 1, 77]);
+    let words = "network 'blue': subnet 10.0.1.0/24 has 10.0.1.77, an address of the store";
+    eventually("the problem", || async { has_problem(&one, words) }).await;
+    assert!(one.paper.state().routed.contains_key(&VNI));
+    lose_devices(&one, false);
+    let apart = format!("{words}: the host and the containers of the network here do not reach");
+    eventually("the problem", || async { has_problem(&one, &apart) }).await;
+    assert!(!one.paper.state().routed.contains_key(&VNI));
+    note([192, 0, 2, 99]);
+    is_routed(&one, "the gateway's route again", true).await;
+    eventually("no problem", || async { !has_problem(&one, words) }).await;
+    one.paper.reads.close(false);
+}
+
+/// A network may have public addresses, for example those that its owner has been assigned. Who
+/// creates it is told that hosts in it do not reach other machines with these addresses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_with_public_addresses_is_told_once() {
+    let world = World::new().await;
+    let one = start_with_a_network(&world).await;
+    for (text, subnet, is_told) in [("far", "8.8.8.0/24", true), ("near", "10.77.0.0/24", false)] {
+        let mut request = network(text);
+        request.subnets = vec![subnet.parse().unwrap()];
+        let warning = one.agent.network_create(request).await.unwrap().warning;
+        let words = format!("subnet {subnet} is public address space");
+        assert_eq!(warning.is_some_and(|line| line.contains(&words)), is_told, "{subnet}");
+    }
+    one.run("resolver", "far").await.unwrap();
+    one.eventually("the gateway's route", |state| state.routed.len() == 2).await;
+    assert!(!has_problem(&one, "8.8.8.0/24"), "it would stay for ever");
     one.paper.reads.close(false);
 }
 

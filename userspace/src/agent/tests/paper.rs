@@ -173,7 +173,7 @@ impl State {
         let route = |to: &IpNetwork| HostRoute {
             destination: *to,
             device: "up0".to_owned(),
-            next_hop: self.next_hop.filter(|_| to.prefix() == 0),
+            next_hops: self.next_hop.filter(|_| to.prefix() == 0).into_iter().collect(),
         };
         self.routes.iter().map(route).collect()
     }

@@ -46,6 +46,9 @@ pub struct NetworkCreate {
 pub struct Created {
     /// 64 hexadecimal digits.
     pub id: String,
+    /// What the user may not expect of the object, on one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 /// Row of `network ls`.

@@ -10,7 +10,7 @@ use crate::{
     },
     cli::{
         args::{AddressArgs, AddressCommand, ConnectArgs, CreateArgs, Format, NetworkCommand},
-        failure::Failure,
+        failure::{Failure, tell},
         output::{self, Row},
     },
 };
@@ -102,7 +102,10 @@ async fn create(
         options: unique("--opt", args.options)?,
         labels: unique("--label", args.labels)?,
     };
-    let created = backend.network_create(request).await?;
+    let mut created = backend.network_create(request).await?;
+    if let Some(warning) = created.warning.take() {
+        tell(&warning);
+    }
     match format {
         Format::Table => output::line(out, &created.id)?,
         Format::Json => output::json(out, &created)?,

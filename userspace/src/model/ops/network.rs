@@ -322,7 +322,7 @@ pub fn choose_subnet(view: &View, spec: &NetworkSpec) -> Result<IpNetwork, Refus
     };
     let near = view.networks.values().filter(|network| !network.name.is_apart_from(name));
     let networks = near.flat_map(|network| &network.subnets).map(|subnet| subnet.subnet);
-    let hops = routes.iter().filter_map(|route| route.next_hop).map(IpNetwork::from);
+    let hops = routes.iter().flat_map(|route| &route.next_hops).copied().map(IpNetwork::from);
     let routes = routes.iter().filter(|route| route.is_taken()).map(|route| route.destination);
     // A bridge network exists only on its own host, so that other nodes do not matter.
     let nodes = view.nodes.values().filter(|_| *driver == Driver::Overlay);

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::{Plan, Refusal, network::emptied_network, put, remove_endpoint};
 use crate::{
-    model::{Alive, Key, Name, Node, View, encode, validate},
+    model::{Alive, Key, Name, Node, View, encode, networks_with, validate},
     store::{Compare, LeaseId, MAX_OPS, Write},
 };
 
@@ -14,8 +14,9 @@ use crate::{
 ///
 /// # Errors
 ///
-/// Another agent with that name or that VTEP address is alive. [`Refusal::Elsewhere`]: an agent
-/// with that identifier is alive on another host.
+/// Another agent with that name or that VTEP address is alive. The node is not registered yet, and
+/// its VTEP address is in the subnet of an overlay network of `view`. [`Refusal::Elsewhere`]: an
+/// agent with that identifier is alive on another host.
 pub fn register_node(
     view: &View,
     node: &Node,
@@ -30,6 +31,14 @@ pub fn register_node(
         return Err(Refusal::Conflict(format!("node '{name}': its record in the store is {why}")));
     }
     check_identity(view, node, agent)?;
+    // A node that is registered already may have containers. Its `status` names the network.
+    let covering = networks_with(view, node.vtep).next();
+    if let Some(network) = covering.filter(|_| !view.nodes.contains_key(name)) {
+        return Err(Refusal::Conflict(format!(
+            "node '{name}': its VTEP address {} is an address of network '{}', so hosts with containers in it would not reach this host: choose another address with --vtep-ip",
+            node.vtep, network.name
+        )));
+    }
     let mut compares = vec![match view.nodes.get(name) {
         None => Compare::Absent(key.clone()),
         Some(known) => Compare::Unchanged(key.clone(), known.revision),

@@ -135,7 +135,7 @@ fn routes(to: &[&str]) -> Vec<HostRoute> {
     let route = |text: &&str| HostRoute {
         destination: text.parse().expect("subnet"),
         device: "lan0".to_owned(),
-        next_hop: None,
+        next_hops: Vec::new(),
     };
     to.iter().map(route).collect()
 }
@@ -164,9 +164,10 @@ fn subnets_are_chosen_around_those_in_use() {
     ] {
         assert_eq!(chosen(&cluster.view, driver, &avoid).expect("free"), expected, "{avoid:?}");
     }
-    // The next hop of the default route, which may be on link by the word of the route alone.
-    let next_hop = Some([10, 0, 0, 1].into());
-    let default = HostRoute { next_hop, ..routes(&["0.0.0.0/0"]).remove(0) };
+    // The next hop of the default route, which may be one that only the route's `onlink` makes on
+    // link.
+    let next_hops = vec![[10, 0, 0, 1].into()];
+    let default = HostRoute { next_hops, ..routes(&["0.0.0.0/0"]).remove(0) };
     let apart = NetworkSpec { driver: Driver::Overlay, routes: vec![default], ..spec("new", &[]) };
     let around = choose_subnet(&cluster.view, &apart).expect("free");
     assert_eq!(around.to_string(), "10.0.1.0/24");
@@ -714,6 +715,8 @@ fn foreign_vteps_come_and_go() {
         (add(&cluster.view, "br", [192, 0, 2, 8], 4789), "has no VTEPs"),
         (add(&cluster.view, "blue", [192, 0, 2, 8], 4789), "does not learn"),
         (add(&cluster.view, "green", [192, 0, 2, 8], 4789), "unknown"),
+        // Hosts with containers in that network would not reach it.
+        (add(&cluster.view, "red", [10, 2, 0, 8], 4789), "is an address of network 'blue'"),
     ] {
         let line = line(result);
         assert!(line.contains(part), "{line}");

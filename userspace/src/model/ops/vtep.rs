@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::{Plan, Refusal, network, put};
 use crate::{
-    model::{Driver, ForeignVtep, Key, Name, SCHEMA, View, validate},
+    model::{Driver, ForeignVtep, Key, Name, SCHEMA, View, networks_with, validate},
     store::{Compare, Write},
 };
 
@@ -13,7 +13,7 @@ use crate::{
 /// # Errors
 ///
 /// The network is unknown, is no overlay network or does not learn; the address cannot be a host's, is that of a
-/// Culvert node, or is in the network already.
+/// Culvert node, is in the network already, or is in the subnet of an overlay network.
 pub fn add_vtep(
     view: &View,
     name: &Name,
@@ -37,6 +37,12 @@ pub fn add_vtep(
     if !found.learns() {
         return Err(Refusal::Invalid(format!(
             "network '{name}' does not learn, so hosts would drop all frames of VTEP {ip}: a network of 'network create --learning' is valid"
+        )));
+    }
+    if let Some(other) = networks_with(view, ip).next() {
+        return Err(Refusal::Conflict(format!(
+            "VTEP {ip} is an address of network '{}', so hosts with containers in it would not reach the VTEP: give the VTEP another address",
+            other.name
         )));
     }
     let key = Key::vtep(name, ip);

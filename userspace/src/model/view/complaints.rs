@@ -21,8 +21,10 @@ impl View {
     }
 
     /// As [`Self::complaints`], of each kind the first `most`, and the number of the others. The
-    /// view keeps them from change to change: the time does not depend on how many endpoints there
-    /// are, except after a change that concerns all endpoints of a network.
+    /// view keeps them from change to change: the time does not depend on the number of endpoints,
+    /// with two exceptions. After a change that concerns a network, all its endpoints are looked
+    /// at. After a change of an endpoint with a MAC of its own, all such endpoints of its network
+    /// are.
     pub fn first_complaints(&mut self, most: usize) -> (Vec<String>, usize) {
         let skipped = self.problems.iter().take(most).map(|(key, why)| problem_line(key, why));
         let mut lines: Vec<String> = skipped.collect();
@@ -53,9 +55,10 @@ impl View {
             .map(|(key, why)| (key.as_str(), why.as_str()))
     }
 
-    /// Looks again at what has been touched by changes. What that costs depends on the number of
-    /// changes alone: if all endpoints of a network are concerned, they are looked at when somebody
-    /// asks. `are_many`: so are the endpoints that have changed.
+    /// Looks again at what has been touched by changes. The cost depends only on the number of
+    /// changes: if all endpoints of a network are concerned, they are only marked, and checked on
+    /// demand. `are_many`: changed endpoints are also only marked. Foreign VTEPs concern no
+    /// endpoint.
     pub(super) fn note_faults(&mut self, touched: &Touched, are_many: bool) {
         for name in &touched.networks {
             let is_faulty = self.networks.contains_key(name) && self.usable_network(name).is_err();

@@ -1,12 +1,12 @@
-//! Which networks and endpoints may not be carried, kept from change to change: how long a list of
-//! them takes does not depend on how many endpoints there are.
+//! Networks and endpoints that must not be carried, kept from change to change: the time of a list
+//! of them does not depend on the number of endpoints.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::packed::Id;
 use crate::model::{MacAddr, Name};
 
-/// The networks and endpoints that may not be carried. Everything here follows from the records.
+/// Cached: networks and endpoints that must not be carried.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Faults {
     /// Networks that have a record and are not usable.
@@ -27,7 +27,7 @@ pub(super) struct Faults {
 }
 
 impl PartialEq for Faults {
-    /// Views with the same records are equal, whatever has been looked at already.
+    /// The cache is not compared: it follows from the records.
     fn eq(&self, _other: &Self) -> bool {
         true
     }

@@ -24,6 +24,7 @@ fn each_kind_of_record_is_folded_in_and_out_again() {
     let vtep = ForeignVtep { schema: SCHEMA, network: red.name.clone(), ip, port: 4789 };
 
     let touches_network = Touched { networks: [red.name.clone()].into(), ..Touched::default() };
+    let touches_vtep = Touched { vteps: [(red.name.clone(), ip)].into(), ..Touched::default() };
     let touches_node = Touched { nodes: [host.name.clone()].into(), ..Touched::default() };
     let touches_endpoint =
         Touched { endpoints: [(red.name.clone(), ep.id.clone())].into(), ..Touched::default() };
@@ -37,7 +38,7 @@ fn each_kind_of_record_is_folded_in_and_out_again() {
             change(Key::ipam(&red.name, "10.0.0.2".parse().expect("ip")), &claim, 6),
             &touches_endpoint,
         ),
-        (change(Key::vtep(&red.name, ip), &vtep, 7), &touches_network),
+        (change(Key::vtep(&red.name, ip), &vtep, 7), &touches_vtep),
     ];
     let mut view = View::default();
     for (change, expected) in &changes {
@@ -151,6 +152,28 @@ fn garbage_is_counted_and_its_lines_are_bounded() {
     assert!(lines.iter().all(|line| line.chars().count() <= 601), "{lines:?}");
     assert!(lines[0].starts_with("/culvert/v1/other/0000/x"), "{}", lines[0]);
     assert_eq!(cluster.view.complaints().len(), 1100);
+}
+
+/// Whether an endpoint is usable does not depend on foreign VTEPs, which somebody may write each
+/// second.
+#[test]
+fn a_foreign_vtep_makes_no_look_at_endpoints() {
+    let (red, _) = two_networks();
+    let mut cluster = Cluster::default();
+    cluster.network(&red);
+    cluster.endpoint(&endpoint(&red, "0a", "host1", "10.0.0.2"));
+    let looks = |cluster: &mut Cluster| {
+        assert_eq!(cluster.view.first_complaints(20), (Vec::new(), 0));
+        cluster.view.looks()
+    };
+    let before = looks(&mut cluster);
+    let (network, ip) = (red.name.clone(), [192, 0, 2, 9].into());
+    let vtep = ForeignVtep { schema: SCHEMA, network, ip, port: 4789 };
+    cluster.put(Key::vtep(&red.name, ip), &vtep);
+    assert_eq!(looks(&mut cluster), before);
+    // A change of the network concerns all its endpoints.
+    cluster.put(Key::network(&red.name), &Network { internal: true, ..red });
+    assert!(looks(&mut cluster) > before);
 }
 
 /// Garbage of each kind: a further key costs a look at one endpoint at most, a list of what is

@@ -1,6 +1,9 @@
 //! The objects that a change of the store concerns.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use super::Brief;
 use crate::model::{MacAddr, Name};
@@ -8,8 +11,10 @@ use crate::model::{MacAddr, Name};
 /// The objects that an update changed, so that a receiver processes only these.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    /// Networks: their own record, their VNI's owner or their foreign VTEPs.
+    /// Networks: their own record or their VNI's owner.
     pub networks: BTreeSet<Name>,
+    /// Foreign VTEPs, by network and address.
+    pub vteps: BTreeSet<(Name, Ipv4Addr)>,
     /// Endpoints, by network and identifier.
     pub endpoints: BTreeSet<(Name, String)>,
     /// Former state of endpoints that were replaced or removed, by network.
@@ -45,6 +50,7 @@ impl Touched {
     /// Whether no object changed.
     pub fn is_empty(&self) -> bool {
         self.networks.is_empty()
+            && self.vteps.is_empty()
             && self.endpoints.is_empty()
             && self.former.is_empty()
             && self.nodes.is_empty()
@@ -54,6 +60,7 @@ impl Touched {
     /// Adds the objects of `other`.
     pub fn merge(&mut self, other: Self) {
         self.networks.extend(other.networks);
+        self.vteps.extend(other.vteps);
         self.endpoints.extend(other.endpoints);
         self.former.extend(other.former);
         self.nodes.extend(other.nodes);

@@ -110,8 +110,8 @@ impl Devices for Paper {
         let has_route = state.routed.contains_key(&gateway.vni);
         let excluded = |address: &IpNetwork| {
             let mut routes = state.host_routes();
-            routes.retain(|HostRoute { destination, next_hop, .. }| {
-                bars_gateway((*destination, *next_hop), *address, has_route)
+            routes.retain(|HostRoute { destination, next_hops, .. }| {
+                bars_gateway((*destination, next_hops.as_slice()), *address, has_route)
             });
             routes.first().map(|route| route.destination)
         };

@@ -28,6 +28,22 @@ fn agent(node: &Node, run: &str, machine_id: &str, boot_id: &str) -> Alive {
     Alive { run: run.to_owned(), machine, ..Alive::new(node.id.clone()) }
 }
 
+/// Hosts with containers in the network would not reach the node. One that is registered already
+/// stays, and so does one beside networks without routes.
+#[test]
+fn a_new_node_has_no_address_of_a_network() {
+    let mut cluster = Cluster::default();
+    let (first, second) = (node("host1", 1), node("host2", 2));
+    let mut apart = net("apart", 257, &["192.0.2.0/25"]);
+    apart.options.insert("allow_overlap".to_owned(), "true".to_owned());
+    cluster.network(&apart);
+    cluster.carry_out(register(&cluster.view, &first, 7).expect("plan").writes);
+    cluster.network(&net("red", 256, &["192.0.2.0/24"]));
+    let refused = line(register(&cluster.view, &second, 8));
+    assert!(refused.contains("192.0.2.2 is an address of network 'red'"), "{refused}");
+    register(&cluster.view, &first, 9).expect("a restarted agent");
+}
+
 #[test]
 fn a_node_name_has_one_live_agent() {
     let mut cluster = Cluster::default();
