@@ -46,6 +46,7 @@ pub use gateway::{
 };
 pub use hosts::{hosts, names_of, readdressed};
 pub use interface::forget_rules;
+pub use isolation::FirstCommand;
 pub use log::{LogLimits, LogReader, ReadError, remove_log};
 pub use privileges::may_have;
 pub use resolver::{RESOLV_CONF, RESOLVER_ADVICE, ResolvConf, Resolver};
