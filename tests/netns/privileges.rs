@@ -123,6 +123,15 @@ fn the_agent_limits_itself_and_no_command() {
     }
     let starter = starter_of(&pid);
     assert_eq!(limits_of(&starter.to_string()), own);
+    // Orders that wait take files.
+    let raised = || {
+        let limits = fs::read_to_string(format!("/proc/{starter}/limits")).unwrap_or_default();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+        let mut numbers = line.unwrap_or_default().split_whitespace();
+        let soft = numbers.next();
+        soft.is_some() && soft == numbers.next()
+    };
+    wait_until(SOON, "its limit of open files", raised);
 
     let script = "ls -m /proc/$$/fd; grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status; \
                   exec sleep 1000";
