@@ -109,8 +109,8 @@ fn limits_of(pid: &str) -> [String; 2] {
 }
 
 /// Each thread of the agent has `no_new_privs` and the seccomp filter. A command has neither, also
-/// when the agent starts it again, and no file but its three. `--seccomp off` turns both off. Without
-/// its starter, the agent starts no command again and says so; the next agent does.
+/// when the agent starts it again, and no file but its three. `--seccomp off` turns both off.
+/// Without its starter, the agent starts no command again and says so; the next agent does.
 #[test]
 #[ignore = "needs root"]
 fn the_agent_limits_itself_and_no_command() {
@@ -162,8 +162,8 @@ fn the_agent_limits_itself_and_no_command() {
     host.ok(&["rm", "-f", &name]);
 }
 
-/// The kernel ends the starter with its agent. It would carry out orders that the next agent does not
-/// know of.
+/// The kernel ends the starter with its agent. It would carry out orders that the next agent does
+/// not know of.
 #[test]
 #[ignore = "needs root"]
 fn a_starter_ends_with_its_agent_even_when_it_is_stopped() {
@@ -308,8 +308,8 @@ fn a_command_in_private_namespaces_sees_only_its_own() {
     }
 }
 
-/// In a user namespace of its own a command mounts what it wants. A program of `exec` that saw these
-/// mounts, but is outside of that user namespace, would believe them.
+/// In a user namespace of its own a command mounts what it wants. A program of `exec` that saw
+/// these mounts, but is outside of that user namespace, would believe them.
 #[test]
 #[ignore = "needs root"]
 fn no_second_command_enters_mounts_that_the_first_one_has_made_in_a_user_namespace() {

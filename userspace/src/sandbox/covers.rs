@@ -106,12 +106,12 @@ impl Default for Covers {
 }
 
 impl Covers {
-    /// Mounts files. A file whose target does not exist is not mounted: there is nothing to mount it
-    /// on. `read_only`: the program cannot write to the files either.
+    /// Mounts files. A file whose target does not exist is not mounted: there is nothing to mount
+    /// it on. `read_only`: the program cannot write to the files either.
     ///
     /// # Errors
-    /// The kernel refuses to mount a file of the container. For a file of `/etc/netns/NAME/` and for
-    /// [`RESOLVERS`] this is logged only.
+    /// The kernel refuses to mount a file of the container. For a file of `/etc/netns/NAME/` and
+    /// for [`RESOLVERS`] this is logged only.
     pub(super) fn mount(Sources(wanted): Sources, read_only: bool) -> Result<Self> {
         let mut covers = Self { read_only, ..Self::default() };
         for (target, source) in wanted {
@@ -174,8 +174,8 @@ impl Covers {
     /// Mounts `source` on `target`. If `target` is a symbolic link, `source` is mounted on the link
     /// itself: the target of the link has other readers, and is replaced more often.
     ///
-    /// The mount is read-only before anybody sees it: a program that has opened the file for writing
-    /// would keep it from becoming read-only.
+    /// The mount is read-only before anybody sees it: a program that has opened the file for
+    /// writing would keep it from becoming read-only.
     fn cover(&self, target: &Path, source: &Source) -> nix::Result<()> {
         let covered = open(target).map_err(|error| errno(&error))?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

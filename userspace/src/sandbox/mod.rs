@@ -52,7 +52,9 @@ pub use privileges::may_have;
 pub use resolver::{RESOLV_CONF, RESOLVER_ADVICE, ResolvConf, Resolver};
 pub use rooms::{Enrolled, Rooms, enrol, fence};
 pub use spec::PlugSpec;
-pub use starter::{follow_starter, serve_starter, spawn_by_starter, start_starter};
+pub use starter::{
+    follow_starter, serve_starter, spawn_by_starter, start_starter, starter_has_ended,
+};
 
 /// Result of this module.
 pub type Result<T, E = SandboxError> = std::result::Result<T, E>;

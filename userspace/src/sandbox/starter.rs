@@ -50,11 +50,11 @@ use super::{
     detach::{Surroundings, spawn_detached},
 };
 
-/// Longest time until the starter begins to carry out an order. A later one is refused: nobody waits
-/// for its outcome any more, and the container may have been removed.
+/// Longest time until the starter begins to carry out an order. A later one is refused: it would end
+/// after [`CARRIED_OUT`], when nobody waits any more and the container may have been removed.
 const BEGUN: Duration = Duration::from_secs(30);
-/// Longest time until the starter has carried out an order. Once it has begun, it waits at most 60 s
-/// for a working directory, and 60 s for the first report of the supervisor.
+/// Longest time until the starter has carried out an order. From the beginning it waits at most
+/// 60 s for a working directory, and 60 s for the first report of the supervisor.
 const CARRIED_OUT: Duration = Duration::from_secs(150);
 
 /// The starter of this process.
@@ -160,6 +160,12 @@ pub fn follow_starter() -> Option<CancellationToken> {
         });
     }
     Some(starter.ended.clone())
+}
+
+/// Whether the starter of this process has ended: no supervisor can be started then. `false` also
+/// if this process has no starter.
+pub fn starter_has_ended() -> bool {
+    STARTER.get().is_some_and(|starter| starter.ended.is_cancelled())
 }
 
 /// As [`spawn_detached`], but the starter of this process calls it, if there is one.

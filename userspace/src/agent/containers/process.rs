@@ -104,7 +104,7 @@ fn pid_namespace(pid: i32) -> io::Result<Option<(u64, u64)>> {
 fn numbers() -> io::Result<impl Iterator<Item = io::Result<i32>>> {
     let entries = fs::read_dir("/proc")?;
     Ok(entries.filter_map(|entry| match entry {
-        Ok(entry) => Some(Ok(entry.file_name().to_str()?.parse().ok()?)),
+        Ok(entry) => Some(Ok(entry.file_name().to_str()?.parse::<i32>().ok()?)),
         Err(error) => Some(Err(error)),
     }))
 }
@@ -157,8 +157,8 @@ impl Process {
         Ok(if self.is_alive()? { children } else { Vec::new() })
     }
 
-    /// Continues the stopped processes without which this one, the first of a PID namespace, does not
-    /// end after SIGKILL: those outside of the namespace that have a child in it which has ended.
+    /// Continues the stopped processes without which this one, the first of a PID namespace, does
+    /// not end after SIGKILL: those outside of the namespace with a child in it that has ended.
     /// The kernel waits until each process of the namespace was waited for (pid_namespaces(7)), and
     /// a stopped `culvert exec` does not wait for its command. Returns their numbers.
     ///
