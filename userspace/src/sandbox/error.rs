@@ -81,7 +81,7 @@ pub enum SandboxError {
         "process {0}, the command of the container, is in the namespaces of this program: it was not started with --pid, --ipc, --read-only or --tmpfs, or has left their namespaces, or 'culvert exec' runs inside of them"
     )]
     NotApart(i32),
-    /// A process whose namespaces were to be entered has made others in a user namespace of its own.
+    /// A process whose namespaces were to be entered has those of another user namespace.
     #[error(
         "process {0}, the command of the container, has moved to namespaces of another user namespace: no second command can enter them safely"
     )]

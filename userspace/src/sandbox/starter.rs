@@ -50,8 +50,8 @@ use super::{
     detach::{Surroundings, spawn_detached},
 };
 
-/// Longest time until the starter begins to carry out an order. A later one is refused: it would end
-/// after [`CARRIED_OUT`], when nobody waits any more and the container may have been removed.
+/// Longest time until the starter begins to carry out an order. A later one is refused: it would
+/// end after [`CARRIED_OUT`], when nobody waits any more and the container may have been removed.
 const BEGUN: Duration = Duration::from_secs(30);
 /// Longest time until the starter has carried out an order. From the beginning it waits at most
 /// 60 s for a working directory, and 60 s for the first report of the supervisor.
