@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use culvert_tests::{
     cluster::{Cluster, Host, SOON, unique_name},
-    netns::wait_until,
+    netns::{Process, wait_until},
 };
 use nix::{
     libc,
@@ -14,7 +14,21 @@ use nix::{
 
 /// A value in a file like `/proc/PID/status`.
 fn value(status: &Path, name: &str) -> String {
-    let text = fs::read_to_string(status).unwrap_or_default();
+    value_in(&fs::read_to_string(status).unwrap_or_default(), name)
+}
+
+/// The contents of the file `status` of each thread of a process. Each is read once: a thread may
+/// end meanwhile.
+fn threads(pid: &str) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let texts = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+    let texts: Vec<_> = texts.filter(|text| !text.is_empty()).collect();
+    assert!(texts.len() > 1);
+    texts
+}
+
+/// A value in a text like `/proc/PID/status`.
+fn value_in(text: &str, name: &str) -> String {
     let mut lines = text.lines().filter_map(|line| line.split_once(':'));
     let found = lines.find(|(found, _)| *found == name);
     found.map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
@@ -58,21 +72,17 @@ fn the_agent_gives_up_capabilities_and_commands_have_them() {
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
     let agent = host.json(&["status"])["agent"]["pid"].to_string();
-    let tasks = fs::read_dir(format!("/proc/{agent}/task")).into_iter().flatten().flatten();
-    let tasks: Vec<_> = tasks.map(|task| task.path().join("status")).collect();
-    assert!(tasks.len() > 1);
     // Numbers of linux/capability.h.
     let (needed, given_up) = ([12, 21, 39], [0, 16, 22, 25, 27]);
-    // A thread may have ended since.
-    for task in tasks.iter().filter(|task| !value(task, "CapAmb").is_empty()) {
+    for thread in threads(&agent) {
         for set in ["CapEff", "CapPrm"] {
-            let has = u64::from_str_radix(&value(task, set), 16);
-            let has = has.unwrap_or_else(|error| unreachable!("{}: {error}", task.display()));
+            let has = u64::from_str_radix(&value_in(&thread, set), 16);
+            let has = has.unwrap_or_else(|error| unreachable!("{thread}: {error}"));
             assert!(needed.iter().all(|number| has >> number & 1 == 1), "{set}: {has:x}");
             assert!(given_up.iter().all(|number| has >> number & 1 == 0), "{set}: {has:x}");
         }
         let own = value(Path::new("/proc/self/status"), "CapBnd");
-        assert_eq!(value(task, "CapBnd"), own);
+        assert_eq!(value_in(&thread, "CapBnd"), own);
     }
 
     let script = "grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status; exec sleep 1000";
@@ -99,8 +109,8 @@ fn limits_of(pid: &str) -> [String; 2] {
 }
 
 /// Each thread of the agent has `no_new_privs` and the seccomp filter. A command has neither, also
-/// when the agent starts it again. `--seccomp off` turns both off. Without its starter, the agent
-/// starts no command again and says so; the next agent does.
+/// when the agent starts it again, and no file but its three. `--seccomp off` turns both off.
+/// Without its starter, the agent starts no command again and says so; the next agent does.
 #[test]
 #[ignore = "needs root"]
 fn the_agent_limits_itself_and_no_command() {
@@ -108,20 +118,29 @@ fn the_agent_limits_itself_and_no_command() {
     let host = &mut cluster.hosts[0];
     let own = limits_of("self");
     let pid = host.json(&["status"])["agent"]["pid"].to_string();
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let tasks: Vec<_> = tasks.map(|task| task.path().join("status")).collect();
-    assert!(tasks.len() > 1);
-    // A thread may have ended since.
-    for task in tasks.iter().filter(|task| !value(task, "Seccomp").is_empty()) {
-        assert_eq!(["NoNewPrivs", "Seccomp"].map(|name| value(task, name)), ["1", "2"]);
+    for thread in threads(&pid) {
+        assert_eq!(["NoNewPrivs", "Seccomp"].map(|name| value_in(&thread, name)), ["1", "2"]);
     }
     let starter = starter_of(&pid);
     assert_eq!(limits_of(&starter.to_string()), own);
+    // Orders that wait take files.
+    let raised = || {
+        let limits = fs::read_to_string(format!("/proc/{starter}/limits")).unwrap_or_default();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+        let mut numbers = line.unwrap_or_default().split_whitespace();
+        let soft = numbers.next();
+        soft.is_some() && soft == numbers.next()
+    };
+    wait_until(SOON, "its limit of open files", raised);
 
-    let script = "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status; exec sleep 1000";
+    let script = "ls -m /proc/$$/fd; grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status; \
+                  exec sleep 1000";
     let name = unique_name("free");
-    let [before, after] = printed_twice(host, &name, &["--network", "none"], script, 2);
+    let [before, after] = printed_twice(host, &name, &["--network", "none"], script, 3);
     assert_eq!(before, after);
+    let shell = Command::new("sh").args(["-c", "ls -m /proc/$$/fd"]).output();
+    let shell = shell.unwrap_or_else(|error| unreachable!("sh: {error}"));
+    assert_eq!(after[0], String::from_utf8_lossy(&shell.stdout).trim_end(), "open files");
     let values: Vec<_> = after.iter().filter_map(|line| line.split_once('\t')).collect();
     assert_eq!(values.iter().map(|(_, value)| *value).collect::<Vec<_>>(), own);
 
@@ -137,10 +156,27 @@ fn the_agent_limits_itself_and_no_command() {
     host.start_agent(&["--seccomp", "off"]);
     host.wait_ready();
     let lines = || host.ok(&["logs", &name]).lines().count();
-    wait_until(SOON, "the third start", || lines() == 6);
+    wait_until(SOON, "the third start", || lines() == 9);
     assert_eq!(limits_of(&host.json(&["status"])["agent"]["pid"].to_string()), own);
     assert!(!host.json(&["status"])["problems"].to_string().contains("starter"));
     host.ok(&["rm", "-f", &name]);
+}
+
+/// The kernel ends the starter with its agent. It would carry out orders that the next agent does
+/// not know of.
+#[test]
+#[ignore = "needs root"]
+fn a_starter_ends_with_its_agent_even_when_it_is_stopped() {
+    let mut cluster = Cluster::new(1);
+    let host = &mut cluster.hosts[0];
+    let starter = starter_of(&host.json(&["status"])["agent"]["pid"].to_string());
+    assert!(kill(Pid::from_raw(starter), Signal::SIGSTOP).is_ok());
+    let status = format!("/proc/{starter}/status");
+    let state = || value(Path::new(&status), "State");
+    wait_until(SOON, "its stop", || state().starts_with('T'));
+    host.stop_agent(Signal::SIGKILL);
+    // Whoever has become its parent may not have waited for it.
+    wait_until(SOON, "its end", || state().is_empty() || state().starts_with('Z'));
 }
 
 /// `--user` and `--cap-drop` hold for the command, for the command that the agent starts again, and
@@ -272,6 +308,103 @@ fn a_command_in_private_namespaces_sees_only_its_own() {
     }
 }
 
+/// In a user namespace of its own a command mounts what it wants. A program of `exec` that saw
+/// these mounts, but is outside of that user namespace, would believe them.
+#[test]
+#[ignore = "needs root"]
+fn no_second_command_enters_mounts_that_the_first_one_has_made_in_a_user_namespace() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    let options = ["--network", "none", "--user", "4711:4711", "--cap-drop", "ALL"];
+    for isolation in [&["--pid", "private"][..], &["--ipc", "private"], &["--read-only"]] {
+        let start = |command: &[&str]| {
+            let name = unique_name("userns");
+            let head = ["run", "-d", "--name", &name];
+            host.ok(&[&head[..], &options, isolation, &["--"], command].concat());
+            let program = || format!("/proc/{}/comm", row(host, &name)["pid"]);
+            wait_until(SOON, "its last program", || {
+                fs::read_to_string(program()).is_ok_and(|comm| comm == "sleep\n")
+            });
+            name
+        };
+        let name = start(&["sleep", "1000"]);
+        assert_eq!(host.ok(&["exec", &name, "--", "id", "-u"]), "4711", "{isolation:?}");
+        host.ok(&["rm", "-f", &name]);
+        let name = start(&["unshare", "--user", "--map-root-user", "--mount", "sleep", "1000"]);
+        let line = host.refused(125, &["exec", &name, "--", "true"]);
+        assert!(line.contains("namespaces of another user namespace"), "{isolation:?}: {line}");
+        host.ok(&["rm", "-f", &name]);
+    }
+}
+
+/// The kernel ends a private PID namespace only when the supervisor of `exec` has waited for its
+/// program.
+#[test]
+#[ignore = "needs root"]
+fn a_stopped_second_command_does_not_keep_the_first_one() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    let name = unique_name("stopped");
+    let run = ["run", "-d", "--name", &name, "--network", "none", "--restart", "always"];
+    host.ok(&[&run[..], &["--pid", "private", "--", "sleep", "1000"]].concat());
+    let exec = ["exec", &name, "--", "sh", "-c", "echo ready; exec sleep 900"];
+    let mut second = Process::spawn(host.culvert_command(&exec));
+    wait_until(SOON, "the second command", || second.stdout() == "ready\n");
+    second.signal(Signal::SIGSTOP);
+    let status = format!("/proc/{}/status", second.pid());
+    wait_until(SOON, "its stop", || value(Path::new(&status), "State").starts_with('T'));
+    host.ok(&["rm", "-f", &name]);
+    assert_eq!(second.wait(SOON).code(), Some(137));
+    let line = format!("container '{name}': pid {} was stopped", second.pid());
+    assert!(host.agent_log().contains(&line), "{}", host.agent_log());
+}
+
+/// The working directory is not a way past the file systems of `--ipc private` and `--pid private`.
+#[test]
+#[ignore = "needs root"]
+fn the_working_directory_is_the_commands_own() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    let printed = |directory: &str, options: &[&str], command: &[&str]| {
+        let name = unique_name("directory");
+        let run = ["run", "--rm", "--name", &name, "--network", "none"];
+        let mut run = host.culvert_command(&[&run[..], options, &["--"], command].concat());
+        let output = run.current_dir(directory).output();
+        let output = output.unwrap_or_else(|error| unreachable!("{run:?}: {error}"));
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let mark = Path::new("/dev/shm").join(unique_name("mark"));
+    assert!(fs::write(&mark, "").is_ok());
+    let all = printed("/dev/shm", &[], &["ls"]);
+    let own = printed("/dev/shm", &["--ipc", "private"], &["ls"]);
+    assert!(fs::remove_file(&mark).is_ok());
+    let name = mark.file_name().unwrap_or_default().display().to_string();
+    let has = |list: &str| list.lines().any(|line| line == name);
+    assert!(has(&all) && !has(&own), "{name}: {all}{own}");
+    let shown = ["readlink", "/proc/self/cwd"];
+    assert_eq!(printed("/proc/1", &["--ipc", "private"], &shown), "/proc/1\n");
+    assert_eq!(printed("/proc/1", &["--pid", "private"], &shown), "/\n");
+}
+
+/// `--tmpfs` on a directory above the state directory does not hide the container's names.
+#[test]
+#[ignore = "needs root"]
+fn a_command_that_does_not_see_the_state_directory_has_its_names() {
+    let cluster = Cluster::new(1);
+    let host = &cluster.hosts[0];
+    let directory = host.dir().display().to_string();
+    let name = unique_name("names");
+    let run = ["run", "--rm", "--name", &name, "--network", "bridge", "--read-only"];
+    let options = ["--add-host", "far:192.0.2.9", "--tmpfs", &directory];
+    let script = format!(
+        "ls {directory} | wc -l; grep -c 192.0.2.9 /etc/hosts; \
+         (echo >>/etc/hosts) 2>/dev/null || echo kept"
+    );
+    let printed = host.ok(&[&run[..], &options, &["--", "sh", "-c", &script]].concat());
+    assert_eq!(printed.lines().collect::<Vec<_>>(), ["0", "1", "kept"]);
+}
+
 /// `--read-only` and `--tmpfs` hold for the command, for the command that the agent starts again,
 /// and for those of `exec`.
 #[test]
@@ -306,21 +439,25 @@ fn a_read_only_command_writes_to_its_own_file_systems_only() {
     }
 }
 
-/// A command without capabilities does not undo the options. They need none of its privileges.
+/// A command without capabilities does not undo the options. They need none of its privileges. A
+/// command with all capabilities does, so the script tries what would work.
 #[test]
 #[ignore = "needs root"]
 fn a_command_without_capabilities_stays_apart() {
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
-    let script = "id -u; echo $$; umount /proc 2>/dev/null || echo kept; \
-                  mount -o remount,bind,rw / 2>/dev/null || echo kept; \
-                  touch /tmp/x && echo wrote";
-    for (uid, user) in [("4711", &["--user", "4711:4712"][..]), ("0", &[][..])] {
+    let script = "id -u; echo $$; mount -o remount,bind,rw / 2>/dev/null || echo kept; \
+                  umount -l /proc 2>/dev/null || echo kept; touch /tmp/x && echo wrote";
+    for (user, expected) in [
+        (&["--user", "4711:4712", "--cap-drop", "ALL"][..], &["4711", "1", "kept", "kept"][..]),
+        (&["--cap-drop", "ALL"][..], &["0", "1", "kept", "kept"][..]),
+        (&[][..], &["0", "1"][..]),
+    ] {
         let name = unique_name("apart");
-        let run = ["run", "--rm", "--name", &name, "--network", "bridge", "--cap-drop", "ALL"];
+        let run = ["run", "--rm", "--name", &name, "--network", "bridge"];
         let options = ["--pid", "private", "--ipc", "private", "--read-only", "--tmpfs", "/tmp"];
         let printed = host.ok(&[&run[..], user, &options, &["--", "sh", "-c", script]].concat());
-        assert_eq!(printed.lines().collect::<Vec<_>>(), [uid, "1", "kept", "kept", "wrote"]);
+        assert_eq!(printed.lines().collect::<Vec<_>>(), [expected, &["wrote"]].concat());
     }
 }
 

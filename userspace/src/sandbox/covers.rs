@@ -13,15 +13,18 @@ use std::{
         unix::fs::OpenOptionsExt,
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use nix::{
     errno::Errno,
     libc,
-    mount::{MsFlags, mount},
     unistd::{Pid, fchdir},
 };
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::{
+    mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
+    process::{PidfdFlags, pidfd_open},
+};
 
 use super::{Result, SandboxError, isolation};
 
@@ -41,11 +44,55 @@ const MISSING_MS: libc::c_int = 5000;
 /// Where the calling thread has its entry `thread-self`.
 const PROC: &str = "/proc";
 
+/// A file to mount on another one.
+#[derive(Clone, Debug)]
+struct Source {
+    /// Its directory, opened with `O_PATH`: another file system may hide it meanwhile.
+    directory: Arc<File>,
+    /// Its path before that.
+    path: PathBuf,
+    /// The mount may fail.
+    is_optional: bool,
+}
+
+/// The files to mount, by the path that they cover.
+pub(super) struct Sources(BTreeMap<PathBuf, Source>);
+
+impl Sources {
+    /// The files of the directory `etc`, which cover those of `/etc`. A file of `/etc/netns/NAME/`
+    /// takes the place of a file of `etc` with the same name. Must be called in the mount namespace
+    /// in which the files are mounted, before other file systems hide these directories.
+    ///
+    /// # Errors
+    /// `etc` cannot be opened.
+    pub(super) fn open(name: &str, etc: Option<&Path>) -> Result<Self> {
+        let mut wanted = BTreeMap::new();
+        if let Some(etc) = etc {
+            let files = files_for(Path::new("/etc"), etc, false);
+            let opening = || format!("opening {}", etc.display());
+            wanted.extend(files.map_err(|error| SandboxError::io(opening(), error))?);
+            match nothing() {
+                Ok(nothing) => {
+                    wanted.extend(RESOLVERS.map(|path| (PathBuf::from(path), nothing.clone())));
+                }
+                Err(error) => tracing::warn!("opening {NOTHING}: {error}"),
+            }
+        }
+        if let Some(directory) = name_directory(name) {
+            match files_for(Path::new("/etc"), &directory, true) {
+                Ok(files) => wanted.extend(files),
+                Err(error) => tracing::warn!("opening {}: {error}", directory.display()),
+            }
+        }
+        Ok(Self(wanted))
+    }
+}
+
 /// The files that are mounted.
 #[derive(Debug)]
 pub(super) struct Covers {
     /// By the path that they cover.
-    files: BTreeMap<PathBuf, PathBuf>,
+    files: BTreeMap<PathBuf, Source>,
     /// The mounts are read-only.
     read_only: bool,
     /// A path of the `/proc` in which the calling thread is.
@@ -59,34 +106,21 @@ impl Default for Covers {
 }
 
 impl Covers {
-    /// Mounts the files of the directory `etc` over the files of `/etc`. A file of
-    /// `/etc/netns/NAME/` takes the place of a file of `etc` with the same name. A file that `/etc`
-    /// does not have is not mounted: there is nothing to mount it on. `read_only`: the program
-    /// cannot write to the files either.
+    /// Mounts files. A file whose target does not exist is not mounted: there is nothing to mount
+    /// it on. `read_only`: the program cannot write to the files either.
     ///
     /// # Errors
-    /// The kernel refuses to mount a file of `etc`. For a file of `/etc/netns/NAME/` this is logged
-    /// only.
-    pub(super) fn mount(name: &str, etc: Option<&Path>, read_only: bool) -> Result<Self> {
-        let mut wanted = BTreeMap::new();
-        if let Some(etc) = etc {
-            wanted.extend(files_for(Path::new("/etc"), etc));
-            wanted.extend(RESOLVERS.map(|path| (PathBuf::from(path), PathBuf::from(NOTHING))));
-        }
-        let users = name_directory(name).map(|dir| files_for(Path::new("/etc"), &dir));
-        wanted.extend(users.into_iter().flatten());
+    /// The kernel refuses to mount a file of the container. For a file of `/etc/netns/NAME/` and
+    /// for [`RESOLVERS`] this is logged only.
+    pub(super) fn mount(Sources(wanted): Sources, read_only: bool) -> Result<Self> {
         let mut covers = Self { read_only, ..Self::default() };
         for (target, source) in wanted {
+            let what = || format!("mounting {} on {}", source.path.display(), target.display());
             match covers.cover(&target, &source) {
                 Ok(()) => drop(covers.files.insert(target, source)),
                 Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-                Err(errno) if etc.is_some_and(|etc| source.starts_with(etc)) => {
-                    let what = format!("mounting {} on {}", source.display(), target.display());
-                    return Err(SandboxError::io(what, errno));
-                }
-                Err(errno) => {
-                    tracing::warn!("binding {} to {}: {errno}", source.display(), target.display());
-                }
+                Err(errno) if source.is_optional => tracing::warn!("{}: {errno}", what()),
+                Err(errno) => return Err(SandboxError::io(what(), errno)),
             }
         }
         Ok(covers)
@@ -139,16 +173,20 @@ impl Covers {
 
     /// Mounts `source` on `target`. If `target` is a symbolic link, `source` is mounted on the link
     /// itself: the target of the link has other readers, and is replaced more often.
-    fn cover(&self, target: &Path, source: &Path) -> nix::Result<()> {
+    ///
+    /// The mount is read-only before anybody sees it: a program that has opened the file for
+    /// writing would keep it from becoming read-only.
+    fn cover(&self, target: &Path, source: &Source) -> nix::Result<()> {
         let covered = open(target).map_err(|error| errno(&error))?;
-        let path = format!("{}/thread-self/fd/{}", self.proc, covered.as_raw_fd());
-        mount(Some(source), path.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let name = source.path.file_name().unwrap_or_default();
+        let tree = open_tree(&source.directory, name, flags).map_err(from_rustix)?;
         if self.read_only {
-            // The path leads to the new mount now.
-            let root = open(target).map_err(|error| errno(&error))?;
-            isolation::set_read_only(root.as_fd())?;
+            isolation::set_read_only(tree.as_fd())?;
         }
-        Ok(())
+        let both =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        move_mount(&tree, c"", &covered, c"", both).map_err(from_rustix)
     }
 
     /// Whether anything is mounted on `target`: then `target` is on another mount than its
@@ -174,10 +212,29 @@ fn name_directory(name: &str) -> Option<PathBuf> {
     plain.then(|| Path::new("/etc/netns").join(name))
 }
 
-/// The files of the directory `from`, each with the path in `to` that it covers.
-fn files_for(to: &Path, from: &Path) -> Vec<(PathBuf, PathBuf)> {
+/// The files of the directory `from`, each with the path in `to` that it covers. None if there is
+/// no such directory.
+///
+/// # Errors
+/// The directory cannot be opened.
+fn files_for(to: &Path, from: &Path, is_optional: bool) -> io::Result<Vec<(PathBuf, Source)>> {
+    let directory = match open_directory(from) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        opened => Arc::new(opened?),
+    };
     let entries = fs::read_dir(from).into_iter().flatten().flatten();
-    entries.map(|entry| (to.join(entry.file_name()), entry.path())).collect()
+    let files = entries.map(|entry| {
+        let directory = Arc::clone(&directory);
+        (to.join(entry.file_name()), Source { directory, path: entry.path(), is_optional })
+    });
+    Ok(files.collect())
+}
+
+/// [`NOTHING`] as a source.
+fn nothing() -> io::Result<Source> {
+    let path = PathBuf::from(NOTHING);
+    let directory = open_directory(path.parent().unwrap_or(Path::new("/")))?;
+    Ok(Source { directory: Arc::new(directory), path, is_optional: true })
 }
 
 /// Opens a path with `O_PATH`. A symbolic link at its end is not followed.
@@ -188,8 +245,18 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// Opens a directory with `O_PATH`.
+fn open_directory(path: &Path) -> io::Result<File> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
 fn errno(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+fn from_rustix(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
 }
 
 /// Waits until the process of a pidfd ends (`true`), or until the time is over or `urgent` has an
@@ -225,6 +292,7 @@ mod tests {
     };
 
     use nix::{
+        mount::{MsFlags, mount},
         sched::{CloneFlags, unshare},
         unistd::gettid,
     };
@@ -235,9 +303,11 @@ mod tests {
     fn files_cover_those_of_their_name() {
         let from = tempfile::tempdir().unwrap();
         fs::write(from.path().join("hosts"), "").unwrap();
+        let files = |from: &Path| files_for(Path::new("/etc"), from, false).unwrap();
+        let found = files(from.path()).into_iter().map(|(target, source)| (target, source.path));
         let expected = (PathBuf::from("/etc/hosts"), from.path().join("hosts"));
-        assert_eq!(files_for(Path::new("/etc"), from.path()), [expected]);
-        assert!(files_for(Path::new("/etc"), Path::new("/nonexistent")).is_empty());
+        assert_eq!(found.collect::<Vec<_>>(), [expected]);
+        assert!(files(Path::new("/nonexistent")).is_empty());
         assert_eq!(name_directory("web"), Some("/etc/netns/web".into()));
         for outside in ["", ".", "..", "../x", "a/b"] {
             assert_eq!(name_directory(outside), None, "{outside}");
@@ -249,6 +319,41 @@ mod tests {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let flags = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
         mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).unwrap();
+    }
+
+    /// A file of the calling thread's mount namespace.
+    fn source_of(path: &Path) -> Source {
+        let directory = Arc::new(open_directory(path.parent().unwrap()).unwrap());
+        Source { directory, path: path.to_owned(), is_optional: false }
+    }
+
+    /// As with `--tmpfs` on a directory above that of the files.
+    #[test]
+    #[ignore = "needs root"]
+    fn a_file_is_mounted_although_its_directory_is_hidden() {
+        let dir = tempfile::tempdir().unwrap();
+        let (etc, state) = (dir.path().join("etc"), dir.path().join("state"));
+        for directory in [&etc, &state] {
+            fs::create_dir(directory).unwrap();
+            fs::write(directory.join("hosts"), directory.to_str().unwrap()).unwrap();
+        }
+        let seen = thread::spawn(move || {
+            apart();
+            let files = files_for(&etc, &state, false).unwrap().into_iter().collect();
+            let none = MsFlags::empty();
+            mount(Some("tmpfs"), &state, Some("tmpfs"), none, None::<&str>).unwrap();
+            assert!(!state.join("hosts").exists());
+            let covers = Covers::mount(Sources(files), true).unwrap();
+            assert!(covers.restore());
+            assert_eq!(fs::read_to_string(etc.join("hosts")).unwrap(), state.to_str().unwrap());
+            // Also when the host has replaced the file.
+            nix::mount::umount(&etc.join("hosts")).unwrap();
+            assert!(covers.restore());
+            assert_eq!(fs::read_to_string(etc.join("hosts")).unwrap(), state.to_str().unwrap());
+            let error = fs::write(etc.join("hosts"), "x").unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+        });
+        seen.join().unwrap();
     }
 
     /// A child process that is killed and reaped on drop.
@@ -287,7 +392,8 @@ mod tests {
         let root = dir.path().to_owned();
         let keeper = thread::spawn(move || {
             apart();
-            let files = targets.map(|name| (root.join(name), root.join("ours"))).into();
+            let ours = source_of(&root.join("ours"));
+            let files = targets.map(|name| (root.join(name), ours.clone())).into();
             let covers = Covers { files, ..Covers::default() };
             for (target, source) in &covers.files {
                 assert!(!covers.is_covered(target).unwrap());
@@ -333,9 +439,9 @@ mod tests {
         let target = at.clone();
         let keeper = thread::spawn(move || {
             apart();
-            let files = [(target.clone(), NOTHING.into())].into();
+            let files = [(target.clone(), nothing().unwrap())].into();
             let covers = Covers { files, ..Covers::default() };
-            covers.cover(&target, Path::new(NOTHING)).unwrap();
+            assert!(covers.restore());
             let error = UnixStream::connect(&target).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
             for complete in [true, false, true] {
@@ -372,9 +478,9 @@ mod tests {
         let (covered, ours) = (target.clone(), source.clone());
         let keeper = thread::spawn(move || {
             apart();
-            let files = [(covered.clone(), ours.clone())].into();
+            let files = [(covered.clone(), source_of(&ours))].into();
             let mut covers = Covers { files, read_only: true, ..Covers::default() };
-            covers.cover(&covered, &ours).unwrap();
+            assert!(covers.restore());
             let proc = open(Path::new("/proc")).unwrap();
             let none = MsFlags::empty();
             mount(Some("tmpfs"), "/proc", Some("tmpfs"), none, None::<&str>).unwrap();

@@ -32,7 +32,7 @@ use super::{
     exec::{Ended, Supervisor, open_shared, unopened},
     log::{Pump, open_log},
 };
-use crate::model::Pauses;
+use crate::{limits::name_limit, model::Pauses};
 
 /// Longest time until the first report of a supervisor to its parent. Before that the supervisor
 /// reports the start to the agent, which may take 10 s.
@@ -151,7 +151,7 @@ pub async fn spawn_detached(
             Ok(())
         });
     }
-    let mut child = command.spawn().map_err(|error| ours(&error))?;
+    let mut child = command.spawn().map_err(|error| ours(&name_limit(error)))?;
     let silent = || ours(&format_args!("it ended without a word: see {}", log.display()));
     let stdout = child.stdout.take().ok_or_else(silent)?;
     let mut lines = BufReader::new(stdout).lines();

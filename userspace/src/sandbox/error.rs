@@ -76,6 +76,24 @@ pub enum SandboxError {
     /// A process whose namespaces were to be entered has ended.
     #[error("process {0}, the command of the container, has ended: try again")]
     CommandEnded(i32),
+    /// A process whose namespaces were to be entered has those of the caller.
+    #[error(
+        "process {0}, the command of the container, is in the namespaces of this program: it was not started with --pid, --ipc, --read-only or --tmpfs, or has left their namespaces, or 'culvert exec' runs inside of them"
+    )]
+    NotApart(i32),
+    /// A process whose namespaces were to be entered has those of another user namespace.
+    #[error(
+        "process {0}, the command of the container, has moved to namespaces of another user namespace: no second command can enter them safely"
+    )]
+    OtherUserNamespace(i32),
+    /// There are as many namespaces as the kernel permits.
+    #[error("{what}: the limit {limits} is reached: raise it with sysctl")]
+    NamespaceLimit {
+        /// The operation.
+        what: &'static str,
+        /// Settings of the kernel, one of which is the limit (namespaces(7)).
+        limits: &'static str,
+    },
     /// The kernel refused for another reason.
     #[error("{what}: {source}")]
     Io {

@@ -26,7 +26,7 @@ use tokio::sync::{Mutex, MutexGuard, oneshot};
 use super::{
     SandboxError,
     covers::Covers,
-    isolation,
+    isolation::{self, FirstCommand},
     log::{LogLimits, LogWriter, Pump, SharedLog},
     mounts::{self, Names, Separated},
     privileges,
@@ -80,10 +80,10 @@ pub struct SuperviseSpec {
     /// What the program has apart from the host.
     #[serde(default, skip_serializing_if = "Isolation::is_default")]
     pub isolation: Isolation,
-    /// A process with these namespaces and file systems, which the program enters. `None`: they are
-    /// made for it. Without `isolation` it has no effect.
+    /// The command with these namespaces and file systems, which the program enters. `None`: they
+    /// are made for it. Without `isolation` it has no effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub joins: Option<i32>,
+    pub joins: Option<FirstCommand>,
 }
 
 /// The error when a program did not run: one line, and an exit code.
@@ -341,9 +341,8 @@ fn start(spec: &SuperviseSpec, logged: bool) -> Result<Spawned, ExecError> {
             )?;
         }
     }
-    let names = Names { name: &spec.name, etc: spec.etc.as_deref() };
-    let names = spec.netns.is_some().then_some(&names);
-    let Separated { mut covers, proc } = mounts::separate(names, &spec.isolation, spec.joins)?;
+    // Read before the mounts change: a container's command may have mounted files of its own over
+    // these.
     let has_terminal = File::open("/dev/tty").is_ok();
     if !has_terminal {
         command.process_group(0);
@@ -352,6 +351,9 @@ fn start(spec: &SuperviseSpec, logged: bool) -> Result<Spawned, ExecError> {
     let is_apart = has_terminal
         && !spec.privileges.is_default()
         && takes_input(fs::read_to_string(LEGACY_TIOCSTI).ok().as_deref());
+    let names = Names { name: &spec.name, etc: spec.etc.as_deref() };
+    let names = spec.netns.is_some().then_some(&names);
+    let Separated { mut covers, proc } = mounts::separate(names, &spec.isolation, spec.joins)?;
     let (mounts_proc, read_only) = (proc.is_some(), spec.isolation.read_only);
     // SAFETY: between fork and exec this makes system calls alone and allocates nothing: the groups
     // are in a vector of `identity`, which the closure owns.

@@ -46,12 +46,15 @@ pub use gateway::{
 };
 pub use hosts::{hosts, names_of, readdressed};
 pub use interface::forget_rules;
+pub use isolation::FirstCommand;
 pub use log::{LogLimits, LogReader, ReadError, remove_log};
 pub use privileges::may_have;
 pub use resolver::{RESOLV_CONF, RESOLVER_ADVICE, ResolvConf, Resolver};
 pub use rooms::{Enrolled, Rooms, enrol, fence};
 pub use spec::PlugSpec;
-pub use starter::{follow_starter, serve_starter, spawn_by_starter, start_starter};
+pub use starter::{
+    follow_starter, serve_starter, spawn_by_starter, start_starter, starter_has_ended,
+};
 
 /// Result of this module.
 pub type Result<T, E = SandboxError> = std::result::Result<T, E>;

@@ -11,13 +11,18 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     libc,
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::statvfs::{FsFlags, statvfs},
 };
 
-use super::{Result, SandboxError, covers::Covers, isolation};
+use super::{
+    Result, SandboxError,
+    covers::{Covers, Sources},
+    isolation::{self, FirstCommand},
+};
 use crate::{
     model::Isolation,
     mountinfo::{self, Mount},
@@ -42,19 +47,20 @@ pub(super) struct Separated {
 }
 
 /// Moves the calling thread, and the processes that it starts, to all namespaces but the network
-/// namespace, and sets up their mounts. `names`: as for [`arrange`]. `joins`: the process whose
+/// namespace, and sets up their mounts. `names`: as for [`arrange`]. `joins`: the command whose
 /// namespaces are entered; `None` makes new ones.
 ///
 /// # Errors
-/// That process has ended, a directory to mount on does not exist, or the kernel refuses.
+/// That command has ended or has other namespaces, a directory to mount on does not exist, or the
+/// kernel refuses.
 pub(super) fn separate(
     names: Option<&Names<'_>>,
     isolation: &Isolation,
-    joins: Option<i32>,
+    joins: Option<FirstCommand>,
 ) -> Result<Separated> {
     let directory = env::current_dir().ok();
-    if let Some(pid) = joins.filter(|_| !isolation.is_default()) {
-        isolation::join(pid, isolation)?;
+    if let Some(command) = joins.filter(|_| !isolation.is_default()) {
+        isolation::join(command, isolation)?;
         isolation::return_to(directory);
         return Ok(Separated::default());
     }
@@ -63,8 +69,10 @@ pub(super) fn separate(
     }
     isolation::separate(isolation)?;
     let covers = arrange(names, isolation)?;
-    if !isolation.tmpfs.is_empty() {
-        isolation::return_to(directory);
+    if !isolation.is_default() {
+        // A directory of the host's /proc would show the host's processes.
+        let outside = isolation.pid.is_private();
+        isolation::return_to(directory.filter(|path| !outside || !path.starts_with("/proc")));
     }
     let proc = isolation.pid.is_private().then(|| {
         let mut options = OpenOptions::new();
@@ -80,7 +88,14 @@ pub(super) fn separate(
 /// logged only: the program may not need it.
 fn arrange(names: Option<&Names<'_>>, isolation: &Isolation) -> Result<Covers> {
     let failed = |errno: nix::Error| SandboxError::io("making a mount namespace", errno);
-    unshare(CloneFlags::CLONE_NEWNS).map_err(failed)?;
+    unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| match errno {
+        // It reads as a full disk.
+        Errno::ENOSPC => SandboxError::NamespaceLimit {
+            what: "making a mount namespace",
+            limits: "user.max_mnt_namespaces",
+        },
+        errno => failed(errno),
+    })?;
     // Mounts made here must not appear on the host. Later mounts and unmounts of the host must
     // appear here, unless all mounts are to be read-only: a later one could be written to.
     let kind = if isolation.read_only { MsFlags::MS_PRIVATE } else { MsFlags::MS_SLAVE };
@@ -90,14 +105,17 @@ fn arrange(names: Option<&Names<'_>>, isolation: &Isolation) -> Result<Covers> {
     {
         tracing::debug!(%error, "/sys shows the host's devices");
     }
+    // First, so that no path is needed to keep the new ones writable: a user can have replaced a
+    // directory on it by a link meanwhile.
+    isolation::protect(isolation)?;
+    // The program's own file systems may hide the directories of its files.
+    let sources = names.map(|Names { name, etc }| Sources::open(name, *etc)).transpose()?;
     // Before the files: one that is hidden need not be covered.
-    let writable = isolation::mount_own(isolation)?;
-    let covers = match names {
-        None => Covers::default(),
-        Some(Names { name, etc }) => Covers::mount(name, *etc, isolation.read_only)?,
-    };
-    isolation::protect(isolation, &writable)?;
-    Ok(covers)
+    isolation::mount_own(isolation)?;
+    sources.map_or_else(
+        || Ok(Covers::default()),
+        |sources| Covers::mount(sources, isolation.read_only),
+    )
 }
 
 /// Mounts a sysfs of this network namespace over `/sys`. Mounts below the old `/sys` (cgroups,

@@ -3,8 +3,9 @@
 //! A seccomp filter and `no_new_privs` hold for all programs that a process starts, and cannot be
 //! taken back (seccomp(2), prctl(2)). The commands of containers must have neither. So the agent
 //! starts this process before it limits itself, as the internal command `culvert __starter`.
-//! Orders come as lines of JSON from a socket, which is the starter's standard input. The starter
-//! ends when the agent has ended, because the socket is closed then.
+//! Orders come as lines of JSON from a socket, which is the starter's standard input. The kernel
+//! kills the starter when the agent has ended: an order that is still in the socket must not be
+//! carried out then, because the next agent may have started the command already.
 
 use std::{
     collections::BTreeMap,
@@ -22,6 +23,15 @@ use std::{
     time::Duration,
 };
 
+use nix::{
+    sys::{
+        prctl,
+        resource::{Resource, getrlimit, setrlimit},
+        signal::Signal,
+    },
+    time::{ClockId, clock_gettime},
+    unistd::{getpid, getppid},
+};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -40,8 +50,11 @@ use super::{
     detach::{Surroundings, spawn_detached},
 };
 
-/// Longest time until the starter has carried out an order. It waits at most 60 s for a working
-/// directory, and 60 s for the first report of the supervisor.
+/// Longest time until the starter begins to carry out an order. A later one is refused: it would
+/// end after [`CARRIED_OUT`], when nobody waits any more and the container may have been removed.
+const BEGUN: Duration = Duration::from_secs(30);
+/// Longest time until the starter has carried out an order. From the beginning it waits at most
+/// 60 s for a working directory, and 60 s for the first report of the supervisor.
 const CARRIED_OUT: Duration = Duration::from_secs(150);
 
 /// The starter of this process.
@@ -77,6 +90,8 @@ struct PendingOrder {
 #[derive(Debug, Serialize, Deserialize)]
 struct SpawnOrder {
     number: u64,
+    /// When the starter must have begun, as [`now`].
+    until: Duration,
     spec: SuperviseSpec,
     arguments: Vec<OsString>,
     surroundings: Surroundings,
@@ -92,6 +107,9 @@ struct SpawnOutcome {
 /// Starts the starter of this process, with the present privileges of the process. It starts no
 /// supervisor before [`follow_starter`] is called. Has no effect if there is a starter already.
 ///
+/// The kernel kills it when the calling thread ends, which must therefore live as long as the
+/// process.
+///
 /// # Errors
 /// The kernel refuses.
 pub fn start_starter() -> io::Result<()> {
@@ -103,6 +121,15 @@ pub fn start_starter() -> io::Result<()> {
     command.arg0("culvert").arg("__starter");
     // In a group of its own: Ctrl-C asks the agent to end, which may still need its starter.
     command.process_group(0).stdin(OwnedFd::from(its_own)).stdout(Stdio::null());
+    let agent = getpid();
+    // SAFETY: between fork and exec this makes system calls alone and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // It has no effect if the agent has ended before.
+            if getppid() == agent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+        });
+    }
     let process = command.spawn()?;
     let (sender, orders) = mpsc::unbounded_channel();
     let _ = STARTER.set(Starter {
@@ -135,6 +162,12 @@ pub fn follow_starter() -> Option<CancellationToken> {
     Some(starter.ended.clone())
 }
 
+/// Whether the starter of this process has ended: no supervisor can be started then. `false` also
+/// if this process has no starter.
+pub fn starter_has_ended() -> bool {
+    STARTER.get().is_some_and(|starter| starter.ended.is_cancelled())
+}
+
 /// As [`spawn_detached`], but the starter of this process calls it, if there is one.
 ///
 /// # Errors
@@ -150,11 +183,19 @@ pub async fn spawn_by_starter(
     let number = starter.next.fetch_add(1, Ordering::Relaxed);
     let order = SpawnOrder {
         number,
+        until: now() + BEGUN,
         spec: spec.clone(),
         arguments: arguments.to_vec(),
         surroundings: surroundings.clone(),
     };
     carried_out(&starter.orders, &order).await
+}
+
+/// The time since the machine was started, without suspends: the same for all processes of the host
+/// (`CLOCK_MONOTONIC`, clock_gettime(2)).
+fn now() -> Duration {
+    // Linux always has this clock.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
 
 /// Sends an order to the starter, and waits for its outcome.
@@ -226,13 +267,24 @@ async fn pass(
 /// Implements `culvert __starter`: carries out the orders that come from standard input, which must
 /// be a socket, until it is closed. Supervisors that it has started go on.
 ///
+/// Raises the limit of open files of this process: each order that waits takes files. An order says
+/// which limit the supervisor gets.
+///
 /// # Errors
 /// Standard input is no socket, or anything but an order comes from it.
 pub async fn serve_starter() -> io::Result<()> {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(errno) = raised {
+        tracing::warn!("limit of open files of the starter: {errno}");
+    }
     serve(StdUnixStream::from(io::stdin().as_fd().try_clone_to_owned()?)).await
 }
 
 /// The starter's side: carries out orders until the agent closes its end.
+///
+/// # Errors
+/// As [`serve_starter`].
 async fn serve(socket: StdUnixStream) -> io::Result<()> {
     let (reader, mut writer) = halves(socket)?;
     let (sender, mut outcomes) = mpsc::unbounded_channel::<SpawnOutcome>();
@@ -245,20 +297,42 @@ async fn serve(socket: StdUnixStream) -> io::Result<()> {
     let reading = async {
         let mut orders = BufReader::new(reader).lines();
         while let Some(line) = orders.next_line().await? {
-            let SpawnOrder { number, spec, arguments, surroundings } = serde_json::from_str(&line)?;
+            let SpawnOrder { number, until, spec, arguments, surroundings } =
+                serde_json::from_str(&line)?;
             let sender = sender.clone();
             tokio::spawn(async move {
-                let outcome = spawn_detached(&spec, &arguments, &surroundings).await;
+                let outcome = match now() <= until {
+                    true => spawn_detached(&spec, &arguments, &surroundings).await,
+                    false => Err(too_late(&spec.name)),
+                };
                 // An error means that the agent has ended.
                 let _ = sender.send(SpawnOutcome { number, outcome });
             });
         }
         Ok::<(), io::Error>(())
     };
-    tokio::select! {
+    let ended = tokio::select! {
         ended = reading => ended,
         ended = writing => ended,
+    };
+    match ended {
+        // The agent has ended while an order was carried out.
+        Err(error) if is_closed(&error) => Ok(()),
+        ended => ended,
     }
+}
+
+/// Whether an error says that the other side of a socket has closed it.
+fn is_closed(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
+/// The outcome of an order that the starter has got too late.
+fn too_late(name: &str) -> ExecError {
+    let limit = BEGUN.as_secs();
+    ExecError::ours(format!(
+        "starting the supervisor of {name}: the starter process did not begin within {limit} s"
+    ))
 }
 
 #[cfg(test)]
@@ -292,7 +366,8 @@ mod tests {
             umask: Some(0o027),
             files: None,
         };
-        SpawnOrder { number, spec, arguments: vec!["--socket".into(), "/s".into()], surroundings }
+        let arguments = vec!["--socket".into(), "/s".into()];
+        SpawnOrder { number, until: now() + BEGUN, spec, arguments, surroundings }
     }
 
     #[tokio::test]
@@ -307,11 +382,15 @@ mod tests {
         for refused in [first.unwrap_err(), second.unwrap_err()] {
             assert_eq!(refused, ExecError::ours("a detached program needs a log"));
         }
+        // As of a starter that was stopped for a while.
+        let late =
+            SpawnOrder { until: now().saturating_sub(Duration::from_millis(1)), ..order(3, "web") };
+        assert_eq!(carried_out(&orders, &late).await, Err(too_late("web")));
 
         // The starter ends: whoever waits or asks learns it.
         serving.abort();
         passing.await.unwrap().unwrap();
-        let refused = carried_out(&orders, &order(3, "web")).await.unwrap_err();
+        let refused = carried_out(&orders, &order(4, "web")).await.unwrap_err();
         assert_eq!(
             refused.message,
             "starting the supervisor of web: the agent's starter process has ended: restart the agent"
@@ -324,6 +403,12 @@ mod tests {
         let serving = tokio::spawn(serve(its_own));
         drop(socket);
         serving.await.unwrap().unwrap();
+
+        // The agent has ended while an order was carried out.
+        let (mut socket, its_own) = StdUnixStream::pair().unwrap();
+        io::Write::write_all(&mut socket, &line_of(&order(1, "web")).unwrap()).unwrap();
+        drop(socket);
+        serve(its_own).await.unwrap();
 
         let (mut socket, its_own) = StdUnixStream::pair().unwrap();
         io::Write::write_all(&mut socket, b"{\"number\":1}\n").unwrap();

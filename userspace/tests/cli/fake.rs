@@ -80,6 +80,7 @@ fn forged_container(name: &str, text: &str) -> ContainerRow {
         mode: text(),
         state: text(),
         pid: None,
+        start_time: None,
         exit_code: None,
         restart: RestartPolicy::No,
         restarts: 0,

@@ -20,7 +20,7 @@ use crate::{
     },
     api::types::{ApiError, Rerun},
     model::{Name, Pauses, SETTLED},
-    sandbox::{LogLimits, SuperviseSpec, Surroundings, remove_log},
+    sandbox::{LogLimits, SuperviseSpec, Surroundings, remove_log, starter_has_ended},
 };
 
 /// An attempt to start a supervisor. A supervisor that runs has pauses of its own for its command.
@@ -312,8 +312,9 @@ impl Agent {
             Ok(Err(why)) => why,
             Err(_) => "the task that starts it has ended".to_owned(),
         };
-        let line =
-            format!("container '{name}': its command is not started again: {why}; trying again");
+        // Without the starter no attempt succeeds, until the next agent has one.
+        let again = if starter_has_ended() { "" } else { "; trying again" };
+        let line = format!("container '{name}': its command is not started again: {why}{again}");
         self.shared.shown.problems.set(&format!("start/{name}"), Some(line));
         let pause = attempt.pauses.after(attempt.began.elapsed());
         attempt.next = Some(Instant::now() + pause);

@@ -27,6 +27,8 @@ use crate::{
 
 /// Time that a killed process may take to end.
 const KILLED: Duration = Duration::from_secs(5);
+/// Time until the agent looks for processes that keep a killed one from its end.
+const HELD: Duration = Duration::from_millis(500);
 /// Time that the threads of a process need to stop after the signal.
 const STOPPED: Duration = Duration::from_millis(20);
 
@@ -491,10 +493,26 @@ impl Agent {
     /// As [`Self::kill`], for a process that is open.
     async fn end(record: &Record, process: Process, running: &Running) -> Result<(), ApiError> {
         running.kill();
+        let Record { name, isolation, .. } = record;
+        let pid = process.pid;
+        if isolation.pid.is_private() {
+            if let Ok(ended) = tokio::time::timeout(HELD, running.ended()).await {
+                return ended.map_err(|error| internal(&error));
+            }
+            match process.continue_waiters() {
+                Ok(continued) => {
+                    for waiter in continued {
+                        tracing::info!(
+                            "container '{name}': pid {waiter} was stopped, and kept the command (pid {pid}) from its end: it is continued"
+                        );
+                    }
+                }
+                Err(error) => tracing::warn!("container '{name}': {}", name_limit(error)),
+            }
+        }
         let ended = tokio::time::timeout(KILLED, running.ended()).await.map_err(|_| {
             conflict(format!(
-                "container '{}': pid {} does not end: see what it waits for in /proc/{}/stack",
-                record.name, process.pid, process.pid
+                "container '{name}': pid {pid} does not end: see what it waits for in /proc/{pid}/stack"
             ))
         })?;
         ended.map_err(|error| internal(&error))

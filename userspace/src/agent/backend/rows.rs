@@ -47,6 +47,7 @@ fn row(shared: &Shared, record: &Record) -> ContainerRow {
             false => state(record, pid).to_owned(),
         },
         pid,
+        start_time: record.process.filter(|_| pid.is_some()).map(|process| process.start_time),
         exit_code: record.exit_code,
         restart: record.restart,
         restarts: record.restarts,

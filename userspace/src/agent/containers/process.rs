@@ -1,6 +1,10 @@
 //! Processes of containers, which outlive the agent.
 
-use std::{fs, io, os::fd::OwnedFd, sync::OnceLock};
+use std::{
+    fs, io,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    sync::OnceLock,
+};
 
 use rustix::{
     io::Errno,
@@ -56,6 +60,55 @@ pub(crate) struct Process {
     pub(crate) boot: Option<u64>,
 }
 
+/// State of a process that has ended, and that nobody has waited for.
+const ENDED: char = 'Z';
+/// State of a process that was stopped by a signal.
+const STOPPED: char = 'T';
+
+/// What `/proc/PID/stat` says of a process (proc(5)).
+struct Stat {
+    /// Field 3.
+    state: char,
+    /// Field 4: number of its parent.
+    parent: i32,
+    /// Field 22, in clock ticks since boot.
+    start_time: u64,
+}
+
+impl Stat {
+    /// `None`: no process has the number.
+    fn read(pid: i32) -> io::Result<Option<Self>> {
+        let Some(stat) = if_alive(fs::read(format!("/proc/{pid}/stat")))? else { return Ok(None) };
+        // The name of a program may be any bytes.
+        let stat = String::from_utf8_lossy(&stat);
+        let malformed = || io::Error::other(format!("/proc/{pid}/stat is malformed"));
+        // Field 2, the name in parentheses, may contain spaces and parentheses.
+        let (_, after_name) = stat.rsplit_once(") ").ok_or_else(malformed)?;
+        let mut fields = after_name.split(' ');
+        let state = fields.next().and_then(|field| field.chars().next()).ok_or_else(malformed)?;
+        let parent = fields.next().and_then(|field| field.parse().ok()).ok_or_else(malformed)?;
+        // The parent is field 4; 17 fields lie between it and field 22.
+        let start_time = fields.nth(17).and_then(|field| field.parse().ok());
+        let start_time = start_time.ok_or_else(malformed)?;
+        Ok(Some(Self { state, parent, start_time }))
+    }
+}
+
+/// The PID namespace of a process: device and inode of its file. `None`: the process has ended.
+fn pid_namespace(pid: i32) -> io::Result<Option<(u64, u64)>> {
+    let found = if_alive(fs::metadata(format!("/proc/{pid}/ns/pid")))?;
+    Ok(found.map(|file| (file.dev(), file.ino())))
+}
+
+/// The numbers in `/proc`.
+fn numbers() -> io::Result<impl Iterator<Item = io::Result<i32>>> {
+    let entries = fs::read_dir("/proc")?;
+    Ok(entries.filter_map(|entry| match entry {
+        Ok(entry) => Some(Ok(entry.file_name().to_str()?.parse::<i32>().ok()?)),
+        Err(error) => Some(Err(error)),
+    }))
+}
+
 impl Process {
     /// The process that has this number now; `None` if there is none, or it has ended and nobody
     /// has waited for it.
@@ -71,21 +124,10 @@ impl Process {
     /// # Errors
     /// As [`Self::find`].
     pub(crate) fn with_parent(pid: i32) -> io::Result<Option<(Self, i32)>> {
-        let Some(stat) = if_alive(fs::read(format!("/proc/{pid}/stat")))? else { return Ok(None) };
-        // The name of a program may be any bytes.
-        let stat = String::from_utf8_lossy(&stat);
-        let malformed = || io::Error::other(format!("/proc/{pid}/stat is malformed"));
-        // Field 2, the name in parentheses, may contain spaces and parentheses.
-        let (_, after_name) = stat.rsplit_once(") ").ok_or_else(malformed)?;
-        let mut fields = after_name.split(' ');
-        if matches!(fields.next(), Some("Z" | "X")) {
-            return Ok(None);
-        }
-        let parent = fields.next().and_then(|field| field.parse().ok()).ok_or_else(malformed)?;
-        // The parent is field 4; 17 fields lie between it and field 22.
-        let start_time = fields.nth(17).and_then(|field| field.parse().ok());
-        let start_time = start_time.ok_or_else(malformed)?;
-        Ok(Some((Self { pid, start_time, boot: boot() }, parent)))
+        let Some(stat) = Stat::read(pid)? else { return Ok(None) };
+        let Stat { state, parent, start_time } = stat;
+        let has_ended = matches!(state, ENDED | 'X');
+        Ok((!has_ended).then(|| (Self { pid, start_time, boot: boot() }, parent)))
     }
 
     /// The processes that run, each with the number of its parent.
@@ -93,12 +135,8 @@ impl Process {
     /// # Errors
     /// As [`Self::find`]: the directory cannot be read, or a process cannot be looked at.
     pub(crate) fn all() -> io::Result<impl Iterator<Item = io::Result<(Self, i32)>>> {
-        let entries = fs::read_dir("/proc")?;
-        Ok(entries.filter_map(|entry| match entry {
-            Ok(entry) => {
-                let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-                Self::with_parent(pid).transpose()
-            }
+        Ok(numbers()?.filter_map(|number| match number {
+            Ok(pid) => Self::with_parent(pid).transpose(),
             Err(error) => Some(Err(error)),
         }))
     }
@@ -117,6 +155,43 @@ impl Process {
         }
         // The number was this process's all the time.
         Ok(if self.is_alive()? { children } else { Vec::new() })
+    }
+
+    /// Continues the stopped processes without which this one, the first of a PID namespace, does
+    /// not end after SIGKILL: those outside of the namespace with a child in it that has ended.
+    /// The kernel waits until each process of the namespace was waited for (pid_namespaces(7)), and
+    /// a stopped `culvert exec` does not wait for its command. Returns their numbers.
+    ///
+    /// # Errors
+    /// It is not known, as when no file descriptor is left.
+    pub(crate) fn continue_waiters(&self) -> io::Result<Vec<i32>> {
+        let Some(namespace) = pid_namespace(self.pid)? else { return Ok(Vec::new()) };
+        if !self.is_alive()? || pid_namespace(std::process::id().cast_signed())? == Some(namespace)
+        {
+            return Ok(Vec::new());
+        }
+        let mut continued = Vec::new();
+        for number in numbers()? {
+            let child = number?;
+            let held = |stat: &Stat| stat.state == ENDED && child != self.pid;
+            let Some(Stat { parent, .. }) = Stat::read(child)?.filter(held) else { continue };
+            if pid_namespace(child)? != Some(namespace) || pid_namespace(parent)? == Some(namespace)
+            {
+                continue;
+            }
+            let Some(number) = Pid::from_raw(parent) else { continue };
+            let opened = match pidfd_open(number, PidfdFlags::empty()) {
+                Err(Errno::SRCH) => continue,
+                opened => opened?,
+            };
+            // It is still the parent, so the descriptor is that process's.
+            let is_parent = Stat::read(child)?.is_some_and(|stat| stat.parent == parent);
+            let is_stopped = Stat::read(parent)?.is_some_and(|stat| stat.state == STOPPED);
+            if is_parent && is_stopped && pidfd_send_signal(&opened, Signal::CONT).is_ok() {
+                continued.push(parent);
+            }
+        }
+        Ok(continued)
     }
 
     /// Whether the process still runs.
@@ -240,6 +315,69 @@ mod tests {
         assert!(children.contains(&process), "{children:?}");
         assert!(none.is_empty() && of_later.is_empty());
         assert!(!own.children().unwrap().contains(&process));
+    }
+
+    /// A child process that is killed and reaped on drop.
+    struct Killed(std::process::Child);
+
+    impl Killed {
+        fn spawn(program: &str, args: &[&str]) -> Self {
+            Self(std::process::Command::new(program).args(args).spawn().unwrap())
+        }
+
+        fn pid(&self) -> i32 {
+            self.0.id().cast_signed()
+        }
+    }
+
+    impl Drop for Killed {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// Waits for a value.
+    fn until<T>(what: &str, value: impl Fn() -> Option<T>) -> T {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        loop {
+            if let Some(value) = value() {
+                return value;
+            }
+            assert!(std::time::Instant::now() < deadline, "{what}");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    /// As with `culvert exec` that is stopped by Ctrl-Z.
+    #[test]
+    #[ignore = "needs root"]
+    fn a_stopped_process_does_not_keep_the_first_one_of_a_namespace() {
+        use nix::sys::signal::Signal as ToSend;
+        let child = |parent: &Killed| {
+            let own = found(parent.0.id());
+            until("a child", || own.children().unwrap().first().copied())
+        };
+        let has = |pid: i32, state: char| {
+            until("a state", || (Stat::read(pid).unwrap()?.state == state).then_some(()));
+        };
+        let send = |pid: i32, signal: ToSend| {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+        };
+        let outer = Killed::spawn("unshare", &["--pid", "--kill-child", "sleep", "1000"]);
+        let first = child(&outer);
+        let target = first.pid.to_string();
+        let waiter = Killed::spawn("nsenter", &["--target", &target, "--pid", "sleep", "1000"]);
+        let second = child(&waiter);
+        assert_eq!(first.continue_waiters().unwrap(), [0; 0], "none is stopped");
+
+        send(waiter.pid(), ToSend::SIGSTOP);
+        has(waiter.pid(), STOPPED);
+        send(first.pid, ToSend::SIGKILL);
+        has(second.pid, ENDED);
+        assert!(first.lives());
+        assert_eq!(first.continue_waiters().unwrap(), [waiter.pid()]);
+        until("its end", || (!first.lives()).then_some(()));
     }
 
     #[tokio::test]

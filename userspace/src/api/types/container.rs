@@ -82,6 +82,11 @@ pub struct ContainerRow {
     pub state: String,
     /// Pid of the command while it runs.
     pub pid: Option<i32>,
+    /// Start time of the command while it runs: field 22 of `/proc/PID/stat` (proc(5)), in clock
+    /// ticks since boot. It tells the command from a later process with this pid. `None` in the
+    /// answer of an agent of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<u64>,
     /// Exit code of the command, once it has ended. `None` if that is not known, as after a reboot.
     pub exit_code: Option<i32>,
     /// `--restart`.

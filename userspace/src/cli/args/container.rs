@@ -36,7 +36,8 @@ SIGNALS:
   With --pid private the command is process 1. A signal that it does not handle has no effect on
   it, not even TERM or Ctrl-C; 'culvert rm -f' ends it. It becomes the parent of processes whose
   own parent has ended, and must wait for them. When it ends, the kernel kills all other
-  processes of the container.
+  processes of the container. On a terminal, 'kill 0' in it reaches the process group of
+  'culvert run' and its caller.
 
 EXIT CODE:
   The command's own, 128 + N if signal N killed it; 127 if there is no such command, 126 if it

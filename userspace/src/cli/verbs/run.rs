@@ -29,7 +29,9 @@ use crate::{
     },
     model::{Isolation, Name, NameOptions, RestartPolicy},
     private,
-    sandbox::{self, ExecError, Life, LogLimits, RESOLV_CONF, SuperviseSpec, Surroundings},
+    sandbox::{
+        self, ExecError, FirstCommand, Life, LogLimits, RESOLV_CONF, SuperviseSpec, Surroundings,
+    },
 };
 
 /// Time for which `run` tries to report the end of a foreground command to an agent that does not
@@ -219,8 +221,9 @@ fn supervised(restarts: u32, failing: Option<String>) -> Supervised {
 
 pub(crate) async fn exec(backend: &dyn Backend, args: ExecArgs) -> Result<u8, Failure> {
     let row = find(backend, &args.name).await?;
-    // While the container's command runs, the new command enters its namespaces and mounts.
-    let spec = SuperviseSpec { joins: row.pid, ..spec(&row, args.command, None) };
+    // Where the first command runs, the second one has its file systems and namespaces.
+    let joins = row.pid.map(|pid| FirstCommand { pid, start_time: row.start_time });
+    let spec = SuperviseSpec { joins, ..spec(&row, args.command, None) };
     match sandbox::supervise(&spec, async |_| {}, async |_| {}).await {
         Ok(code) => Ok(exit_code(code)),
         Err(error) => Err(not_run(error)),
