@@ -219,6 +219,7 @@ impl Lab {
             port_share: PORT_SHARE,
             services: vec!["10.96.0.0/16".parse().unwrap()],
             denied: Vec::new(),
+            ports_closed: true,
             trace: false,
         };
         change(&mut options);
