@@ -1,14 +1,17 @@
 //! Attacks on conntrack: senders that do not see the answers, damaged segments, floods, and a
 //! container that takes all ports that it can get.
 
-use std::{collections::BTreeSet, ops::RangeInclusive};
+use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
 
 use culvert::datapath::{Options, now_ns, test_run::sk_buff};
 use culvert_common::{
     abi::{Action, Code, Direction, DropReason, Flow, Note, kind, zone},
     datapath::{conntrack::FlowState, nat},
 };
-use culvert_tests::packet::{ACK, Host, SEQ, SYN, V4, payload};
+use culvert_tests::{
+    netns::wait_until,
+    packet::{ACK, Host, SEQ, SYN, V4, payload},
+};
 
 use crate::{
     flows::{begins, exchange, exchange_on},
@@ -185,6 +188,10 @@ fn an_hour_of_churn_without_an_agent() {
         options.max_flows = FLOWS.into();
         options.flow_share = 100;
     };
+    // No flow can have been idle for longer than the machine has run. The new ones expire after 30 s.
+    wait_until(Duration::from_secs(60), "the machine to have run for 40 s", || {
+        now_ns() > 40_000_000_000
+    });
     alone_with(small, |lab| {
         exchange(lab, &[(true, SYN), (false, SYN | ACK), (true, ACK), (false, ACK)]);
         let begin = |lab: &Lab, port: u16, to_port: u16| {
