@@ -6,7 +6,10 @@ use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
 use culvert::datapath::{Options, now_ns, test_run::sk_buff};
 use culvert_common::{
     abi::{Action, Code, Direction, DropReason, Flow, Note, kind, zone},
-    datapath::{conntrack::FlowState, nat},
+    datapath::{
+        conntrack::{self, FlowState},
+        nat,
+    },
 };
 use culvert_tests::{
     netns::wait_until,
@@ -227,6 +230,8 @@ fn with_few_ports(case: impl FnOnce(&mut Lab)) {
     let few = |options: &mut Options| {
         options.nat_ports = (*PORTS.start(), *PORTS.end());
         options.max_flows = 4 * MAX_FLOWS;
+        // On a slow machine the first flows would otherwise expire before the last ones begin.
+        options.flow_timeouts = conntrack::timeouts(|_| 3_600_000_000_000);
     };
     alone_with(few, case);
 }
