@@ -60,7 +60,11 @@ fn list(host: &Host, format: &str, written: u32) -> Result<FlowListing> {
     while !reader.is_finished() {
         // A process that has ended has no memory.
         cli = cli.max(peak(pid).unwrap_or_default());
-        most = most.max(resident(agent)?);
+        let now = resident(agent).inspect_err(|_| {
+            let _ = child.kill();
+            let _ = child.wait();
+        })?;
+        most = most.max(now);
         thread::sleep(EVERY);
     }
     let read = reader.join().map_err(|_| anyhow!("the reader of the output ended early"))?;

@@ -142,7 +142,10 @@ fn nat(criterion: &mut Criterion) {
         b.iter(|| nat::readdress(black_box(&ip), black_box(HOST), black_box(PEER), true));
     });
     group.bench_function("candidate", |b| {
-        b.iter(|| nat::candidate(black_box(1), 40_000, black_box(0xdead_beef), 1024, 65_535));
+        b.iter(|| {
+            let (index, tries) = (black_box(1), black_box(nat::PORT_TRIES));
+            nat::candidate(index, tries, 40_000, black_box(0xdead_beef), 1024, 65_535)
+        });
     });
     group.bench_function("tcp_state", |b| {
         let segment = TcpSegment { flags: tcp::ACK, seq: 1000, end: 2000, ack: 500 };

@@ -39,6 +39,9 @@ pub(crate) static FLOW_SLOTS_LEN: Global<u32> = Global::new(2 * DEFAULT_FLOWS);
 /// Number of flows that one container may have.
 #[unsafe(no_mangle)]
 pub(crate) static FLOW_SHARE: Global<u32> = Global::new(DEFAULT_FLOWS);
+/// Not 0 if `BLOCKED` may have ports of the store.
+#[unsafe(no_mangle)]
+pub(crate) static PORTS_CLOSED: Global<u32> = Global::new(1);
 /// Interface index of the loopback device.
 #[unsafe(no_mangle)]
 pub(crate) static LOOPBACK: Global<u32> = Global::new(1);

@@ -244,11 +244,12 @@ fn no_frame_makes_a_decision_panic() {
     let corpus = frames();
     let mut random = Random::seeded();
     let mut deep = 0;
-    for _ in chaos::each("mutated headers", chaos::rounds(FEW, MANY)) {
+    let rounds = chaos::rounds(FEW, MANY);
+    for _ in chaos::each("mutated headers", rounds) {
         let mut frame = random.pick(&corpus).bytes.clone();
         change(&mut random, &mut frame, &corpus);
         deep += u32::from(read(&frame) > 2);
     }
     // Otherwise the changes would be too coarse to reach the upper layers.
-    assert!(deep > FEW / 10, "{deep} frames had three headers");
+    assert!(deep > rounds / 10, "{deep} frames had three headers");
 }

@@ -9,7 +9,7 @@ use std::{
 
 use culvert_common::abi::DEFAULT_FLOWS;
 use culvert_tests::{
-    attack::{self, Attack},
+    attack::{self, Attack, Pinned},
     chaos::{rounds, say},
     external::External,
     netns::{on_this_machine, wait_until},
@@ -88,6 +88,9 @@ fn an_attack_costs_another_container_no_connection() {
     let (attacker, from) = world.run("bridge", &[]);
     let (bystander, _) = world.run("bridge", &[]);
     let server = SocketAddrV4::new(External::IP, 80);
+    // The frames of the bystander and its server are not in the queues that the attacker fills.
+    let (first, last) = attack::first_and_last_core();
+    let _pinned = Pinned::to(last);
     let _server = Server::tcp(world.external.host.path(), any(80), Behaviour::Echo);
     world.external.router.run(&format!("ip route add blackhole {}", attack::NOBODY));
 
@@ -95,7 +98,7 @@ fn an_attack_costs_another_container_no_connection() {
     say(&format!("connections before an attack: {}", quiet.words()));
     assert!(quiet.nearly_all(), "{}", quiet.words());
 
-    let attack = Attack::start(&container(&attacker), from, server, 0);
+    let attack = Attack::start(&container(&attacker), from, server, first);
     let turned_away = || {
         let of = |reason| host.counter("from_container", reason);
         of("flow_evicted") + of("conntrack_share")

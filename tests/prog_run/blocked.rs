@@ -7,7 +7,7 @@ use culvert_tests::packet::{ACK, Host, SYN, Tunnel, V4, payload};
 
 use crate::{
     interfaces::Interface,
-    lab::Lab,
+    lab::{Lab, alone_with},
     routed::{
         CREATED, echo, entries, forget_all, fragments, inbound, outbound, publish, to_gateway,
     },
@@ -25,6 +25,7 @@ cases!(
     the_store,
     the_store_beside_other_ports,
     the_store_on_this_host,
+    a_header_that_ends_in_the_next_fragment,
     the_store_after_a_flow_began,
     hosts,
     hosts_in_fragments,
@@ -143,13 +144,55 @@ fn the_store_on_this_host(lab: &mut Lab) {
     for host in [US, GATEWAY] {
         is_blocked(lab, &syn(&host, STORE));
     }
-    // Answers to the host are not looked up: they begin no flow, and the store refuses them.
+    // An acknowledgement of a SYN cookie begins a connection.
     for flags in [ACK, SYN | ACK] {
-        let answer = to_gateway(&V4::segment(&ONE, &GATEWAY, (PORT, STORE), flags, &[]));
+        is_blocked(lab, &to_gateway(&V4::segment(&ONE, &GATEWAY, (PORT, STORE), flags, &[])));
+        let answer = to_gateway(&V4::segment(&ONE, &GATEWAY, (80, PORT), flags, &[]));
         lab.at_container(Interface::A1, &answer.frame()).reaches_host();
     }
     assert_eq!(entries(lab), 0);
     lab.at_container(Interface::A1, &syn(&GATEWAY, 22).frame()).begins_to_host();
+}
+
+/// A first fragment has 8 bytes of TCP, and padding in which the flags seem to be those of an answer.
+/// The host takes the flags from the next fragment: there they are those of a SYN.
+#[track_caller]
+fn hides_no_flags(lab: &mut Lab, dst: &Host, port: u16) {
+    for id in [7, 8] {
+        let packet = V4 { id, ..syn(dst, port) };
+        let [first, later] = fragments(&packet, &[8]).try_into().unwrap();
+        let flags = if id == 7 { ACK } else { SYN | ACK };
+        let padded = [first.frame(), vec![0, 0, 0, 0, 0x50, flags]].concat();
+        lab.at_container(Interface::A1, &padded).drops(DropReason::Malformed);
+        lab.at_container(Interface::A1, &later.frame()).holds(&[]);
+    }
+    assert_eq!(entries(lab), 0);
+}
+
+fn a_header_that_ends_in_the_next_fragment(lab: &mut Lab) {
+    close(lab, &GATEWAY, Some(STORE), blocked::STORE);
+    hides_no_flags(lab, &GATEWAY, STORE);
+    close_hosts(lab);
+    hides_no_flags(lab, &US, 22);
+}
+
+/// Where no port of the store is closed, answers to the host are not looked up.
+#[test]
+#[ignore = "needs root"]
+fn answers_to_the_host_where_no_store_is_closed() {
+    alone_with(
+        |options| options.ports_closed = false,
+        |lab| {
+            close(lab, &GATEWAY, Some(STORE), blocked::STORE);
+            is_blocked(lab, &syn(&GATEWAY, STORE));
+            for flags in [ACK, SYN | ACK] {
+                let answer = to_gateway(&V4::segment(&ONE, &GATEWAY, (80, STORE), flags, &[]));
+                lab.at_container(Interface::A1, &answer.frame()).reaches_host();
+            }
+            assert_eq!(entries(lab), 0);
+            hides_no_flags(lab, &GATEWAY, STORE);
+        },
+    );
 }
 
 /// A change concerns new flows alone.

@@ -219,6 +219,7 @@ impl Lab {
             port_share: PORT_SHARE,
             services: vec!["10.96.0.0/16".parse().unwrap()],
             denied: Vec::new(),
+            ports_closed: true,
             trace: false,
         };
         change(&mut options);
@@ -316,11 +317,12 @@ impl Lab {
         self.set_refusal_at(owner % self.refusals.len(), [owner.into(), until_ns]);
     }
 
-    /// The time in ns until which searches on any CPU are short for this container, as for those
-    /// with the same index.
+    /// The time in ns until which searches are short for this container, as for those with the same
+    /// index, on the CPU of this thread ([`Self::begin`]). The programs run on no other.
     pub(crate) fn refused_until(&self, owner: u32) -> u64 {
         let on_all = self.refusals.get(&(owner % self.refusals.len()), 0).unwrap();
-        on_all.iter().map(|Bytes([_, until_ns])| *until_ns).max().unwrap()
+        let Bytes([_, until_ns]) = on_all[sched_getcpu().unwrap()];
+        until_ns
     }
 
     /// A learned entry.

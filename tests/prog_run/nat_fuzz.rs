@@ -388,6 +388,21 @@ impl<'a> Sequence<'a> {
         verdict
     }
 
+    /// The flow `known`, as it was at the time `before`, and the time after a program has run. A flow
+    /// may have expired while the machine stood still before the program read its clock.
+    fn is_still_known(
+        &self,
+        known: Option<(usize, Life)>,
+        before: u64,
+    ) -> (Option<(usize, Life)>, u64) {
+        let after = self.now();
+        let known = known.map(|(index, life)| {
+            let is_slow = life == Life::Certain && after - before > SECOND;
+            (index, if is_slow { Life::Doubtful } else { life })
+        });
+        (known, after)
+    }
+
     /// Whether the packet under `key`, for which the program has returned `verdict`, has begun a
     /// flow. For a new flow, also for one that is refused, others may have been evicted.
     fn has_begun(&mut self, key: FlowKey, verdict: i32) -> bool {
@@ -431,6 +446,7 @@ impl<'a> Sequence<'a> {
         let now = self.now();
         let known = self.model.of_inside(&inside, now);
         let verdict = self.run(Program::Container, inside.at, &came.frame());
+        let (known, after) = self.is_still_known(known, now);
         let has_begun = self.has_begun(key(container.vni, &came), verdict);
         match verdict {
             REDIRECT if has_begun => {
@@ -439,7 +455,10 @@ impl<'a> Sequence<'a> {
                 let port = chosen_port(&self.left);
                 self.is_left(&outbound(&packet(what, &US, &remote, (port, remote_port))));
                 let outside = Outside { protocol, port, remote: address, remote_port };
-                self.begin(Tracked::new(inside, outside, Kind::Masquerade, what, now), now);
+                self.begin(
+                    Tracked::new(inside, outside, Kind::Masquerade, what, (now, after)),
+                    after,
+                );
                 self.totals.masqueraded += 1;
             }
             REDIRECT => {
@@ -450,7 +469,7 @@ impl<'a> Sequence<'a> {
                 }
                 let ports = (flow.outside.port, flow.outside.remote_port);
                 self.is_left(&outbound(&packet(what, &US, &remote, ports)));
-                self.model.flows[index].passes(what, false, now);
+                self.model.flows[index].passes(what, false, (now, after));
             }
             SHOT => {
                 let is_of_server = known.is_some_and(|(index, _)| {
@@ -481,6 +500,7 @@ impl<'a> Sequence<'a> {
         let target =
             PUBLISHED.into_iter().find(|(published, _)| protocol != 1 && *published == port);
         let verdict = self.run(Program::Underlay, Interface::Uplink, &came.frame());
+        let (known, after) = self.is_still_known(known, now);
         let has_begun = self.has_begun(key(zone::EXTERNAL, &came), verdict);
         match verdict {
             REDIRECT if has_begun => {
@@ -492,7 +512,10 @@ impl<'a> Sequence<'a> {
                 self.is_left(&inbound(&went, &to.gateway));
                 let (port, remote_port) = (SERVED, client_port);
                 let inside = Inside { at, protocol, port, remote: address, remote_port };
-                self.begin(Tracked::new(inside, outside, Kind::Published, what, now), now);
+                self.begin(
+                    Tracked::new(inside, outside, Kind::Published, what, (now, after)),
+                    after,
+                );
                 self.totals.published += 1;
             }
             REDIRECT => {
@@ -503,7 +526,7 @@ impl<'a> Sequence<'a> {
                 let to = container(flow.inside.at);
                 let ports = (flow.inside.remote_port, flow.inside.port);
                 self.is_left(&inbound(&packet(what, &remote, &to.host, ports), &to.gateway));
-                self.model.flows[index].passes(what, true, now);
+                self.model.flows[index].passes(what, true, (now, after));
                 self.totals.answers += 1;
             }
             UNSPEC => {

@@ -10,13 +10,14 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
     },
     thread::JoinHandle,
 };
 
 use etherparse::{PacketBuilder, err::packet::BuildWriteError};
 use nix::{
-    sched::{CpuSet, sched_setaffinity},
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     sys::socket::{
         AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockProtocol, SockType, SockaddrIn,
         sendmmsg, socket,
@@ -40,6 +41,54 @@ const WINDOW: u16 = u16::MAX;
 const LONGEST: usize = 40;
 /// Packets that one system call sends.
 const BATCH: usize = 64;
+
+/// The first and the last core that the calling thread may use.
+///
+/// # Panics
+/// When the kernel does not tell.
+pub fn first_and_last_core() -> (usize, usize) {
+    let own = match sched_getaffinity(Pid::from_raw(0)) {
+        Ok(own) => own,
+        Err(error) => panic!("cores of this thread: {error}"),
+    };
+    let may_use = |core: &usize| matches!(own.is_set(*core), Ok(true));
+    let mut cores = (0..CpuSet::count()).filter(may_use);
+    let first = cores.next().unwrap_or_default();
+    (first, cores.next_back().unwrap_or(first))
+}
+
+/// Keeps the calling thread on `core`, and the threads that it begins from then on.
+fn pin(core: usize) -> nix::Result<()> {
+    let mut cores = CpuSet::new();
+    cores.set(core)?;
+    sched_setaffinity(Pid::from_raw(0), &cores)
+}
+
+/// Keeps a thread, and the threads and processes that it begins, on one core until it is dropped by
+/// the same thread.
+#[derive(Debug)]
+pub struct Pinned {
+    before: CpuSet,
+}
+
+impl Pinned {
+    /// Keeps the calling thread on `core`.
+    ///
+    /// # Panics
+    /// When the thread may not use the core.
+    pub fn to(core: usize) -> Self {
+        match sched_getaffinity(Pid::from_raw(0)).and_then(|before| pin(core).map(|()| before)) {
+            Ok(before) => Self { before },
+            Err(error) => panic!("core {core}: {error}"),
+        }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = sched_setaffinity(Pid::from_raw(0), &self.before);
+    }
+}
 
 /// An attack; it ends when it is dropped.
 #[derive(Debug)]
@@ -75,16 +124,20 @@ impl Attack {
         };
         let (sent, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (count, stopped) = (Arc::clone(&sent), Arc::clone(&stop));
+        let (tell, told) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             // Queues belong to a core: on a core of its own, the attacker fills no queue of others.
-            let mut cores = CpuSet::new();
-            let own = Pid::from_raw(0);
-            if let Err(error) = cores.set(core).and_then(|()| sched_setaffinity(own, &cores)) {
-                panic!("core {core}: {error}");
+            let pinned = pin(core);
+            let is_pinned = pinned.is_ok();
+            if tell.send(pinned).is_ok() && is_pinned {
+                packets.send(&socket, &count, &stopped);
             }
-            packets.send(&socket, &count, &stopped);
         });
-        Self { sent, stop, thread: Some(thread) }
+        match told.recv() {
+            Ok(Ok(())) => Self { sent, stop, thread: Some(thread) },
+            Ok(Err(error)) => panic!("core {core}: {error}"),
+            Err(error) => panic!("the attacker's thread: {error}"),
+        }
     }
 
     /// Number of packets so far.

@@ -362,7 +362,8 @@ pub fn open(to: SocketAddrV4, local_port: u16) -> std::io::Result<TcpStream> {
         bind(fd.as_raw_fd(), &SockaddrIn::from(any))?;
     }
     // The send timeout is also the time limit of connect(2) (socket(7)).
-    setsockopt(&fd, sockopt::SendTimeout, &nix::sys::time::TimeVal::new(3, 0))?;
+    let seconds = on_this_machine(PATIENCE).as_secs().cast_signed();
+    setsockopt(&fd, sockopt::SendTimeout, &nix::sys::time::TimeVal::new(seconds, 0))?;
     match connect(fd.as_raw_fd(), &SockaddrIn::from(to)) {
         Ok(()) => {}
         Err(nix::errno::Errno::EINPROGRESS) => return Err(ErrorKind::TimedOut.into()),

@@ -115,6 +115,8 @@ pub mod globals {
     pub const FLOW_SLOTS_LEN: &str = "FLOW_SLOTS_LEN";
     /// Number of flows that one container may have in [`FLOWS`](super::FLOWS), `u32`.
     pub const FLOW_SHARE: &str = "FLOW_SHARE";
+    /// Whether [`BLOCKED`](super::BLOCKED) may have ports of the store, `u32`: 1 or 0.
+    pub const PORTS_CLOSED: &str = "PORTS_CLOSED";
     /// Interface index of the loopback device, `u32`.
     pub const LOOPBACK: &str = "LOOPBACK";
     /// Log level of aya-log, `u8`: 0 writes nothing, 5 writes trace lines.

@@ -164,19 +164,29 @@ pub const fn begins_anew(tcp_flags: u8, orig: u32, reply: u32) -> bool {
     tcp::opens(tcp_flags) && ((orig | reply) & seen::RST != 0 || orig & reply & seen::FIN != 0)
 }
 
-/// The `index`-th port (or identifier) to try. The first is the packet's own port, if it is in
-/// the range, or if it is privileged and the range begins after the privileged ports. The next
-/// ones are spread evenly over the range, from a random port on: ports in use often are next to
-/// each other, as those that a system has given out one after the other.
+/// The `index`-th of `tries` ports (or identifiers) to try, [`PORT_TRIES`] or [`BRIEF_PORT_TRIES`]
+/// of them. The first is the packet's own port, if it is in the range, or if it is privileged and
+/// the range begins after the privileged ports. The next ones are spread evenly over the range, from
+/// a random port on: ports in use often are next to each other, as those that a system has given
+/// out one after the other.
 #[inline(always)]
-pub const fn candidate(index: u32, own: u16, random: u32, min: u16, max: u16) -> Option<u16> {
+pub const fn candidate(
+    index: u32,
+    tries: u32,
+    own: u16,
+    random: u32,
+    min: u16,
+    max: u16,
+) -> Option<u16> {
     if index == 0 {
         let keep = own != 0 && ((own >= min && own <= max) || (own < 1024 && min == 1024));
         return if keep { Some(own) } else { None };
     }
     // Not 0, which the compiler can prove.
     let span = max.saturating_sub(min) as u32 + 1;
-    let step = if span < PORT_TRIES { 1 } else { span / PORT_TRIES };
+    // Both divisors are constants: a division by a variable costs more.
+    let step = if tries == BRIEF_PORT_TRIES { span / BRIEF_PORT_TRIES } else { span / PORT_TRIES };
+    let step = if step == 0 { 1 } else { step };
     Some((min as u32 + (random % span + index * step) % span) as u16)
 }
 

@@ -10,7 +10,9 @@ use crate::wire::TcpStart;
 use crate::wire::tcp::{ACK, FIN, RST, SYN};
 
 /// Largest distance, in bytes, of a number from the last one that was believed: a gap of lost
-/// segments, or of lost acknowledgements. A sender that guesses hits it once in 4096 times.
+/// segments, or of lost acknowledgements. A sender that guesses hits it once in 4096 times. Both
+/// numbers of a segment must be that near: of one number alone it could try all in steps of this
+/// size, and each would be believed after the first hit.
 const WINDOW: u32 = 1 << 20;
 
 /// Largest number of bytes that a sender may have under way: the window of TCP with its largest
@@ -86,6 +88,12 @@ const fn moves(from: u32, to: u32) -> bool {
     ahead != 0 && ahead <= WINDOW
 }
 
+/// Whether `to` is at most [`WINDOW`] ahead of `from` or behind it.
+#[inline(always)]
+const fn is_near(from: u32, to: u32) -> bool {
+    to.wrapping_sub(from).wrapping_add(WINDOW) <= 2 * WINDOW
+}
+
 /// Whether `to` is more than [`WINDOW`] ahead of `from`. It may have any distance, except that what
 /// is at most [`IN_FLIGHT`] behind is sent again, or came late.
 #[inline(always)]
@@ -111,14 +119,16 @@ const fn confirms(ack: u32, flow: &Flow) -> bool {
         && (acked <= WINDOW >> BLOCK_BITS || acked == sent)
 }
 
-/// Whether the numbers of [`seen::AHEAD`] begin at most [`WINDOW`] ahead of what was believed since:
-/// what was missing before them has been sent again. In order, each of them would have been
-/// believed.
+/// Whether what was believed since is among the numbers of [`seen::AHEAD`], or less than [`WINDOW`]
+/// before the first one: what was missing before them has been sent again, perhaps with what was
+/// missing among them. In order, each of them would have been believed.
 #[inline(always)]
 const fn leads_on(flow: &Flow) -> bool {
-    let gap = blocks(flow.next_seq >> BLOCK_BITS, flow.first_seq >> BLOCK_BITS);
+    let (first, last) = (flow.first_seq >> BLOCK_BITS, flow.first_seq & BLOCK);
     // The numbers of two blocks may be nearly one block further apart than the blocks.
-    flow.seen & seen::AHEAD != 0 && gap < WINDOW >> BLOCK_BITS
+    let before = (WINDOW >> BLOCK_BITS) - 1;
+    let reached = blocks(first.wrapping_sub(before), flow.next_seq >> BLOCK_BITS);
+    flow.seen & seen::AHEAD != 0 && reached <= blocks(first, last) + before
 }
 
 impl TcpSegment {
@@ -172,7 +182,7 @@ impl TcpSegment {
             let count = flow.packets;
             return flow.kind & kind::HOST != 0 && count > COMPARED && count & 0xff != 0;
         }
-        !is_far(flow.next_seq, self.end) && !is_far(flow.last_ack, self.ack)
+        is_near(flow.next_seq, self.end) && is_near(flow.last_ack, self.ack)
     }
 
     /// Whether a plain segment sends more than its direction has sent.
@@ -298,24 +308,34 @@ impl TcpSegment {
             return unchanged;
         }
         let begun = flow.seen & seen::PACKET != 0;
+        let follows = begun && self.follows_ack(flow, other);
         let mut changes = change::TIME;
         let mut bits = flow.seen;
+        // Whether the acknowledgement is one that this side may send. The number after what this
+        // side has sent is as good: it is a single one.
+        let mut knows = true;
         if flow.seen & seen::ACK == 0 {
             if !self.acknowledges(other, IN_FLIGHT) {
-                // The side that began the flow may send more before it has an answer.
-                if begun && self.moves_seq(flow) {
+                // The side that began the flow may send more before it has an answer. The other one
+                // has sent a SYN that acknowledges, and sends nothing more before that is answered.
+                let is_first = flow.kind & kind::ORIG != 0 || flow.seen & seen::SYN == 0;
+                if begun && is_first && self.moves_seq(flow) {
                     changes |= change::NEXT;
                 }
                 return Followed { seen: bits, changes };
             }
             bits |= seen::PACKET | seen::ACK;
             changes |= change::ACK;
-        } else if self.moves_ack(flow) || self.follows_seq(flow, other) {
+        } else if self.follows_seq(flow, other)
+            || (self.moves_ack(flow) && (follows || is_near(flow.next_seq, self.end)))
+        {
             changes |= change::ACK;
+        } else {
+            knows = self.seq == flow.next_seq || is_near(flow.last_ack, self.ack);
         }
         if !begun {
             changes |= change::FIRST | change::NEXT;
-        } else if self.moves_seq(flow) || self.follows_ack(flow, other) {
+        } else if knows && (follows || self.moves_seq(flow)) {
             changes |= change::NEXT;
             if self.confirms_fin(flow) {
                 bits |= seen::FIN;
@@ -327,11 +347,12 @@ impl TcpSegment {
             let ahead = self.ahead(flow);
             if self.flags & FIN != 0 && self.end >> BLOCK_BITS == ahead & BLOCK {
                 bits |= seen::AHEAD_FIN;
-            } else if ahead != flow.first_seq {
+            } else if ahead != flow.first_seq || flow.seen & seen::AHEAD == 0 {
+                // Programs that do not know the bit leave it when they clear `AHEAD`.
                 bits &= !seen::AHEAD_FIN;
             }
         }
-        if self.flags & FIN != 0 && (!begun || self.ends(flow)) {
+        if self.flags & FIN != 0 && (!begun || (knows && self.ends(flow))) {
             bits |= seen::FIN;
         }
         Followed { seen: bits, changes }

@@ -36,7 +36,7 @@ use crate::{
         routed::{Kind, Routed},
         sender::Sender,
     },
-    globals::{VTEP_IP, VXLAN_PORT},
+    globals::{PORTS_CLOSED, VTEP_IP, VXLAN_PORT},
     kernel::{
         fib::{self, Route},
         redirect,
@@ -303,10 +303,15 @@ fn begin(sender: &Sender<'_>, work: &mut Work) -> Result<Step, DropReason> {
 fn may_reach(net: &NetworkInfo, routed: &Routed) -> Result<(), DropReason> {
     let Tuple { dst, dst_port, .. } = routed.key.tuple;
     // Most such segments are answers to the host, which reaches containers with the gateway's
-    // address. They begin no flow there, not even to a published port, and a socket of the host that
-    // listens refuses them.
+    // address. They begin no flow there, not even to a published port. While ports are closed, they
+    // are looked up: with SYN cookies the host begins a connection at a right acknowledgement.
     let is_tcp = routed.key.protocol == PROTO_TCP;
-    if dst == net.gateway_ip && is_tcp && !tcp::opens(routed.tcp.flags) {
+    if dst == net.gateway_ip
+        && is_tcp
+        && PORTS_CLOSED.load() == 0
+        && routed.has_header
+        && !tcp::opens(routed.tcp.flags)
+    {
         return Ok(());
     }
     // One key for all look-ups: the stack is short.

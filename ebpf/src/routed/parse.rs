@@ -71,13 +71,19 @@ fn try_parse(ctx: &TcContext, zone: u32) -> Result<Routed, DropReason> {
     }
     routed.key = FlowKey::new(zone, protocol, tuple);
     if protocol == PROTO_TCP {
+        // The frame may be longer than the packet: a short one is padded. A fragment that ends
+        // within these bytes leaves the flags to the next one (RFC 3128), while its sender chooses
+        // the padding.
+        let upper_len = u32::from(ip.tot_len()) - header_len;
+        if upper_len < TcpStart::LEN as u32 {
+            return Err(DropReason::Malformed);
+        }
         let start: Option<TcpStart> = if plain { ctx.read(PLAIN_L4) } else { None };
         let tcp = match start {
             Some(tcp) => tcp,
             None => load(ctx, routed.l4 as usize)?,
         };
-        // The frame may be longer than the packet: a short one is padded.
-        routed.tcp = TcpSegment::new(&tcp, u32::from(ip.tot_len()) - header_len);
+        routed.tcp = TcpSegment::new(&tcp, upper_len);
     }
     if ip.more_fragments() && routed.kind == Kind::Flow {
         fragments::first(&mut routed);

@@ -579,7 +579,9 @@ fn port_at(index: u32, new: &mut NewFlow) -> u32 {
         // apply.
         (1024, u16::MAX)
     };
-    let Some(port) = nat::candidate(index, own, new.random, min, max) else { return 0 };
+    let Some(port) = nat::candidate(index, new.tries, own, new.random, min, max) else {
+        return 0;
+    };
     let owner = new.from_incarnation;
     let port = if owner == 0 || !new.of_host || !nat::has_shares(min, max) {
         port

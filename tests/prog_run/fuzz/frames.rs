@@ -192,7 +192,10 @@ fn routed(net: &Net, me: &Host) -> Vec<Vec<u8>> {
     all.extend(fragments(&late, &[304, 304]).into_iter().rev());
     let routed = all.into_iter().map(|packet| V4 { eth_dst: gateway.mac, ..packet }.frame());
     let v6 = V6 { eth_dst: gateway.mac, ..V6::udp(me, &net.far, (1, 2), &payload(60)) };
-    routed.chain([v6.frame()]).collect()
+    // The flags are in the next fragment; what is in their place is padding.
+    let syn = V4 { eth_dst: gateway.mac, ..segment(gateway, (1004, 80), SYN) };
+    let padded = [fragments(&syn, &[8])[0].frame(), vec![0, 0, 0, 0, 0x50, ACK]].concat();
+    routed.chain([v6.frame(), padded]).collect()
 }
 
 /// Frames that the host itself sends.

@@ -122,13 +122,13 @@ pub(super) struct Tracked {
 }
 
 impl Tracked {
-    /// A flow that the packet `what` has begun at `now`.
+    /// A flow that the packet `what` has begun between these times.
     pub(super) const fn new(
         inside: Inside,
         outside: Outside,
         kind: Kind,
         what: What,
-        now: u64,
+        (earliest, latest): (u64, u64),
     ) -> Self {
         let rst = matches!(what, What::Tcp(flags) if flags & RST != 0);
         let stage = if what.opens() { Stage::Begun } else { Stage::Unknown };
@@ -140,8 +140,8 @@ impl Tracked {
             replied: false,
             fin: false,
             rst,
-            kept: now,
-            last: now,
+            kept: earliest,
+            last: latest,
             doubtful: false,
         }
     }
@@ -162,10 +162,15 @@ impl Tracked {
         what.opens() && self.is_orig(from_outside) && (self.fin || self.rst)
     }
 
-    /// The packet has passed.
-    pub(super) fn passes(&mut self, what: What, from_outside: bool, now: u64) {
+    /// The packet has passed between these times.
+    pub(super) fn passes(
+        &mut self,
+        what: What,
+        from_outside: bool,
+        (earliest, latest): (u64, u64),
+    ) {
         let of_orig = self.is_orig(from_outside);
-        (self.last, self.doubtful) = (now, false);
+        (self.last, self.doubtful) = (latest, false);
         self.replied |= !of_orig;
         if let What::Tcp(flags) = what {
             self.stage = self.stage.after(of_orig, flags);
@@ -175,7 +180,7 @@ impl Tracked {
                 return;
             }
         }
-        self.kept = now;
+        self.kept = earliest;
     }
 
     /// The idle time in seconds before which the flow does not expire, and the one after which it

@@ -16,6 +16,7 @@ use super::{
     host::{Host, facts},
     platform::Underlay as _,
     shared::Shared,
+    store_address,
 };
 use crate::{
     choice::device::Device,
@@ -152,6 +153,7 @@ pub(super) async fn host(
         port_share: options.conntrack.port_share,
         services: options.services.clone(),
         denied,
+        ports_closed: store_address::closes_ports(options),
         trace: options.trace,
     };
     let to_load = datapath_options.clone();

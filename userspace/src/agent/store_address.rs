@@ -39,6 +39,16 @@ fn members(options: &AgentOptions) -> Vec<String> {
     }
 }
 
+/// The members of the store that are closed to containers, each `HOST:PORT`.
+fn closed(options: &AgentOptions) -> Vec<String> {
+    if options.store_access.for_containers { Vec::new() } else { members(options) }
+}
+
+/// Whether ports of the store are closed to containers.
+pub(super) fn closes_ports(options: &AgentOptions) -> bool {
+    !closed(options).is_empty()
+}
+
 /// Whether the agent uses an etcd without authentication beyond the loopback device.
 pub(super) fn is_exposed(options: &AgentOptions) -> bool {
     members(options).iter().any(|member| !is_loopback(member))
@@ -87,8 +97,7 @@ pub(super) async fn learn(shared: Arc<Shared>) {
 /// Keeps the members of the store closed to containers, until the agent stops. A member whose name is
 /// not found is a problem.
 pub(super) async fn keep(shared: Arc<Shared>, host: Arc<Host>) {
-    let is_open = shared.options.store_access.for_containers;
-    let closed = if is_open { Vec::new() } else { members(&shared.options) };
+    let closed = closed(&shared.options);
     // An address is looked up without a name server.
     let (addresses, names): (Vec<String>, Vec<String>) =
         closed.into_iter().partition(|member| member.parse::<SocketAddr>().is_ok());

@@ -124,6 +124,8 @@ pub struct Options {
     pub services: Vec<Ipv4Network>,
     /// Clients that may not use published ports. [`KernelTables::denied`] changes them later.
     pub denied: Vec<Ipv4Network>,
+    /// Ports of the store may be closed to containers ([`KernelTables::blocked`]).
+    pub ports_closed: bool,
     /// The programs write trace lines.
     pub trace: bool,
 }
@@ -333,6 +335,7 @@ fn load(object: &[u8], options: &Options, maps: Option<&Path>) -> Result<Ebpf, D
     let ageing_ns = u64::try_from(options.ageing.as_nanos()).unwrap_or(u64::MAX);
     let log_level = if options.trace { LOG_LEVEL_TRACE } else { 0 };
     let loopback = loopback_ifindex();
+    let ports_closed = u32::from(options.ports_closed);
     let (port_min, port_max) = options.nat_ports;
     let port_share = nat::port_share(options.port_share);
     // Two entries for each flow, and two slots. A pinned table keeps its size.
@@ -348,6 +351,7 @@ fn load(object: &[u8], options: &Options, maps: Option<&Path>) -> Result<Ebpf, D
         .override_global(globals::NAT_PORT_MIN, &port_min, true)
         .override_global(globals::NAT_PORT_MAX, &port_max, true)
         .override_global(globals::NAT_PORT_SHARE, &port_share, true)
+        .override_global(globals::PORTS_CLOSED, &ports_closed, true)
         .override_global(globals::LOOPBACK, &loopback, true)
         .override_global(globals::FLOW_TIMEOUTS, options.flow_timeouts.as_slice(), true)
         .override_global(globals::FLOW_SLOTS_LEN, &entries, true)
@@ -504,6 +508,7 @@ impl Options {
             port_share: culvert_common::abi::DEFAULT_PORT_SHARE,
             services: Vec::new(),
             denied: Vec::new(),
+            ports_closed: false,
             trace: false,
         }
     }

@@ -47,6 +47,7 @@ impl Price {
             port_share: 100,
             services: Vec::new(),
             denied: Vec::new(),
+            ports_closed: false,
             trace: false,
         };
         let mut ebpf = load_object(&options, None)?;

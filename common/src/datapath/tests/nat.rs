@@ -8,8 +8,8 @@ use crate::abi::{
     Flow, FlowKey, RESERVED_ENTRIES, RESERVED_WORDS, Tuple, reserved_bit, seen as bits,
 };
 use crate::datapath::nat::{
-    self, PORT_TRIES, PROBES, Quoted, Upper, WHOLE_SHARE, address_difference, begins_anew,
-    candidate, checksum_offset, echo_id, has_ports, has_shares, in_share, is_in_share,
+    self, BRIEF_PORT_TRIES, PORT_TRIES, PROBES, Quoted, Upper, WHOLE_SHARE, address_difference,
+    begins_anew, candidate, checksum_offset, echo_id, has_ports, has_shares, in_share, is_in_share,
     port_difference, port_share, ports_offset, probe, readdress, translate_error, update,
     update_upper, upper,
 };
@@ -172,10 +172,12 @@ proptest! {
 
     #[test]
     fn candidates_are_in_the_range(
-        own: u16, random: u32, a: u16, b: u16, index in 0..PORT_TRIES,
+        own: u16, random: u32, a: u16, b: u16, index in 0..PORT_TRIES, is_brief: bool,
     ) {
+        let tries = if is_brief { BRIEF_PORT_TRIES } else { PORT_TRIES };
+        let index = index % tries;
         let (min, max) = (a.min(b), a.max(b));
-        match candidate(index, own, random, min, max) {
+        match candidate(index, tries, own, random, min, max) {
             Some(port) if index == 0 => {
                 prop_assert_eq!(port, own);
                 prop_assert!(own != 0);
@@ -188,20 +190,25 @@ proptest! {
 
     #[test]
     fn candidates_differ(random: u32, min in 1u16..60_000, more in 63u16..5000) {
-        let mut ports: Vec<u16> = (1..PORT_TRIES)
-            .filter_map(|index| candidate(index, 0, random, min, min + more))
-            .collect();
-        ports.sort_unstable();
-        ports.dedup();
-        prop_assert_eq!(ports.len(), PORT_TRIES as usize - 1);
+        for tries in [PORT_TRIES, BRIEF_PORT_TRIES] {
+            let mut ports: Vec<u16> = (1..tries)
+                .filter_map(|index| candidate(index, tries, 0, random, min, min + more))
+                .collect();
+            ports.sort_unstable();
+            ports.dedup();
+            prop_assert_eq!(ports.len(), tries as usize - 1);
+        }
     }
 
     /// A quarter of the range is free, and all other ports are in use.
     #[test]
     fn a_free_part_of_the_range_is_found(random: u32, first in 1024u16..49_000) {
         let free = first..=first + 16_383;
-        let mut ports = (1..PORT_TRIES).filter_map(|at| candidate(at, 0, random, 1024, u16::MAX));
-        prop_assert!(ports.any(|port| free.contains(&port)));
+        for tries in [PORT_TRIES, BRIEF_PORT_TRIES] {
+            let mut ports =
+                (1..tries).filter_map(|at| candidate(at, tries, 0, random, 1024, u16::MAX));
+            prop_assert!(ports.any(|port| free.contains(&port)), "{}", tries);
+        }
     }
 
     /// Each container has about its share of all ports, and the same share of the ports that are
@@ -251,8 +258,8 @@ proptest! {
 fn a_range_of_few_is_tried_in_full() {
     for (min, max) in [(5000, 5000), (5000, 5003), (1024, 1086), (65_473, 65_535)] {
         for random in [0, 1, 2, 77, u32::MAX] {
-            let mut ports: Vec<u16> =
-                (1..PORT_TRIES).filter_map(|index| candidate(index, 0, random, min, max)).collect();
+            let all = |at| candidate(at, PORT_TRIES, 0, random, min, max);
+            let mut ports: Vec<u16> = (1..PORT_TRIES).filter_map(all).collect();
             ports.sort_unstable();
             ports.dedup();
             assert_eq!(ports, (min..=max).collect::<Vec<u16>>());
@@ -293,7 +300,7 @@ fn a_whole_share_has_every_port() {
 
 #[test]
 fn own_port_is_kept() {
-    let first = |own, min, max| candidate(0, own, 7, min, max);
+    let first = |own, min, max| candidate(0, PORT_TRIES, own, 7, min, max);
     for own in [1024, 40_000, 65_535] {
         assert_eq!(first(own, 1024, 65_535), Some(own));
     }
@@ -315,7 +322,9 @@ fn own_port_is_kept() {
 fn ranges_turned_around_or_whole_do_not_panic() {
     for (min, max) in [(2000, 1000), (0, u16::MAX), (u16::MAX, u16::MAX), (0, 0)] {
         for index in 0..PORT_TRIES {
-            let _ = candidate(index, 5, u32::MAX, min, max);
+            for tries in [PORT_TRIES, BRIEF_PORT_TRIES] {
+                let _ = candidate(index, tries, 5, u32::MAX, min, max);
+            }
         }
     }
 }
