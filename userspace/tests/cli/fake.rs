@@ -417,6 +417,7 @@ impl Backend for Fake {
             mode: mode.to_owned(),
             state: if mode == "attached" { mode } else { "created" }.to_owned(),
             pid: None,
+            start_time: None,
             exit_code: None,
             restart: match &request.rerun {
                 Some(rerun) if !state.forgetful => rerun.restart,
