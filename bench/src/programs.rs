@@ -102,9 +102,6 @@ fn each_leaving(
         .try_for_each(|(what, known)| each(what, known).with_context(|| (*what).to_owned()))
 }
 
-/// The name of a kind of packet, and its times in ns.
-pub(crate) type Times = (&'static str, Vec<f64>);
-
 /// Times, in ns, of `from_container` on packets that begin a flow or are refused one, each kind
 /// with its name (`SNAT, new flow`) and with `rounds` times.
 ///
@@ -114,7 +111,7 @@ pub(crate) fn first_packets(
     culvert: &Culvert,
     arms: &[Arm],
     rounds: u32,
-) -> Result<(ProgramInfo, [Times; 3])> {
+) -> Result<(ProgramInfo, [refused::Times; 3])> {
     let snat = path(culvert, arms, "SNAT")?;
     refused::beginning(culvert, &snat, rounds).context("first packets: test run")
 }

@@ -9,7 +9,6 @@ use culvert::datapath::{share_of, test_run::Hook};
 use culvert_common::abi::{DEFAULT_FLOWS, DEFAULT_SHARE, ENCAPSULATED_MARK};
 
 use super::{
-    Times,
     path::{Path, Place, Traffic},
     test_run::{DROP, FIRST, Known, PASS, Packet, SkbState, built, ends, frame},
 };
@@ -45,6 +44,9 @@ pub(super) fn leaving<'a>(
         ("uplink, VXLAN of others", Known::judged(uplink, vxlan, forwarded, DROP)),
     ])
 }
+
+/// The name of a kind of packet, and its times in ns.
+pub(crate) type Times = (&'static str, Vec<f64>);
 
 /// Times of the first program of `path`, which masquerades, on datagrams that begin a flow, and on
 /// datagrams that are refused one, because their container has its share of the table or because

@@ -1,4 +1,8 @@
 //! The entries of the table of flows: how they are copied, expire, and are removed.
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key or a value that is passed by value is copied to the stack, which is short"
+)]
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use culvert_common::{

@@ -93,7 +93,6 @@ use crate::{
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     start::log(&options.log, options.trace)?;
     capabilities::tell();
-    seccomp::tell();
     doctor::preflight().map_err(|line| anyhow!(line))?;
     // One for the process: an agent that starts anew at another address is the same agent, whose
     // former lease may still live.

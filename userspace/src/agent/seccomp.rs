@@ -11,7 +11,7 @@
 use std::{
     collections::BTreeMap,
     env::consts::ARCH,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Once, OnceLock},
 };
 
 use nix::libc::{self, c_int, c_long};
@@ -135,7 +135,7 @@ pub fn confine(mode: SeccompMode) {
 }
 
 /// Writes the result of [`confine`] to the log, if it was called.
-pub(super) fn tell() {
+fn tell() {
     match DONE.get() {
         None | Some(Confinement::Failed(_)) => {}
         Some(Confinement::On) => {
@@ -146,8 +146,12 @@ pub(super) fn tell() {
     }
 }
 
-/// Keeps the problems in `status`: the agent is not limited, or its starter has ended.
+/// Tells the limits in the log, once in the life of the process. Keeps the problems in `status`: the
+/// agent is not limited, or its starter has ended.
 pub(super) async fn keep(shared: Arc<Shared>) {
+    // An agent that starts anew at another address has the same limits.
+    static TOLD: Once = Once::new();
+    TOLD.call_once(tell);
     let problems = &shared.shown.problems;
     if let Some(Confinement::Failed(why)) = DONE.get() {
         let line = format!(
