@@ -1,5 +1,5 @@
 //! The verbs of this repository: `cargo xtask setup`, `build`, `run`, `demo`, `lab`, `test`,
-//! `check`, `bench`, `article`, `clean`.
+//! `check`, `stack`, `bench`, `article`, `clean`.
 //!
 //! Every verb first checks that its tools are installed, and runs `setup` for the missing ones.
 //! An error that a user can cause is one line on standard error and exit code 1.
@@ -43,8 +43,10 @@ enum Verb {
     Lab(verbs::lab::Args),
     /// Build, run every test, and the demo as the last of them
     Test(verbs::test::Args),
-    /// Formatting, lints, documentation, rooms, dependencies, licences
+    /// Formatting, lints, BPF stack, documentation, rooms, dependencies, licences
     Check(verbs::check::Args),
+    /// The deepest chain of calls of each BPF program, and how much of the stack it takes
+    Stack(verbs::stack::Args),
     /// Run the benchmarks; all arguments go to culvert-bench
     Bench(verbs::bench::Args),
     /// Measure the article's table of throughputs, A to F: the one in docs/ARTICLE.md
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         Verb::Lab(args) => verbs::lab::main(&args),
         Verb::Test(args) => verbs::test::main(&args),
         Verb::Check(args) => verbs::check::main(&args),
+        Verb::Stack(args) => verbs::stack::main(&args),
         Verb::Bench(args) => verbs::bench::main(&args),
         Verb::Article(args) => verbs::article::main(&args),
         Verb::Clean => verbs::clean::main(),

@@ -10,4 +10,5 @@ pub(crate) mod inside;
 pub(crate) mod lab;
 pub(crate) mod run;
 pub(crate) mod setup;
+pub(crate) mod stack;
 pub(crate) mod test;
