@@ -1,4 +1,4 @@
-//! `check`: formatting, lints, documentation, rooms, dependencies, licences.
+//! `check`: formatting, lints, BPF stack, documentation, rooms, dependencies, licences.
 
 mod dependencies;
 mod licences;
@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use culvert_bpf_build::{PACKAGE, PROFILE, Toolchain};
 
-use super::{bench, build, setup};
+use super::{bench, build, setup, stack};
 use crate::tools::{self, Need};
 use crate::{paths, privilege, process, ui};
 
@@ -35,6 +35,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         ("format", format),
         ("clippy, host", clippy_host),
         ("clippy, bpf", clippy_bpf),
+        ("stack", stack::check),
         ("rustdoc", rustdoc),
         ("rooms", rooms::check),
         ("unused dependencies", unused),
