@@ -71,10 +71,10 @@ unsafe extern "C" fn local_replica(index: u64, context: *mut c_void) -> i64 {
 }
 
 /// State of the loop over the VTEPs (head-end replication).
-struct RemoteReplicas {
+struct RemoteReplicas<'a> {
     common: Replicas,
     flags: u32,
-    inner: Inner,
+    inner: &'a Inner,
     src_port: u16,
 }
 
@@ -149,7 +149,7 @@ fn try_remote<const ONLY_QUERIERS: bool>(
     let mut replicas = RemoteReplicas {
         common: Replicas { skb, direction, vni, from: 0, bytes, sent: 0, only_queriers: false },
         flags,
-        inner: *inner,
+        inner,
         src_port: entropy_port(ctx, inner),
     };
     encap::make_room(ctx, inner.tos.is_some())?;
@@ -163,7 +163,7 @@ unsafe extern "C" fn remote_replica<const ONLY_QUERIERS: bool>(
     context: *mut c_void,
 ) -> i64 {
     // SAFETY: `remote` passes its own `RemoteReplicas`.
-    let replicas = unsafe { &mut *context.cast::<RemoteReplicas>() };
+    let replicas = unsafe { &mut *context.cast::<RemoteReplicas<'_>>() };
     let key = FloodKey { vni: replicas.common.vni, index: index as u32 };
     let Some(entry) = read(&FLOOD_REMOTE, &key) else { return 0 };
     if ONLY_QUERIERS && is_querier(replicas.common.vni, 0, entry.value) == 0 {
@@ -182,8 +182,8 @@ unsafe extern "C" fn remote_replica<const ONLY_QUERIERS: bool>(
 
 /// Writes the headers for `vtep` into the frame, and sends a copy.
 #[inline(always)]
-fn send_replica(replicas: &RemoteReplicas, vtep: VtepId) -> Result<(), DropReason> {
-    let (skb, inner) = (replicas.common.skb, &replicas.inner);
+fn send_replica(replicas: &RemoteReplicas<'_>, vtep: VtepId) -> Result<(), DropReason> {
+    let (skb, inner) = (replicas.common.skb, replicas.inner);
     let path = underlay(vtep).ok_or(DropReason::NoUnderlayPath)?;
     if inner.segment_len > path_mtu::for_packet(inner, vtep, path) {
         return Err(DropReason::PacketTooBig);

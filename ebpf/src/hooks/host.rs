@@ -43,7 +43,8 @@ fn handle(ctx: &TcContext, ifindex: u32) -> Outcome {
         return Err(DropReason::Unroutable);
     }
     if is_forwarded(ctx) {
-        return from_forwarded::receive(ctx, vni);
+        let outcome = from_forwarded::receive(ctx, vni).outcome();
+        return outcome.unwrap_or(Err(DropReason::HelperFailed));
     }
     let mut sent = Sent { action: Action::Deliver, unresolved: None };
     let result = send(ctx, vni, net, &mut sent);

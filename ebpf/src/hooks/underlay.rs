@@ -58,15 +58,15 @@ fn handle(ctx: &TcContext) -> Outcome {
     }
     ensure(ctx, INNER as u32);
     match classify(ctx, ctx.len()) {
-        Err(reason) => not_ours(ctx, reason),
-        Ok(Outer::Other) => from_external::receive(ctx, DIRECTION, zone::EXTERNAL, Hook::Ingress),
+        Err(reason) => return not_ours(ctx, reason),
+        Ok(Outer::Vxlan(tunnelled)) => return decapsulate(ctx, &tunnelled),
         Ok(Outer::Icmp) => {
             linearise(ctx);
             path_mtu::note_report(ctx.skb.skb);
-            from_external::receive(ctx, DIRECTION, zone::EXTERNAL, Hook::Ingress)
         }
-        Ok(Outer::Vxlan(tunnelled)) => decapsulate(ctx, &tunnelled),
+        Ok(Outer::Other) => {}
     }
+    from_external::receive(ctx, DIRECTION, zone::EXTERNAL, Hook::Ingress)
 }
 
 /// VXLAN that is not Culvert's. If a socket of another system has the port, too, the frame is
@@ -109,8 +109,10 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
     };
     let sender = tunnel_source::check(ctx, net, vni, vtep, outer.vtep)?;
     let eth: EthHdr = ctx.read(INNER).ok_or(DropReason::OuterMalformed)?;
-    let contents = decap::inspect(ctx, outer, &eth)?;
-    let receiver = find_receiver(vni, net, &eth)?;
+    // Its bytes would take more stack if they were kept in registers.
+    let eth = &*core::hint::black_box(&eth);
+    let contents = decap::inspect(ctx, outer, eth)?;
+    let receiver = find_receiver(vni, net, eth)?;
     // The frame was sent by another host itself, not by a container of that host.
     let of_host = sender == TunnelSource::Host;
     let mut what = 0;
@@ -132,7 +134,7 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
         learn_from(ctx.skb.skb, vni, vtep.0, what);
     }
 
-    decap::unwrap(ctx, outer, &contents, &eth)?;
+    decap::unwrap(ctx, outer, &contents, eth)?;
     match receiver {
         Receiver::Host => {
             redirect::ingress(net.gateway_ifindex);

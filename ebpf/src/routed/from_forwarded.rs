@@ -6,7 +6,7 @@
 //! machine to any port of any container.
 
 use aya_ebpf::programs::TcContext;
-use culvert_common::abi::{Action, Direction, DropReason, zone};
+use culvert_common::abi::{Direction, DropReason, zone};
 
 use super::{
     icmp_error,
@@ -17,13 +17,20 @@ use crate::{
     act::translate::{self, Hook},
     facts::routed::Kind,
     state::flows,
+    verdict::{Outcome, Packed},
 };
 
 const DIRECTION: Direction = Direction::FromHost;
 
-/// Delivers the packet to the container of the network `vni` to whose flow it belongs.
+/// Delivers the packet to the container of the network `vni` to whose flow it belongs. A BPF
+/// function of its own, to keep the stack frame of its caller small.
+#[inline(never)]
+pub(crate) fn receive(ctx: &TcContext, vni: u32) -> Packed {
+    Packed::new(Some(try_receive(ctx, vni)))
+}
+
 #[inline(always)]
-pub(crate) fn receive(ctx: &TcContext, vni: u32) -> Result<Action, DropReason> {
+fn try_receive(ctx: &TcContext, vni: u32) -> Outcome {
     let work = work()?;
     parse(ctx, zone::HOST, &mut work.routed)?;
     let Work { routed, target, .. } = work;

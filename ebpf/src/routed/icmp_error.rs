@@ -15,7 +15,7 @@ use crate::{
 
 /// Translates the packet that the ICMP error `routed` quotes. Stores in `target` the destination
 /// and the new addresses of the ICMP error itself. Fails with [`DropReason::NoFlow`] if the quoted
-/// packet belongs to no flow. A BPF function of its own, for a stack frame of its own.
+/// packet belongs to no flow. After an error the contents of `target` have no meaning. A BPF function of its own, for a stack frame of its own.
 #[inline(never)]
 pub(super) fn translate(
     skb: *mut __sk_buff,
@@ -35,29 +35,37 @@ fn try_translate(
 ) -> Result<(), DropReason> {
     let quoted_at = routed.l4 as usize + Icmpv4Hdr::LEN;
     let ip: Ipv4Hdr = load(ctx, quoted_at)?;
+    // Each byte of the header would take eight bytes of the stack if it was kept in a register.
+    let ip = &*core::hint::black_box(&ip);
     let header_len = ip.header_len();
     if ip.version() != 4 || header_len < Ipv4Hdr::LEN as u32 || !ip.is_first() {
         return Err(DropReason::NoFlow);
     }
     let upper_at = quoted_at + header_len as usize;
     let upper: [u8; UPPER_LEN] = load(ctx, upper_at)?;
+    let upper = &*core::hint::black_box(&upper);
     let protocol = ip.protocol();
-    let Upper::Ports(src_port, dst_port) = nat::upper(protocol, &upper) else {
+    let Upper::Ports(src_port, dst_port) = nat::upper(protocol, upper) else {
         return Err(DropReason::NoFlow);
     };
     let from = Tuple { src: ip.src, dst: ip.dst, src_port, dst_port };
+    let from = &*core::hint::black_box(&from);
     let key = FlowKey::new(routed.key.zone, protocol, from.reversed());
-    let Target { to: reply, zone, dest, .. } =
-        flows::current(&key, incarnation).ok_or(DropReason::NoFlow)?;
-    let becomes = nat::translate_error(&routed.ip, &from, &reply);
+    if !flows::current(&key, incarnation, target) {
+        return Err(DropReason::NoFlow);
+    }
+    let becomes = nat::translate_error(&routed.ip, from, &target.to);
     let to = becomes.tuple;
+    // Stored before the quote is changed: what is needed later takes stack.
+    target.to = Tuple { src: becomes.src, dst: becomes.dst, ..Tuple::default() };
+    target.kind = 0;
 
     // The checksum of the ICMP error covers the quote, so it changes with the quote.
-    let new_ip = nat::readdress(&ip, to.src, to.dst, false);
+    let new_ip = nat::readdress(ip, to.src, to.dst, false);
     store(ctx, quoted_at, &new_ip)?;
-    let addresses = nat::address_difference(&from, &to);
+    let addresses = nat::address_difference(from, &to);
     let mut change = nat::add(addresses, nat::word_difference(ip.checksum(), new_ip.checksum()));
-    let ports = nat::port_difference(protocol, &from, &to);
+    let ports = nat::port_difference(protocol, from, &to);
     change = nat::add(change, ports);
     let ports_at = upper_at + nat::ports_offset(protocol) as usize;
     let covered = if protocol == PROTO_ICMP {
@@ -76,7 +84,5 @@ fn try_translate(
     }
     let checksum = routed.l4 + nat::checksum_offset(PROTO_ICMP);
     add_to_checksum(ctx, checksum, change, 0)?;
-    let addresses = Tuple { src: becomes.src, dst: becomes.dst, ..Tuple::default() };
-    *target = Target { to: addresses, zone, dest, kind: 0 };
     Ok(())
 }

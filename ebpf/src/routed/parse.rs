@@ -15,37 +15,31 @@ use crate::{
     facts::routed::{Kind, Routed},
     kernel::skb::{ETH_LEN, Packet as _, load},
     state::fragments,
-    verdict::hand_back,
 };
 
 /// Offset of the upper layer where the IPv4 header has no options.
 const PLAIN_L4: usize = ETH_LEN + Ipv4Hdr::LEN;
 
-/// Reads the headers of an IPv4 packet that comes in from `zone`. A BPF function of its own, for a
-/// stack frame of its own.
+/// Reads the headers of an IPv4 packet that comes in from `zone`. After an error the contents of
+/// `routed` have no meaning. A BPF function of its own, for a stack frame of its own.
 #[inline(never)]
 pub(super) fn parse(ctx: &TcContext, zone: u32, routed: &mut Routed) -> Result<(), DropReason> {
-    hand_back(try_parse(ctx, zone), routed)
-}
-
-#[inline(always)]
-fn try_parse(ctx: &TcContext, zone: u32) -> Result<Routed, DropReason> {
     let ip: Ipv4Hdr = ctx.read(ETH_LEN).ok_or(DropReason::Malformed)?;
     let header_len = source::check_ipv4_shape(&ip, ctx.len() - ETH_LEN as u32)?;
-    let mut routed = Routed { ip, l4: ETH_LEN as u32 + header_len, ..Routed::default() };
+    *routed = Routed { ip, l4: ETH_LEN as u32 + header_len, ..Routed::default() };
     let protocol = ip.protocol();
     let mut tuple = Tuple { src: ip.src, dst: ip.dst, ..Tuple::default() };
     if !ip.is_first() {
         if !nat::has_ports(protocol) {
             // The first fragment has no ports either.
             routed.key = FlowKey::new(zone, protocol, tuple);
-            return Ok(routed);
+            return Ok(());
         }
         let (kind, ports) = fragments::later(zone, &ip);
         routed.kind = kind;
         (tuple.src_port, tuple.dst_port) = ports;
         routed.key = FlowKey::new(zone, protocol, tuple);
-        return Ok(routed);
+        return Ok(());
     }
     routed.has_header = true;
     let plain = header_len == Ipv4Hdr::LEN as u32;
@@ -57,7 +51,7 @@ fn try_parse(ctx: &TcContext, zone: u32) -> Result<Routed, DropReason> {
             // The packet is too short for every protocol that can be translated.
             Err(_) => {
                 routed.key = FlowKey::new(zone, protocol, tuple);
-                return Ok(routed);
+                return Ok(());
             }
         },
     };
@@ -86,7 +80,7 @@ fn try_parse(ctx: &TcContext, zone: u32) -> Result<Routed, DropReason> {
         routed.tcp = TcpSegment::new(&tcp, upper_len);
     }
     if ip.more_fragments() && routed.kind == Kind::Flow {
-        fragments::first(&mut routed);
+        fragments::first(routed);
     }
-    Ok(routed)
+    Ok(())
 }

@@ -213,16 +213,18 @@ pub(crate) fn has_host_socket(ctx: &TcContext, routed: &Routed, target: &Target)
         && socket::find(ctx.skb.skb, key.protocol, &key.tuple) == socket::CONNECTED
 }
 
-/// The target of the flow under `key`. `None` if one of its containers is no longer the container
-/// that it began with, or if its client was denied after it began. `incarnation` is that of the
-/// container that sent the packet, 0 if no container sent it.
+/// Stores the target of the flow under `key` in `target`. Returns `false` if there is no such flow,
+/// if one of its containers is no longer the container that it began with, or if its client was
+/// denied after it began. `incarnation` is that of the container that sent the packet, 0 if no
+/// container sent it.
 #[inline(always)]
-pub(crate) fn current(key: &FlowKey, incarnation: u32) -> Option<Target> {
-    let flow = entry(key)?;
-    if flow.kind & kind::DENIED != 0 {
-        return None;
+pub(crate) fn current(key: &FlowKey, incarnation: u32, target: &mut Target) -> bool {
+    let Some(flow) = entry(key) else { return false };
+    if flow.kind & kind::DENIED != 0 || !is_current(flow, incarnation) {
+        return false;
     }
-    is_current(flow, incarnation).then(|| Target::of(flow))
+    *target = Target::of(flow);
+    true
 }
 
 /// Whether both containers of a flow are still those that it began with.

@@ -8,10 +8,10 @@ use anyhow::{Context as _, Result, bail};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Round {
     /// Up to a multiple of 16 bytes: Linux 6.9 or newer, with its compiler (JIT)
-    #[default]
     #[value(name = "16")]
     To16,
     /// Up to a multiple of 32 bytes, at least 32: Linux up to 6.8, and the interpreter
+    #[default]
     #[value(name = "32")]
     To32,
 }
