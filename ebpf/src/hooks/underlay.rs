@@ -110,7 +110,7 @@ fn decapsulate(ctx: &TcContext, outer: &Tunnelled) -> Outcome {
     let sender = tunnel_source::check(ctx, net, vni, vtep, outer.vtep)?;
     let eth: EthHdr = ctx.read(INNER).ok_or(DropReason::OuterMalformed)?;
     // Its bytes would take more stack if they were kept in registers.
-    let eth = &*core::hint::black_box(&eth);
+    let eth = core::hint::black_box(&eth);
     let contents = decap::inspect(ctx, outer, eth)?;
     let receiver = find_receiver(vni, net, eth)?;
     // The frame was sent by another host itself, not by a container of that host.

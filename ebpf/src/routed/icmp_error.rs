@@ -36,20 +36,20 @@ fn try_translate(
     let quoted_at = routed.l4 as usize + Icmpv4Hdr::LEN;
     let ip: Ipv4Hdr = load(ctx, quoted_at)?;
     // Each byte of the header would take eight bytes of the stack if it was kept in a register.
-    let ip = &*core::hint::black_box(&ip);
+    let ip = core::hint::black_box(&ip);
     let header_len = ip.header_len();
     if ip.version() != 4 || header_len < Ipv4Hdr::LEN as u32 || !ip.is_first() {
         return Err(DropReason::NoFlow);
     }
     let upper_at = quoted_at + header_len as usize;
     let upper: [u8; UPPER_LEN] = load(ctx, upper_at)?;
-    let upper = &*core::hint::black_box(&upper);
+    let upper = core::hint::black_box(&upper);
     let protocol = ip.protocol();
     let Upper::Ports(src_port, dst_port) = nat::upper(protocol, upper) else {
         return Err(DropReason::NoFlow);
     };
     let from = Tuple { src: ip.src, dst: ip.dst, src_port, dst_port };
-    let from = &*core::hint::black_box(&from);
+    let from = core::hint::black_box(&from);
     let key = FlowKey::new(routed.key.zone, protocol, from.reversed());
     if !flows::current(&key, incarnation, target) {
         return Err(DropReason::NoFlow);
