@@ -2,7 +2,7 @@
 
 use culvert_tests::{
     cluster::SOON,
-    netns::{Netns, Underlay, wait_until},
+    netns::{Netns, Underlay, wait_for, wait_until},
     sock::container,
 };
 use nix::sys::signal::Signal;
@@ -137,9 +137,13 @@ fn what_the_kernel_believes_is_not_used() {
     pair.cluster.hosts[0].stop_agent(Signal::SIGTERM);
     pair.cluster.hosts[0].start_agent(&[]);
     pair.cluster.hosts[0].wait_ready();
-    let rows = pair.one().json(&["vtep", "ls"]);
-    let row = rows.as_array().unwrap().iter().find(|row| row["ip"] == two.to_string());
-    assert_eq!(row.unwrap()["inner_mtu"], 1450, "{rows}");
+    // The agent answers before it has looked for the path.
+    let row = wait_for(SOON, "the path", || {
+        let rows = pair.one().json(&["vtep", "ls"]);
+        let mut rows = rows.as_array().unwrap().iter();
+        rows.find(|row| row["ip"] == two.to_string() && row["inner_mtu"] != 0).cloned()
+    });
+    assert_eq!(row["inner_mtu"], 1450, "{row}");
     let (passes, text) = pair.ping(1422);
     assert!(passes, "{text}");
 }
