@@ -15,7 +15,8 @@ use crate::{
 
 /// Translates the packet that the ICMP error `routed` quotes. Stores in `target` the destination
 /// and the new addresses of the ICMP error itself. Fails with [`DropReason::NoFlow`] if the quoted
-/// packet belongs to no flow. After an error the contents of `target` have no meaning. A BPF function of its own, for a stack frame of its own.
+/// packet belongs to no flow. After an error the contents of `target` have no meaning. A BPF
+/// function of its own, for a stack frame of its own.
 #[inline(never)]
 pub(super) fn translate(
     skb: *mut __sk_buff,

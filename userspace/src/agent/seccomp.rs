@@ -162,7 +162,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
     let Some(ended) = sandbox::follow_starter() else { return };
     tokio::select! {
         () = shared.ending.shutdown.cancelled() => {}
-        () = ended.cancelled() => {
+        () = ended => {
             let line = "starter: the process that starts commands again has ended, so none is started again: restart the agent";
             problems.set("starter", Some(line.to_owned()));
         }

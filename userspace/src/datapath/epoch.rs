@@ -8,14 +8,11 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use aya::{
-    Ebpf,
-    maps::{Map, MapError},
-};
+use aya::{Ebpf, maps::Map};
 use culvert_common::abi::names;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::error::DatapathError;
+use super::{error::DatapathError, raw::missing};
 
 /// Length of the mapping in bytes. The kernel rounds it up to a page.
 const LENGTH: NonZeroUsize = NonZeroUsize::MIN;
@@ -41,10 +38,7 @@ impl Epoch {
         let failed =
             |what, source: io::Error| DatapathError::Io { path: names::EPOCH.into(), what, source };
         let Some(Map::Array(map)) = ebpf.map(names::EPOCH) else {
-            return Err(DatapathError::Map {
-                map: names::EPOCH,
-                source: Box::new(MapError::InvalidName { name: names::EPOCH.to_owned() }),
-            });
+            return Err(missing(names::EPOCH));
         };
         let fd = map.fd().as_fd();
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt, io,
+    fmt,
     os::fd::AsFd as _,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -18,7 +18,7 @@ use culvert_common::abi::{Flow, FlowKey, FlowShare, Sealed as _, names};
 use super::{
     batch,
     error::DatapathError,
-    raw::{Bytes, failed, if_there, take_map},
+    raw::{Bytes, failed, if_there, second_handle, take_map},
 };
 
 /// Beginning of a [`Slice`]: the number of a hash bucket. It stays valid when entries are added
@@ -134,7 +134,7 @@ impl Flows {
     /// Takes the maps out of the loaded object, except for `FLOWS`, which stays in it.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
         let failed = |source| failed(names::FLOWS, source);
-        let (map, fd) = (second(ebpf).map_err(failed)?, second(ebpf).map_err(failed)?);
+        let (map, fd) = (second_handle(ebpf, names::FLOWS)?, second_handle(ebpf, names::FLOWS)?);
         Ok(Self {
             max_entries: fd.info().map_err(failed)?.max_entries(),
             flows: Mutex::new(HashMap::try_from(Map::HashMap(map)).map_err(failed)?),
@@ -178,15 +178,9 @@ impl FlowTable for Flows {
     }
 
     fn replace(&self, key: &FlowKey, flow: &Flow) -> Result<(), DatapathError> {
-        match lock(&self.flows).insert(Bytes(*key), Bytes(flow.sealed(key)), BPF_EXIST) {
-            Ok(()) => Ok(()),
-            Err(MapError::SyscallError(error))
-                if error.io_error.kind() == io::ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
-            Err(source) => Err(failed(names::FLOWS, source)),
-        }
+        let flow = Bytes(flow.sealed(key));
+        let replaced = if_there(lock(&self.flows).insert(Bytes(*key), flow, BPF_EXIST));
+        replaced.map_err(|source| failed(names::FLOWS, source))
     }
 
     fn shares(&self) -> Result<BTreeMap<u32, FlowShare>, DatapathError> {
@@ -241,14 +235,6 @@ fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// `BPF_EXIST` of the kernel's `linux/bpf.h`.
 const BPF_EXIST: u64 = 2;
-
-/// A second handle of `FLOWS`.
-fn second(ebpf: &Ebpf) -> Result<MapData, MapError> {
-    match ebpf.map(names::FLOWS) {
-        Some(Map::HashMap(data)) => MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?),
-        _ => Err(MapError::InvalidName { name: names::FLOWS.to_owned() }),
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -21,7 +21,7 @@ use ipnetwork::Ipv4Network;
 use super::{
     DatapathError, Table,
     found::ip_of,
-    raw::{Bytes, failed, if_there, take_map},
+    raw::{Bytes, failed, if_there, missing, take_map},
 };
 
 /// A key of a map of prefixes: the first `bits` bits of `key`; the others are zero.
@@ -150,9 +150,8 @@ fn fill<K: aya::Pod>(
     name: &'static str,
     keys: impl Iterator<Item = Key<K>>,
 ) -> Result<(), DatapathError> {
-    let missing = || failed(name, MapError::InvalidName { name: name.to_owned() });
     // The map is borrowed: a map that is taken out is closed before the programs are loaded.
-    let map = ebpf.map_mut(name).ok_or_else(missing)?;
+    let map = ebpf.map_mut(name).ok_or_else(|| missing(name))?;
     let map = LpmTrie::<&mut MapData, K, u32>::try_from(map);
     let mut map = map.map_err(|source| failed(name, source))?;
     for key in keys {

@@ -24,7 +24,12 @@ pub(super) fn failed(map: &'static str, source: MapError) -> DatapathError {
     DatapathError::Map { map, source: Box::new(source) }
 }
 
-/// The result of the removal of an entry: it is no error if there is none.
+/// The error if the loaded object has no map of this name, or one of another type.
+pub(super) fn missing(map: &'static str) -> DatapathError {
+    failed(map, MapError::InvalidName { name: map.to_owned() })
+}
+
+/// The result of the removal or replacement of an entry: it is no error if there is none.
 pub(super) fn if_there(done: Result<(), MapError>) -> Result<(), MapError> {
     match done {
         Err(MapError::KeyNotFound) => Ok(()),
@@ -40,8 +45,7 @@ pub(super) fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Data
 where
     M: TryFrom<Map, Error = MapError>,
 {
-    let missing = || failed(name, MapError::InvalidName { name: name.to_owned() });
-    let map = ebpf.take_map(name).ok_or_else(missing)?;
+    let map = ebpf.take_map(name).ok_or_else(|| missing(name))?;
     M::try_from(map).map_err(|source| failed(name, source))
 }
 
@@ -54,6 +58,6 @@ pub(super) fn second_handle(ebpf: &Ebpf, name: &'static str) -> Result<MapData, 
             let fd = data.fd().as_fd().try_clone_to_owned();
             MapData::from_fd(fd.map_err(|error| failed(error.into()))?).map_err(failed)
         }
-        _ => Err(failed(MapError::InvalidName { name: name.to_owned() })),
+        _ => Err(missing(name)),
     }
 }

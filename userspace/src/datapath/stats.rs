@@ -2,7 +2,11 @@
 
 use culvert_common::abi::{Code, Counter, Direction, names, stats_index};
 
-use super::{Datapath, error::DatapathError, raw::Bytes};
+use super::{
+    Datapath,
+    error::DatapathError,
+    raw::{Bytes, failed},
+};
 
 impl Datapath {
     /// All counters, zero or not, summed over the CPUs.
@@ -37,10 +41,7 @@ impl Datapath {
     /// A counter, summed over the CPUs.
     fn counter(&self, direction: Direction, code: Code) -> Result<Counter, DatapathError> {
         let index = stats_index(direction, code);
-        let values = self
-            .stats
-            .get(&index, 0)
-            .map_err(|source| DatapathError::Map { map: names::STATS, source: Box::new(source) })?;
+        let values = self.stats.get(&index, 0).map_err(|source| failed(names::STATS, source))?;
         let mut sum = Counter::default();
         for Bytes(counter) in values.iter() {
             sum.packets = sum.packets.wrapping_add(counter.packets);

@@ -38,7 +38,11 @@ fn invalid<T>(line: String) -> Check<T> {
 }
 
 const fn v4(a: u8, b: u8, prefix: u8) -> IpNetwork {
-    match Ipv4Network::new_checked(Ipv4Addr::new(a, b, 0, 0), prefix) {
+    subnet_v4(Ipv4Addr::new(a, b, 0, 0), prefix)
+}
+
+const fn subnet_v4(address: Ipv4Addr, prefix: u8) -> IpNetwork {
+    match Ipv4Network::new_checked(address, prefix) {
         Some(network) => IpNetwork::V4(network),
         // Evaluated only at compile time.
         None => unreachable!(),
@@ -67,11 +71,7 @@ const RESERVED: [(IpNetwork, &str); 9] = [
 
 /// A subnet for documentation (RFC 5737).
 const fn example(a: u8, b: u8, c: u8) -> IpNetwork {
-    match Ipv4Network::new_checked(Ipv4Addr::new(a, b, c, 0), 24) {
-        Some(network) => IpNetwork::V4(network),
-        // Evaluated only at compile time.
-        None => unreachable!(),
-    }
+    subnet_v4(Ipv4Addr::new(a, b, c, 0), 24)
 }
 
 /// IPv4 ranges that no machine of the Internet has (RFC 1918, RFC 6598, RFC 2544, RFC 5737).

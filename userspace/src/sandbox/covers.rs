@@ -246,7 +246,7 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Opens a directory with `O_PATH`.
-fn open_directory(path: &Path) -> io::Result<File> {
+pub(super) fn open_directory(path: &Path) -> io::Result<File> {
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
     OpenOptions::new().read(true).custom_flags(flags).open(path)
 }

@@ -5,14 +5,12 @@ use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
 use nix::{
-    libc,
     sys::{
         resource::{Resource, getrlimit, setrlimit},
         stat::{Mode, umask},
@@ -28,7 +26,7 @@ use tokio::{
 };
 
 use super::{
-    ExecError, SuperviseSpec,
+    ExecError, SuperviseSpec, covers,
     exec::{Ended, Supervisor, open_shared, unopened},
     log::{Pump, open_log},
 };
@@ -175,10 +173,7 @@ async fn open_directory(path: &Path, limit: Duration) -> Result<File, ExecError>
         ExecError::ours(format!("working directory {}: {why}", path.display()))
     };
     let owned = path.to_owned();
-    let open = move || {
-        let mut options = OpenOptions::new();
-        options.read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(owned)
-    };
+    let open = move || covers::open_directory(&owned);
     match timeout(limit, spawn_blocking(open)).await {
         Ok(Ok(opened)) => opened.map_err(|error| refused(&error)),
         Ok(Err(error)) => Err(refused(&error)),

@@ -31,7 +31,8 @@ use super::{Result, SandboxError};
 use crate::model::{Isolation, TmpfsMount};
 
 /// Flags of a mount without set-user-ID files, devices and programs.
-const PLAIN: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+pub(super) const PLAIN: MsFlags =
+    MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 /// Settings of the kernel in `/proc`, which Docker protects as well. The rest of `/proc` is about
 /// processes. It stays writable: a program sets the names of its threads there.
 const SETTINGS: [&CStr; 5] =
@@ -56,13 +57,27 @@ pub struct FirstCommand {
 /// # Errors
 /// The kernel refuses.
 pub(super) fn separate(isolation: &Isolation) -> Result<()> {
-    unshare(own_flags(isolation)).map_err(|errno| match errno {
+    make_namespaces(
+        own_flags(isolation),
+        "making namespaces for --pid and --ipc",
+        "user.max_pid_namespaces or user.max_ipc_namespaces",
+    )
+}
+
+/// Makes namespaces of these kinds (unshare(2)). `what` and `limits` are for the error, see
+/// [`SandboxError::NamespaceLimit`].
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) fn make_namespaces(
+    kinds: CloneFlags,
+    what: &'static str,
+    limits: &'static str,
+) -> Result<()> {
+    unshare(kinds).map_err(|errno| match errno {
         // It reads as a full disk.
-        Errno::ENOSPC => SandboxError::NamespaceLimit {
-            what: "making namespaces for --pid and --ipc",
-            limits: "user.max_pid_namespaces or user.max_ipc_namespaces",
-        },
-        errno => SandboxError::io("making namespaces for --pid and --ipc", errno),
+        Errno::ENOSPC => SandboxError::NamespaceLimit { what, limits },
+        errno => SandboxError::io(what, errno),
     })
 }
 

@@ -11,16 +11,15 @@ use std::{
 };
 
 use nix::{
-    errno::Errno,
     libc,
     mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
+    sched::CloneFlags,
     sys::statvfs::{FsFlags, statvfs},
 };
 
 use super::{
     Result, SandboxError,
-    covers::{Covers, Sources},
+    covers::{self, Covers, Sources},
     isolation::{self, FirstCommand},
 };
 use crate::{
@@ -74,10 +73,7 @@ pub(super) fn separate(
         let outside = isolation.pid.is_private();
         isolation::return_to(directory.filter(|path| !outside || !path.starts_with("/proc")));
     }
-    let proc = isolation.pid.is_private().then(|| {
-        let mut options = OpenOptions::new();
-        options.read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open("/proc")
-    });
+    let proc = isolation.pid.is_private().then(|| covers::open_directory(Path::new("/proc")));
     let proc = proc.transpose().map_err(|error| SandboxError::io("opening /proc", error))?;
     Ok(Separated { covers, proc })
 }
@@ -87,19 +83,13 @@ pub(super) fn separate(
 /// host's network, and `/sys` and `/etc` are the host's. If `/sys` cannot be mounted, that is
 /// logged only: the program may not need it.
 fn arrange(names: Option<&Names<'_>>, isolation: &Isolation) -> Result<Covers> {
-    let failed = |errno: nix::Error| SandboxError::io("making a mount namespace", errno);
-    unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| match errno {
-        // It reads as a full disk.
-        Errno::ENOSPC => SandboxError::NamespaceLimit {
-            what: "making a mount namespace",
-            limits: "user.max_mnt_namespaces",
-        },
-        errno => failed(errno),
-    })?;
+    let what = "making a mount namespace";
+    isolation::make_namespaces(CloneFlags::CLONE_NEWNS, what, "user.max_mnt_namespaces")?;
     // Mounts made here must not appear on the host. Later mounts and unmounts of the host must
     // appear here, unless all mounts are to be read-only: a later one could be written to.
     let kind = if isolation.read_only { MsFlags::MS_PRIVATE } else { MsFlags::MS_SLAVE };
-    mount(None::<&str>, "/", None::<&str>, kind | MsFlags::MS_REC, None::<&str>).map_err(failed)?;
+    mount(None::<&str>, "/", None::<&str>, kind | MsFlags::MS_REC, None::<&str>)
+        .map_err(|errno| SandboxError::io(what, errno))?;
     if names.is_some()
         && let Err(error) = remount_sys()
     {
@@ -135,7 +125,7 @@ fn remount_sys() -> nix::Result<()> {
             Some((file, path))
         })
         .collect();
-    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let mut flags = isolation::PLAIN;
     if statvfs(sys)?.flags().contains(FsFlags::ST_RDONLY) {
         flags |= MsFlags::MS_RDONLY;
     }

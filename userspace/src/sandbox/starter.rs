@@ -43,7 +43,6 @@ use tokio::{
     task::spawn_blocking,
     time::timeout,
 };
-use tokio_util::sync::CancellationToken;
 
 use super::{
     ExecError, SuperviseSpec,
@@ -62,11 +61,10 @@ static STARTER: OnceLock<Starter> = OnceLock::new();
 
 /// A starter that runs.
 struct Starter {
+    /// Closed when the starter has ended.
     orders: mpsc::UnboundedSender<PendingOrder>,
     /// Number of the next order.
     next: AtomicU64,
-    /// Cancelled when the starter has ended.
-    ended: CancellationToken,
     /// What [`follow_starter`] needs. `None`: it was called.
     link: Mutex<Option<StarterLink>>,
 }
@@ -135,37 +133,35 @@ pub fn start_starter() -> io::Result<()> {
     let _ = STARTER.set(Starter {
         orders: sender,
         next: AtomicU64::new(0),
-        ended: CancellationToken::new(),
         link: Mutex::new(Some(StarterLink { process, socket, orders })),
     });
     Ok(())
 }
 
-/// Begins to pass orders to the starter of this process, in a task of its own. Returns the token
-/// that is cancelled when the starter has ended. `None`: this process has no starter. Must be
-/// called in a runtime.
-pub fn follow_starter() -> Option<CancellationToken> {
+/// Begins to pass orders to the starter of this process, in a task of its own. Returns a future
+/// that is ready when the starter has ended. `None`: this process has no starter. Must be called
+/// in a runtime.
+pub fn follow_starter() -> Option<impl Future<Output = ()>> {
     let starter = STARTER.get()?;
     let link = starter.link.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(link) = link {
-        let ended = starter.ended.clone();
         tokio::spawn(async move {
             let StarterLink { mut process, socket, orders } = link;
+            // It drops the receiver of the orders at its end.
             if let Err(error) = pass(socket, orders).await {
                 tracing::warn!("starter: {error}");
             }
-            ended.cancel();
             // The socket is closed, so the process ends if it has not.
             let _ = spawn_blocking(move || process.wait()).await;
         });
     }
-    Some(starter.ended.clone())
+    Some(starter.orders.closed())
 }
 
 /// Whether the starter of this process has ended: no supervisor can be started then. `false` also
 /// if this process has no starter.
 pub fn starter_has_ended() -> bool {
-    STARTER.get().is_some_and(|starter| starter.ended.is_cancelled())
+    STARTER.get().is_some_and(|starter| starter.orders.is_closed())
 }
 
 /// As [`spawn_detached`], but the starter of this process calls it, if there is one.

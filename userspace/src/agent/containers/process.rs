@@ -100,6 +100,15 @@ fn pid_namespace(pid: i32) -> io::Result<Option<(u64, u64)>> {
     Ok(found.map(|file| (file.dev(), file.ino())))
 }
 
+/// Opens the process that has this number now (pidfd_open(2)). `None`: there is none.
+fn open_number(pid: i32) -> io::Result<Option<OwnedFd>> {
+    let Some(number) = Pid::from_raw(pid) else { return Ok(None) };
+    match pidfd_open(number, PidfdFlags::empty()) {
+        Err(Errno::SRCH) => Ok(None),
+        opened => Ok(Some(opened?)),
+    }
+}
+
 /// The numbers in `/proc`.
 fn numbers() -> io::Result<impl Iterator<Item = io::Result<i32>>> {
     let entries = fs::read_dir("/proc")?;
@@ -179,11 +188,7 @@ impl Process {
             {
                 continue;
             }
-            let Some(number) = Pid::from_raw(parent) else { continue };
-            let opened = match pidfd_open(number, PidfdFlags::empty()) {
-                Err(Errno::SRCH) => continue,
-                opened => opened?,
-            };
+            let Some(opened) = open_number(parent)? else { continue };
             // It is still the parent, so the descriptor is that process's.
             let is_parent = Stat::read(child)?.is_some_and(|stat| stat.parent == parent);
             let is_stopped = Stat::read(parent)?.is_some_and(|stat| stat.state == STOPPED);
@@ -218,14 +223,10 @@ impl Process {
     /// # Errors
     /// It is not known whether it runs, as when no file descriptor is left.
     pub(crate) fn open(&self) -> io::Result<Option<Running>> {
-        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
         if !self.is_alive()? {
             return Ok(None);
         }
-        let fd = match pidfd_open(pid, PidfdFlags::empty()) {
-            Err(Errno::SRCH) => return Ok(None),
-            opened => opened?,
-        };
+        let Some(fd) = open_number(self.pid)? else { return Ok(None) };
         // The number is still this process's, so it was when the descriptor was opened.
         if !self.is_alive()? {
             return Ok(None);

@@ -5,13 +5,10 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use ipnetwork::IpNetwork;
-
 use super::{Engine, queue::Work, reading::finished};
 use crate::{
     agent::{agreed, memory, platform::Remote, state::PlugState},
     model::{Endpoint, Name, Node, Protocol, PublishedPort, Touched},
-    netlink::subnet_of,
     store::Update,
 };
 
@@ -64,16 +61,11 @@ impl Engine {
             }
         }
         match self.shared.platform.gateways().await {
-            Ok(gateways) => self.gateways = gateways,
-            Err(error) => {
-                self.shared.shown.problems.set("links", Some(error.message().to_owned()));
-                return;
-            }
-        }
-        match self.shared.platform.bare_gateways().await {
-            Ok(bare) => {
-                self.routed.clone_from(&self.gateways);
-                self.routed.retain(|vni, _| !bare.contains(vni));
+            Ok(found) => {
+                let routed = found.iter().filter(|(_, (_, has_address))| *has_address);
+                self.routed = routed.map(|(vni, (ifindex, _))| (*vni, *ifindex)).collect();
+                let all = found.into_iter().map(|(vni, (ifindex, _))| (vni, ifindex));
+                self.gateways = all.collect();
             }
             Err(error) => {
                 self.shared.shown.problems.set("links", Some(error.message().to_owned()));
@@ -130,9 +122,8 @@ impl Engine {
                 self.dirty.insert(name.clone());
                 self.underlay_dirty = true;
                 // A network may begin, or cease, to have an address of this VTEP.
-                let has_vtep = |gateway: &IpNetwork| gateway.contains(IpAddr::V4(*vtep));
-                let concerned = self.subnets.values().filter(|(_, gateway)| has_vtep(gateway));
-                self.dirty.extend(concerned.map(|(network, _)| network.clone()));
+                let concerned = self.networks_at(&[IpAddr::V4(*vtep)]);
+                self.dirty.extend(concerned);
             }
             for name in touched.nodes {
                 let alive = view.nodes.contains_key(&name).then(|| view.is_alive(&name));
@@ -145,12 +136,10 @@ impl Engine {
                     continue;
                 }
                 // A network may begin, or cease, to have an address of another host.
-                let vteps = [now, before].map(|node| node.map(|(vtep, _)| IpAddr::V4(vtep)));
-                let has_vtep = |gateway: &IpNetwork| {
-                    vteps.iter().flatten().any(|vtep| subnet_of(*gateway).contains(*vtep))
-                };
-                let concerned = self.subnets.values().filter(|(_, gateway)| has_vtep(gateway));
-                self.dirty.extend(concerned.map(|(network, _)| network.clone()));
+                let nodes = [now, before].into_iter().flatten();
+                let vteps: Vec<IpAddr> = nodes.map(|(vtep, _)| IpAddr::V4(vtep)).collect();
+                let concerned = self.networks_at(&vteps);
+                self.dirty.extend(concerned);
                 match now {
                     Some(now) => self.nodes.insert(name.clone(), now),
                     None => self.nodes.remove(&name),

@@ -389,7 +389,6 @@ impl Engine {
 
     /// Brings the maps of one network up to date.
     fn write_network(&mut self, name: &Name) -> Result<(), ApplyError<DatapathError>> {
-        let platform = Arc::clone(&self.shared.platform);
         let began = Instant::now();
         let state = {
             let view = self.shared.view();
@@ -402,19 +401,18 @@ impl Engine {
             && Some(old) != vni
         {
             // A VNI is given again at once: its maps may be another network's by now.
-            if self.is_of_another(name, old) {
-                self.vnis.remove(name);
-            } else {
-                self.reconciler.network_to(platform.as_ref(), old, None)?;
-                self.vnis.remove(name);
+            if !self.is_of_another(name, old) {
+                self.reconciler.network_to(self.shared.platform.as_ref(), old, None)?;
                 self.forget_subnet(old);
             }
+            self.vnis.remove(name);
         }
         if let Some(state) = state {
             self.vnis.insert(name.clone(), state.vni);
             self.trim |= state.fdb.len() > LARGE;
             let new_vtep = state.vteps.keys().any(|ip| !self.reconciler.uses(*ip));
-            let steps = self.reconciler.network_to(platform.as_ref(), state.vni, Some(&state))?;
+            let platform = self.shared.platform.as_ref();
+            let steps = self.reconciler.network_to(platform, state.vni, Some(&state))?;
             let took = began.elapsed();
             tracing::debug!(network = name.as_str(), steps, ?computed, ?took, "maps written");
             self.underlay_dirty |= new_vtep;

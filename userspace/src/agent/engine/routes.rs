@@ -45,10 +45,17 @@ impl Engine {
     pub(super) fn store_moved(&mut self) {
         let now: BTreeSet<IpAddr> = self.shared.store.named_addresses().into_iter().collect();
         let changed: Vec<IpAddr> = now.symmetric_difference(&self.store_names).copied().collect();
-        let has_one = |gateway: &IpNetwork| changed.iter().any(|ip| gateway.contains(*ip));
-        let concerned = self.subnets.values().filter(|(_, gateway)| has_one(gateway));
-        self.dirty.extend(concerned.map(|(network, _)| network.clone()));
+        let concerned = self.networks_at(&changed);
+        self.dirty.extend(concerned);
         self.store_names = now;
+    }
+
+    /// The networks in use here that have one of these addresses in the subnet of their gateway
+    /// device.
+    pub(super) fn networks_at(&self, addresses: &[IpAddr]) -> Vec<Name> {
+        let has_one = |gateway: &IpNetwork| addresses.iter().any(|ip| gateway.contains(*ip));
+        let concerned = self.subnets.values().filter(|(_, gateway)| has_one(gateway));
+        concerned.map(|(network, _)| network.clone()).collect()
     }
 
     /// Sets the problem that a network has the VTEP address of this host. A new host with such an

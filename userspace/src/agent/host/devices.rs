@@ -137,16 +137,12 @@ impl Devices for Host {
         outcome
     }
 
-    async fn gateways(&self) -> Result<BTreeMap<u32, u32>, PlugError> {
+    async fn gateways(&self) -> Result<BTreeMap<u32, (u32, bool)>, PlugError> {
         let links = self.netlink.links().await.map_err(refused)?;
-        let ours = links.iter().filter_map(|link| Some((sandbox::gateway_of(link)?, link.index)));
+        let ours = links.iter().filter_map(|link| {
+            Some((sandbox::gateway_of(link)?, (link.index, !link.addresses.is_empty())))
+        });
         Ok(ours.collect())
-    }
-
-    async fn bare_gateways(&self) -> Result<BTreeSet<u32>, PlugError> {
-        let links = self.netlink.links().await.map_err(refused)?;
-        let bare = links.iter().filter(|link| link.addresses.is_empty());
-        Ok(bare.filter_map(sandbox::gateway_of).collect())
     }
 
     async fn plug_gateway(&self, gateway: &GatewaySpec) -> Result<u32, PlugError> {

@@ -47,12 +47,9 @@ pub(crate) trait Devices: Send + Sync + 'static {
     /// except these.
     fn retain_attachments(&self, ifindexes: &BTreeSet<u32>) -> Result<(), DatapathError>;
 
-    /// Gateway devices of this host: interface index by VNI.
-    async fn gateways(&self) -> Result<BTreeMap<u32, u32>, PlugError>;
-
-    /// VNIs of the gateway devices of this host that have no address, and so no route to the subnet
-    /// of their network.
-    async fn bare_gateways(&self) -> Result<BTreeSet<u32>, PlugError>;
+    /// Gateway devices of this host by VNI: interface index, and whether the device has an address.
+    /// Without one it has no route to the subnet of its network.
+    async fn gateways(&self) -> Result<BTreeMap<u32, (u32, bool)>, PlugError>;
 
     /// Makes the gateway device of a network. A new one is down. Idempotent. Returns its
     /// interface index.

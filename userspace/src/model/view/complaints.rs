@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, ops::Bound};
 
 use super::{Brief, Id, Touched, View, faults::Faults};
 use crate::model::{
-    MacAddr, Name, ROOT,
+    Name, ROOT,
     record::{KEY_LIMIT, one_line},
 };
 
@@ -87,9 +87,7 @@ impl View {
             // The owner in a claim may be any text.
             let Some(id) = Id::parse(id) else { continue };
             let brief = self.endpoints.brief(network, &id);
-            let has_own_mac = brief.as_ref().is_some_and(|brief| {
-                brief.ipv4.is_none_or(|ip| MacAddr::from_ipv4(ip) != brief.mac)
-            });
+            let has_own_mac = brief.as_ref().is_some_and(|brief| !brief.has_derived_mac());
             let is_stale = self.faults.stale.contains(network);
             let is_unusable =
                 !is_stale && brief.is_some_and(|brief| self.is_fault(network, &brief));

@@ -227,6 +227,11 @@ impl<'a> Brief<'a> {
         Some(Self { id, revision, node, vni, mac, ipv4, ipv6, additional, flags, rest: reader.0 })
     }
 
+    /// As [`Endpoint::has_derived_mac`].
+    pub(super) const fn has_derived_mac(&self) -> bool {
+        self.flags & part::MAC == 0
+    }
+
     /// All addresses, the primary ones first.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<'a> {
         let primary = self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6));

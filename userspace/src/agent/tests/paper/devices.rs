@@ -77,14 +77,10 @@ impl Devices for Paper {
         Ok(())
     }
 
-    async fn gateways(&self) -> Result<BTreeMap<u32, u32>, PlugError> {
-        Ok(self.state().gateways.clone())
-    }
-
-    async fn bare_gateways(&self) -> Result<BTreeSet<u32>, PlugError> {
+    async fn gateways(&self) -> Result<BTreeMap<u32, (u32, bool)>, PlugError> {
         let state = self.state();
-        let bare = state.gateways.keys().filter(|vni| !state.routed.contains_key(*vni));
-        Ok(bare.copied().collect())
+        let ours = state.gateways.iter();
+        Ok(ours.map(|(vni, ifindex)| (*vni, (*ifindex, state.routed.contains_key(vni)))).collect())
     }
 
     async fn leads_into(&self, endpoint: &str, netns: &Path) -> bool {
