@@ -7,7 +7,7 @@ mod leftovers;
 mod mutants;
 mod tally;
 
-use std::{fmt::Write as _, time::Duration};
+use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
 
@@ -24,10 +24,6 @@ const OPTIONAL: [(&str, &str); 3] = [
     ("networkd_leaves_the_devices_alone", "networkctl"),
     ("openvswitch_moves_packets_and_goes", "ovs-vswitchd"),
 ];
-
-/// A test program without output for this time hangs; libtest names every test that takes more than
-/// a minute before that.
-const SILENCE: Duration = Duration::from_secs(300);
 
 /// Options of `test`.
 #[derive(Debug, clap::Args)]
@@ -110,24 +106,10 @@ fn cargo_test(tally: &mut Tally, filter: Option<&str>, full: bool) -> Result<()>
     if full {
         command.env("CULVERT_TEST_FULL", "1");
     }
-    let before = tally.failed;
     let machine = Before::note(&mut command)?;
-    let status = process::lines_watched(&mut command, Some(SILENCE), |line| {
-        ui::line(line);
-        tally.count(line);
-    });
+    let outcome = tally.run(&mut command);
     let clean = machine.demand_nothing_left();
-    if status.is_err() {
-        tally.failed += 1;
-    }
-    let status = status?;
-    if !status.success() {
-        if tally.failed == before {
-            // A test has ended its whole program, which then prints no counts.
-            tally.failed += 1;
-        }
-        bail!("cargo test failed ({status}): its messages are above");
-    }
+    outcome?;
     clean?;
     tally.demand_none_ignored()
 }

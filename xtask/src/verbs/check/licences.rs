@@ -1,18 +1,14 @@
 //! Licences and sources of the dependencies, against the list in `deny.toml`.
 
-use std::fs;
-
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use super::metadata::{self, text};
-use crate::paths;
+use crate::{files, paths};
 
 /// Checks every dependency and returns how many there are.
 pub(super) fn check() -> Result<usize> {
     let file = paths::root().join("deny.toml");
-    let rules =
-        fs::read_to_string(&file).with_context(|| format!("{}: cannot be read", file.display()))?;
-    let allowed = allowed(&rules);
+    let allowed = allowed(&files::read(&file)?);
     if allowed.is_empty() {
         bail!("{}: no 'allow' under [licenses]", file.display());
     }

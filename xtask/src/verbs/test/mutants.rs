@@ -12,14 +12,14 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use culvert_bpf_build::{BuildError, build_programs};
 
 use self::find::{Mutant, mutants, one_line};
 use super::command::programs;
-use super::tally::Tally;
+use super::tally::{SILENCE, Tally};
 use crate::{files, paths, process, ui};
 
 /// Name of the stage.
@@ -45,9 +45,6 @@ const LEAST: usize = 95;
 
 /// Number of removed checks between two lines that say how long the rest takes.
 const REPORT: usize = 20;
-
-/// A test program without output for this time hangs.
-const SILENCE: Duration = Duration::from_secs(300);
 
 /// A part of the checks: each part has some of every file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

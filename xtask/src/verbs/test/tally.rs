@@ -1,10 +1,15 @@
 //! Results of the tests and of the stages around them.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::ui;
+use crate::{process, ui};
+
+/// A test program without output for this time hangs; libtest names every test that takes more than
+/// a minute before that.
+pub(super) const SILENCE: Duration = Duration::from_secs(300);
 
 /// Results of the stages so far.
 #[derive(Debug, Default)]
@@ -36,6 +41,32 @@ impl Tally {
         }
         self.stages.push((name, result.is_ok(), start.elapsed()));
         result.is_ok()
+    }
+
+    /// Runs a `cargo test`, prints its lines and counts its tests. A test program that does not
+    /// finish counts as a failed test.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started, it hangs, or a test fails.
+    pub(super) fn run(&mut self, command: &mut Command) -> Result<()> {
+        let before = self.failed;
+        let status = process::lines_watched(command, Some(SILENCE), |line| {
+            ui::line(line);
+            self.count(line);
+        });
+        if status.is_err() {
+            self.failed += 1;
+        }
+        let status = status?;
+        if !status.success() {
+            if self.failed == before {
+                // A test has ended its whole program, which then prints no counts.
+                self.failed += 1;
+            }
+            bail!("cargo test failed ({status}): its messages are above");
+        }
+        Ok(())
     }
 
     /// Adds the counts of a line of libtest's output. Returns whether the line has counts.
