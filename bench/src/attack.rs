@@ -36,11 +36,7 @@ const WARM_UP: usize = 100;
 
 /// Tries `connections` connections before the attack, and as many during it.
 pub(crate) fn measure(connections: usize) -> Result<UnderAttack> {
-    let mut cluster = Cluster::without_agents(1, 1500);
-    for host in &mut cluster.hosts {
-        host.start_agent(&[]);
-        host.wait_ready();
-    }
+    let cluster = Cluster::new(1);
     let external = External::of(&cluster);
     external.router.sh(&format!("ip route add blackhole {NOBODY}"))?;
     let host = cluster.hosts.first().context("cluster: no host")?;

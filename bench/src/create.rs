@@ -56,9 +56,8 @@ fn samples(rounds: u32) -> anyhow::Result<Vec<Sample>> {
     ensure!(nix::unistd::geteuid().is_root(), "needs root to make network namespaces");
     let cluster = Cluster::new(2);
     let [one, two] = &cluster.hosts[..] else { bail!("cluster: not two hosts") };
-    let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24"];
     // Without a limit on BUM: the probed address is unknown at first.
-    one.ok(&[&create[..], &["--opt", "bum_rate=0", "bench"]].concat());
+    one.overlay("bench", "10.0.0.0/24", &["--opt", "bum_rate=0"]);
     cluster.wait_network("bench");
     let prober = unique_name("prober");
     one.run_idle(&prober, "bench", &["--ip", "10.0.0.2"]);

@@ -25,11 +25,7 @@ const EVERY: Duration = Duration::from_millis(5);
 /// Writes `flows` established connections of one container into the table of an agent, which has
 /// the default size, and lists them in each format.
 pub(crate) fn measure(flows: u32) -> Result<Vec<FlowListing>> {
-    let mut cluster = Cluster::without_agents(1, 1500);
-    for host in &mut cluster.hosts {
-        host.start_agent(&[]);
-        host.wait_ready();
-    }
+    let cluster = Cluster::new(1);
     let host = cluster.hosts.first().context("cluster: no host")?;
     let name = unique_name("listed");
     host.run_idle(&name, "bridge", &[]);

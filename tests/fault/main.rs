@@ -196,8 +196,7 @@ fn a_store_that_was_rolled_back_deletes_nothing() {
     cluster.hosts[1].start_agent(&[]);
     cluster.hosts[1].wait_ready();
     let (first, second) = (unique_name("back"), unique_name("back"));
-    let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"];
-    cluster.hosts[1].ok(&create);
+    cluster.hosts[1].overlay("net", "10.0.0.0/24", &[]);
     cluster.hosts[1].run_idle(&first, "net", &["--ip", "10.0.0.2"]);
     cluster.hosts[1].run_idle(&second, "net", &["--ip", "10.0.0.3"]);
     cluster.hosts[1].wait_ping(&first, "10.0.0.3");

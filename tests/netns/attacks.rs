@@ -184,8 +184,7 @@ fn a_member_speaks_for_its_own_containers_only() {
     const VNI: u32 = 700;
     const PORT: u16 = 7000;
     let cluster = Cluster::new(3);
-    let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24"];
-    cluster.hosts[0].ok(&[&create[..], &["--vni", &VNI.to_string(), "net"]].concat());
+    cluster.hosts[0].overlay("net", "10.0.0.0/24", &["--vni", &VNI.to_string()]);
     cluster.wait_network("net");
     let [victim, bad, third] = [0, 1, 2].map(|index| &cluster.hosts[index]);
     let address = |last: u8| packet::Host {

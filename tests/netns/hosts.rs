@@ -14,8 +14,7 @@ use culvert_tests::{
 #[ignore = "needs root"]
 fn a_host_reaches_containers_everywhere() {
     let cluster = Cluster::new(3);
-    let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"];
-    cluster.hosts[0].ok(&create);
+    cluster.hosts[0].overlay("net", "10.0.0.0/24", &[]);
     cluster.wait_network("net");
     let names: Vec<String> = cluster
         .hosts

@@ -65,8 +65,7 @@ impl Guest {
 
 fn one_host() -> Cluster {
     let cluster = Cluster::new(1);
-    let create = ["network", "create", "-d", "overlay", "--subnet", "10.7.0.0/16", NETWORK];
-    cluster.hosts[0].ok(&create);
+    cluster.hosts[0].overlay(NETWORK, "10.7.0.0/16", &[]);
     cluster.wait_network(NETWORK);
     cluster
 }

@@ -23,8 +23,7 @@ pub(crate) struct Pair {
 impl Pair {
     pub(crate) fn new(hosts: u8, options: &[&str]) -> Self {
         let cluster = Cluster::new(hosts);
-        let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24"];
-        cluster.hosts[0].ok(&[&create, options, &["overlaynet1"]].concat());
+        cluster.hosts[0].overlay("overlaynet1", "10.0.0.0/24", options);
         cluster.wait_network("overlaynet1");
         let pair = Self { over1: unique_name("over1"), over2: unique_name("over2"), cluster };
         pair.one().run_idle(&pair.over1, "overlaynet1", &["--ip", "10.0.0.2"]);
@@ -173,8 +172,7 @@ fn hosts_with_unlike_mtus_use_the_smaller_one() {
         host.wait_ready();
     }
     let [one, two] = &cluster.hosts[..] else { unreachable!() };
-    let create = ["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24"];
-    one.ok(&[&create[..], &["--mtu", "8950", "net"]].concat());
+    one.overlay("net", "10.0.0.0/24", &["--mtu", "8950"]);
     cluster.wait_network("net");
     let (first, second) = (unique_name("jumbo"), unique_name("plain"));
     one.run_idle(&first, "net", &["--ip", "10.0.0.2"]);
@@ -385,8 +383,7 @@ fn forged_vxlan_is_refused() {
 fn overlapping_networks_never_meet() {
     let cluster = Cluster::new(2);
     for network in ["red", "blue"] {
-        let create = ["network", "create", "-d", "overlay", "--subnet", "10.9.0.0/24"];
-        cluster.hosts[0].ok(&[&create[..], &["--opt", "allow_overlap=true", network]].concat());
+        cluster.hosts[0].overlay(network, "10.9.0.0/24", &["--opt", "allow_overlap=true"]);
         cluster.wait_network(network);
     }
     let name = |network: &str, host: usize| unique_name(&format!("{network}{host}"));

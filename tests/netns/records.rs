@@ -298,7 +298,7 @@ fn a_network_that_covers_the_store_or_another_host_gets_no_route() {
 fn the_port_of_a_listener_is_not_taken_by_a_record() {
     let cluster = Cluster::new(1);
     let host = &cluster.hosts[0];
-    host.ok(&["network", "create", "-d", "overlay", "--subnet", "10.0.0.0/24", "net"]);
+    host.overlay("net", "10.0.0.0/24", &[]);
     let web = unique_name("web");
     host.run_idle(&web, "net", &["-p", "8080:80"]);
     let listener = echo(host.netns.path(), "tcp", 2222);

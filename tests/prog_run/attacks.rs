@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
 
 use culvert::datapath::{Options, now_ns, test_run::sk_buff};
 use culvert_common::{
-    abi::{Action, Code, Direction, DropReason, Flow, Note, kind, zone},
+    abi::{Action, Code, Direction, DropReason, Note, kind, zone},
     datapath::{
         conntrack::{self, FlowState},
         nat,
@@ -21,7 +21,8 @@ use crate::{
     interfaces::Interface,
     lab::{Lab, MAX_FLOWS, PORT_SHARE, alone_with},
     routed::{
-        CREATED, answer, entries, flow, forget_all, inbound, key, outbound, publish, to_gateway,
+        CREATED, answer, entries, flow, forget_all, inbound, key, outbound, pass_time, publish,
+        to_gateway,
     },
     run::{Count, Left, Program, REDIRECT, SHOT, note, packets, test_run},
     world::{
@@ -170,15 +171,6 @@ fn blind_pairs_give_way(lab: &mut Lab) {
         run.leaves_as(&outbound(&make(&US)), &notes);
     }
     exchange_on(lab, &[(true, ACK), (false, ACK)]);
-}
-
-/// Lets `seconds` pass for all flows.
-fn pass_time(lab: &mut Lab, seconds: u64) {
-    for key in lab.flows.keys() {
-        let entry = flow(lab, &key);
-        let last_seen_ns = entry.last_seen_ns.saturating_sub(seconds * 1_000_000_000);
-        lab.flows.set(key, Flow { last_seen_ns, ..entry });
-    }
 }
 
 /// A table for 1000 flows, and no agent. In an hour 32,400 flows begin, and expire. Then 10,000 more

@@ -53,9 +53,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The programs, attached until the case ends.
 pub(crate) struct Live<'a> {
     pub(crate) lab: &'a mut Lab,
-    links: Vec<(&'static str, SchedClassifierLinkId)>,
-    /// Where they are attached.
-    places: Vec<(&'static str, TcAttachType)>,
+    attached: Vec<Attached>,
+}
+
+/// A program at a tcx hook of a device.
+struct Attached {
+    program: &'static str,
+    device: &'static str,
+    hook: TcAttachType,
+    link: SchedClassifierLinkId,
 }
 
 impl<'a> Live<'a> {
@@ -72,16 +78,15 @@ impl<'a> Live<'a> {
             std::net::Ipv4Addr::from(ROUTER),
             mac(ROUTER_MAC),
         ));
-        let (mut links, mut places) = (Vec::new(), Vec::new());
+        let mut attached = Vec::new();
         for port in Interface::ALL {
             let name = match port {
                 Interface::Uplink => programs::FROM_UNDERLAY,
                 _ => programs::FROM_CONTAINER,
             };
-            links.push((name, attach(lab, name, port.name(), TcAttachType::Ingress)));
-            places.push((port.name(), TcAttachType::Ingress));
+            attached.push(attach(lab, name, port.name(), TcAttachType::Ingress));
         }
-        Self { lab, links, places }
+        Self { lab, attached }
     }
 
     /// Attaches the programs for what the host itself sends, too.
@@ -90,8 +95,7 @@ impl<'a> Live<'a> {
             (programs::FROM_HOST, "gwa", TcAttachType::Egress),
             (programs::FROM_LOOPBACK, "lo", TcAttachType::Ingress),
         ] {
-            self.links.push((name, attach(self.lab, name, device, hook)));
-            self.places.push((device, hook));
+            self.attached.push(attach(self.lab, name, device, hook));
         }
     }
 
@@ -156,15 +160,13 @@ impl<'a> Live<'a> {
 
 impl Drop for Live<'_> {
     fn drop(&mut self) {
-        for (name, link) in self.links.drain(..) {
-            let program = self.lab.ebpf.program_mut(name).unwrap();
-            let program: &mut SchedClassifier = program.try_into().unwrap();
-            let _ = program.detach(link);
-        }
         // A child of another thread has the descriptors of the links until `exec`: meanwhile the
         // programs would count frames of the next case.
         let deadline = Instant::now() + PATIENCE;
-        for (device, hook) in self.places.drain(..) {
+        for Attached { program, device, hook, link } in self.attached.drain(..) {
+            let program = self.lab.ebpf.program_mut(program).unwrap();
+            let program: &mut SchedClassifier = program.try_into().unwrap();
+            let _ = program.detach(link);
             while is_attached(device, hook) {
                 assert!(Instant::now() < deadline, "a program stays attached to {device}");
                 std::thread::yield_now();
@@ -181,13 +183,18 @@ fn is_attached(device: &str, hook: TcAttachType) -> bool {
 
 /// Attaches a program. The link of the previous case may still exist for a moment, because a child
 /// of another thread has its descriptor until `exec`.
-fn attach(lab: &mut Lab, name: &str, device: &str, hook: TcAttachType) -> SchedClassifierLinkId {
-    let program: &mut SchedClassifier = lab.ebpf.program_mut(name).unwrap().try_into().unwrap();
+fn attach(
+    lab: &mut Lab,
+    program: &'static str,
+    device: &'static str,
+    hook: TcAttachType,
+) -> Attached {
+    let loaded: &mut SchedClassifier = lab.ebpf.program_mut(program).unwrap().try_into().unwrap();
     let deadline = Instant::now() + PATIENCE;
     loop {
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        match program.attach_with_options(device, hook, options) {
-            Ok(link) => return link,
+        match loaded.attach_with_options(device, hook, options) {
+            Ok(link) => return Attached { program, device, hook, link },
             Err(ProgramError::SyscallError(error))
                 if error.io_error.kind() == ErrorKind::AlreadyExists =>
             {

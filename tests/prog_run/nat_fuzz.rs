@@ -21,7 +21,7 @@ mod model;
 use std::collections::VecDeque;
 
 use culvert::datapath::{now_ns, test_run::sk_buff};
-use culvert_common::abi::{DropReason, Flow, FlowKey, Note, kind, seen, zone};
+use culvert_common::abi::{DropReason, FlowKey, Note, kind, seen, zone};
 use culvert_tests::{
     chaos::{self, Random},
     packet::{ACK, FIN, Host, RST, SYN, V4},
@@ -33,7 +33,7 @@ use crate::{
     flows::{fill, filler, left_of},
     interfaces::Interface,
     lab::{self, Lab},
-    routed::{chosen_port, echo, inbound, key, outbound, publish},
+    routed::{chosen_port, echo, inbound, key, outbound, pass_time, publish},
     run::{LONGEST_LEFT, Program, REDIRECT, SHOT, UNSPEC, test_run_into},
     world::{A, B, GATEWAY, GATEWAY_OF_B, ONE, SERVER, SERVER2, TWO, US, change_endpoint},
 };
@@ -102,11 +102,11 @@ fn flows_agree_with_a_model() {
         for round in chaos::each("packets of flows", chaos::rounds(ROUNDS, MANY_ROUNDS)) {
             let pressure = [Pressure::Empty, Pressure::Evictable, Pressure::Established];
             let pressure = pressure[round as usize % pressure.len()];
-            let mut packets = Sequence::new(&mut *lab, random.fork(), round, pressure);
+            let mut packets = Sequence::new(&mut *lab, &mut totals, random.fork(), round, pressure);
             for _ in 0..STEPS {
                 packets.step();
             }
-            packets.end(&mut totals);
+            packets.end();
         }
         chaos::say(&format!("packets and flows of the model: {totals:?}"));
         totals.are_many();
@@ -150,8 +150,10 @@ struct Sequence<'a> {
     begun: u64,
     /// Time that has passed by [`Self::age`], in ns.
     aged: u64,
+    /// Packets of the round, and those that were counted.
+    sent: u64,
     counted: u64,
-    totals: Totals,
+    totals: &'a mut Totals,
     buffer: Vec<u8>,
     /// The frame that the last run left behind.
     left: Vec<u8>,
@@ -159,7 +161,13 @@ struct Sequence<'a> {
 }
 
 impl<'a> Sequence<'a> {
-    fn new(lab: &'a mut Lab, random: Random, round: u32, pressure: Pressure) -> Self {
+    fn new(
+        lab: &'a mut Lab,
+        totals: &'a mut Totals,
+        random: Random,
+        round: u32,
+        pressure: Pressure,
+    ) -> Self {
         lab.begin();
         for (port, at) in PUBLISHED {
             for protocol in [6, 17] {
@@ -188,8 +196,9 @@ impl<'a> Sequence<'a> {
             model: Model::default(),
             begun: now_ns(),
             aged: 0,
+            sent: 0,
             counted: 0,
-            totals: Totals::default(),
+            totals,
             buffer: vec![0; LONGEST_LEFT],
             left: Vec::new(),
             log: VecDeque::new(),
@@ -227,25 +236,15 @@ impl<'a> Sequence<'a> {
         }
     }
 
-    /// Checks the sums of the round, and adds them to `totals`.
-    fn end(mut self, totals: &mut Totals) {
+    /// Checks the sums of the round.
+    fn end(mut self) {
         self.count();
-        let sent = self.totals.packets;
-        assert_eq!(self.counted, sent, "round {}: counted instead of sent", self.round);
+        assert_eq!(self.counted, self.sent, "round {}: counted instead of sent", self.round);
         if self.pressure == Pressure::Established {
             let left = left_of(self.lab, self.fillers, 6);
             assert_eq!(left, self.fillers - ROOM, "round {}: established flows", self.round);
         }
-        let Totals { packets, masqueraded, published, established, .. } = self.totals;
-        let Totals { answers, strays, conflicts, refused, .. } = self.totals;
-        totals.packets += packets;
-        totals.masqueraded += masqueraded;
-        totals.published += published;
-        totals.established += established;
-        totals.answers += answers;
-        totals.strays += strays;
-        totals.conflicts += conflicts;
-        totals.refused += refused;
+        self.totals.packets += self.sent;
     }
 
     /// The time of the model in ns.
@@ -358,12 +357,7 @@ impl<'a> Sequence<'a> {
             return;
         }
         self.remember(format!("{seconds} s pass"));
-        for key in self.lab.flows.keys() {
-            if let Some(flow) = self.lab.flows.get(key) {
-                let last_seen_ns = flow.last_seen_ns.saturating_sub(ns);
-                self.lab.flows.set(key, Flow { last_seen_ns, ..flow });
-            }
-        }
+        pass_time(self.lab, seconds);
         self.aged += ns;
     }
 
@@ -384,7 +378,7 @@ impl<'a> Sequence<'a> {
         let (verdict, len) = test_run_into(fd, frame, Some(&context[..]), (1, 0), &mut self.buffer);
         self.left.clear();
         self.left.extend_from_slice(&self.buffer[..len]);
-        self.totals.packets += 1;
+        self.sent += 1;
         verdict
     }
 
@@ -582,7 +576,7 @@ impl<'a> Sequence<'a> {
 
     fn fail(&self, fault: &str) -> ! {
         let Self { round, pressure, .. } = self;
-        let number = self.totals.packets;
+        let number = self.sent;
         let steps = Vec::from_iter(self.log.iter().map(String::as_str)).join("\n");
         panic!("round {round}, {pressure:?}, packet {number}: {fault}\nthe last steps:\n{steps}")
     }

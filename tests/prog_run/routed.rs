@@ -230,6 +230,15 @@ pub(crate) fn forget_all(lab: &mut Lab) {
     }
 }
 
+/// Lets `seconds` pass for all flows.
+pub(crate) fn pass_time(lab: &mut Lab, seconds: u64) {
+    for key in lab.flows.keys() {
+        let entry = flow(lab, &key);
+        let last_seen_ns = entry.last_seen_ns.saturating_sub(seconds * 1_000_000_000);
+        lab.flows.set(key, Flow { last_seen_ns, ..entry });
+    }
+}
+
 /// Publishes `port` of the host's address `addr` as the container's `container_port`.
 pub(crate) fn publish(
     lab: &Lab,

@@ -110,7 +110,7 @@ impl Culvert {
             host.wait_ready();
         }
         let [one, two] = &hosts;
-        one.ok(&["network", "create", "-d", "overlay", "--subnet", "10.10.0.0/16", OVERLAY]);
+        one.overlay(OVERLAY, "10.10.0.0/16", &[]);
         culvert_testbed::wait::wait_until(
             culvert_testbed::cluster::SOON,
             "the network on the second host",

@@ -1,6 +1,6 @@
 //! Entries of an agent's conntrack table, written without packets.
 
-use std::{io, net::Ipv4Addr, ops::Range, path::Path};
+use std::{net::Ipv4Addr, ops::Range, path::Path};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map, MapData, MapError};
@@ -10,7 +10,7 @@ use culvert_common::{
     wire::ipv4::PROTO_TCP,
 };
 
-use super::maps::{Bytes, bytes, pinned};
+use super::maps::{Bytes, bytes, if_there, pinned};
 use crate::load::flows::destination;
 
 /// First address of the flows' destinations (RFC 2544).
@@ -148,15 +148,7 @@ impl FlowMaps {
 
     /// Removes an entry. It is no error if there is none.
     fn remove_entry(&mut self, key: &FlowKey) -> Result<()> {
-        match self.flows.remove(&bytes(key)?) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error))
-                if error.io_error.kind() == io::ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(error).context(names::FLOWS),
-        }
+        if_there(self.flows.remove(&bytes(key)?)).context(names::FLOWS)
     }
 }
 

@@ -93,15 +93,20 @@ impl Fdb {
 
     /// Removes an entry. It is no error if the agent has removed the entry already.
     pub(crate) fn remove(&mut self, key: &FdbKey) -> anyhow::Result<()> {
-        match self.0.remove(&bytes(key)?) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error))
-                if error.io_error.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(error.into()),
+        Ok(if_there(self.0.remove(&bytes(key)?))?)
+    }
+}
+
+/// The result of the removal of an entry: it is no error if there is none.
+pub(super) fn if_there(done: Result<(), MapError>) -> Result<(), MapError> {
+    match done {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(())
         }
+        done => done,
     }
 }
 

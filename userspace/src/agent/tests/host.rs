@@ -5,12 +5,14 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::fake::{Paper, Running, World, eventually, name, network, stored};
+use super::{
+    fake::{Paper, Running, World, eventually, name, network, stored},
+    records::{delete, put},
+};
 use crate::{
     agent::platform::HostEvent,
     api::Backend as _,
-    model::{ForeignVtep, Key, Node, SCHEMA, encode, testing},
-    store::Write,
+    model::{ForeignVtep, Key, Node, SCHEMA, testing},
 };
 
 const VNI: u32 = 256;
@@ -170,9 +172,7 @@ async fn a_change_in_the_store_does_not_put_off_one_of_the_host() {
         let before = one.paper.state().looks;
         one.paper.tell(HostEvent::Uplink);
         let node = Node::new(name("peer"), "9".repeat(64), [198, 51, 100, number].into(), 4789);
-        let value = encode(&node).unwrap();
-        let write = Write::Put { key: Key::node(&node.name), value, lease: None };
-        world.store.commit(Vec::new(), vec![write]).await.unwrap();
+        put(&world, Key::node(&node.name), &node).await;
         one.eventually("the uplinks are looked at", |state| state.looks > before).await;
     }
     one.paper.reads.close(false);
@@ -254,16 +254,15 @@ async fn a_device_that_has_given_way_gets_no_route_that_covers_another_host() {
     tell_route(&one, "10.0.1.0/25");
     is_routed(&one, "no gateway's route", false).await;
     let node = Node::new(name("peer"), "9".repeat(64), [10, 0, 1, 77].into(), 4789);
-    let (key, value) = (Key::node(&node.name), encode(&node).unwrap());
-    let write = Write::Put { key: key.clone(), value, lease: None };
-    world.store.commit(Vec::new(), vec![write]).await.unwrap();
+    let key = Key::node(&node.name);
+    put(&world, key.clone(), &node).await;
     let words = "has 10.0.1.77, the VTEP address of node 'peer': the host and the containers";
     eventually("the problem", || async { has_problem(&one, words) }).await;
     one.paper.state().routes.retain(|route| *route != half);
     tell_route(&one, "10.0.1.0/25");
     eventually("no route of the host", || async { !has_problem(&one, "has a route to") }).await;
     assert!(has_problem(&one, words) && !one.paper.state().routed.contains_key(&VNI));
-    world.store.commit(Vec::new(), vec![Write::Delete(key)]).await.unwrap();
+    delete(&world, key).await;
     is_routed(&one, "the gateway's route again", true).await;
     one.paper.reads.close(false);
 }
@@ -279,14 +278,11 @@ async fn a_network_that_covers_another_host_gets_no_route() {
     let node = Node::new(name("peer"), "9".repeat(64), [10, 0, 1, 77].into(), 4789);
     let key = Key::node(&node.name);
     let come = || async {
-        let write = Write::Put { key: key.clone(), value: encode(&node).unwrap(), lease: None };
-        world.store.commit(Vec::new(), vec![write]).await.unwrap();
+        put(&world, key.clone(), &node).await;
         let knows = || async { one.shared.view().nodes.contains_key(&node.name) };
         eventually("the host knows the other one", knows).await;
     };
-    let go = || async {
-        world.store.commit(Vec::new(), vec![Write::Delete(key.clone())]).await.unwrap();
-    };
+    let go = || delete(&world, key.clone());
     come().await;
     let words = "network 'blue': subnet 10.0.1.0/24 has 10.0.1.77, the VTEP address of node 'peer'";
     let apart = format!("{words}: the host and the containers of the network here do not reach");
@@ -322,12 +318,11 @@ async fn a_network_with_the_address_of_another_networks_vtep_is_told() {
     let one = start_with_a_network(&world).await;
     let (network, ip) = (name("red"), [10, 0, 1, 77].into());
     let vtep = ForeignVtep { schema: SCHEMA, network, ip, port: 4789 };
-    let (key, value) = (Key::vtep(&vtep.network, vtep.ip), encode(&vtep).unwrap());
-    let write = Write::Put { key: key.clone(), value, lease: None };
-    world.store.commit(Vec::new(), vec![write]).await.unwrap();
+    let key = Key::vtep(&vtep.network, vtep.ip);
+    put(&world, key.clone(), &vtep).await;
     let words = "network 'blue': subnet 10.0.1.0/24 has 10.0.1.77, a VTEP of network 'red'";
     eventually("the problem", || async { has_problem(&one, words) }).await;
-    world.store.commit(Vec::new(), vec![Write::Delete(key)]).await.unwrap();
+    delete(&world, key).await;
     eventually("no problem", || async { !has_problem(&one, words) }).await;
     one.paper.reads.close(false);
 }
@@ -338,12 +333,11 @@ async fn a_host_tells_of_a_network_with_its_own_address() {
     let world = World::new().await;
     let one = start(&world).await;
     let record = testing::network("covers", 300, &["192.0.2.0/24"]);
-    let (key, value) = (Key::network(&record.name), encode(&record).unwrap());
-    let write = Write::Put { key: key.clone(), value, lease: None };
-    world.store.commit(Vec::new(), vec![write]).await.unwrap();
+    let key = Key::network(&record.name);
+    put(&world, key.clone(), &record).await;
     let words = "network 'covers' has 192.0.2.1, the VTEP address of this host";
     eventually("the problem", || async { has_problem(&one, words) }).await;
-    world.store.commit(Vec::new(), vec![Write::Delete(key)]).await.unwrap();
+    delete(&world, key).await;
     eventually("no problem", || async { !has_problem(&one, words) }).await;
     one.paper.reads.close(false);
 }
@@ -397,13 +391,12 @@ async fn a_network_with_the_address_of_another_host_is_told() {
     let world = World::new().await;
     let one = start_with_a_network(&world).await;
     let node = Node::new(name("peer"), "9".repeat(64), [10, 0, 1, 77].into(), 4789);
-    let (key, value) = (Key::node(&node.name), encode(&node).unwrap());
-    let write = Write::Put { key: key.clone(), value, lease: None };
-    world.store.commit(Vec::new(), vec![write]).await.unwrap();
+    let key = Key::node(&node.name);
+    put(&world, key.clone(), &node).await;
     let words = "network 'blue': subnet 10.0.1.0/24 has 10.0.1.77, the VTEP address of node 'peer', which this host does not reach";
     eventually("the problem", || async { has_problem(&one, words) }).await;
     assert!(one.paper.state().routed.contains_key(&VNI));
-    world.store.commit(Vec::new(), vec![Write::Delete(key)]).await.unwrap();
+    delete(&world, key).await;
     eventually("no problem", || async { !has_problem(&one, "10.0.1.77, the VTEP") }).await;
     assert!(one.paper.state().routed.contains_key(&VNI));
     one.paper.reads.close(false);
@@ -415,9 +408,7 @@ async fn a_network_that_nobody_uses_here_has_no_problem() {
     let world = World::new().await;
     let one = start_with_a_network(&world).await;
     let node = Node::new(name("peer"), "9".repeat(64), [10, 0, 1, 77].into(), 4789);
-    let value = encode(&node).unwrap();
-    let write = Write::Put { key: Key::node(&node.name), value, lease: None };
-    world.store.commit(Vec::new(), vec![write]).await.unwrap();
+    put(&world, Key::node(&node.name), &node).await;
     let route = "10.0.1.128/25";
     one.paper.state().routes.push(route.parse().unwrap());
     tell_route(&one, route);

@@ -51,12 +51,13 @@ async fn forge(world: &World, spec: &EndpointSpec) -> Endpoint {
 }
 
 /// Writes a record into the store.
-async fn put(world: &World, key: String, record: &impl StoreRecord) {
+pub(super) async fn put(world: &World, key: String, record: &impl StoreRecord) {
     let write = Write::Put { key, value: encode(record).unwrap(), lease: None };
     world.store.commit(Vec::new(), vec![write]).await.unwrap();
 }
 
-async fn delete(world: &World, key: String) {
+/// Deletes a key of the store.
+pub(super) async fn delete(world: &World, key: String) {
     world.store.commit(Vec::new(), vec![Write::Delete(key)]).await.unwrap();
 }
 
